@@ -1,0 +1,46 @@
+"""Build an untrained miniature of a real architecture from a zoo recipe's ``model`` section."""
+
+from __future__ import annotations
+
+import torch
+from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+
+def create(settings: dict, processor, seed: int) -> InternVLForConditionalGeneration:
+    """A randomly initialised transformers ``InternVLForConditionalGeneration`` (fp32, CPU).
+
+    ``settings`` holds ``image_size`` and ``patch_size`` in pixels and the two dicts ``vision`` and ``text`` of
+    ``InternVLVisionConfig`` / ``Qwen2Config`` keys. Vocabulary and special-token ids come from ``processor``.
+    The projector merges 2 × 2 patches into one image token (``downsample_ratio`` 0.5, as in InternVL2.5).
+    """
+    tokenizer = processor.tokenizer
+    side = settings["image_size"]
+    patch = settings["patch_size"]
+    config = InternVLConfig(
+        vision_config={"image_size": [side, side], "patch_size": [patch, patch], **settings["vision"]},
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": len(tokenizer),
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **settings["text"],
+        },
+        image_token_id=processor.image_token_id,
+        image_seq_length=image_tokens(settings),
+        downsample_ratio=0.5,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    model = InternVLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def image_tokens(settings: dict) -> int:
+    """Image tokens an image takes in the sequence: patches after the 2 × 2 pixel shuffle."""
+    return (settings["image_size"] // settings["patch_size"] // 2) ** 2
