@@ -1,0 +1,89 @@
+# emkit's front door. `make` alone prints this file's targets. Needs Python 3.11, git and make, nothing else.
+PROFILE  ?= mini
+BACKBONE ?= internvl
+JOBS     ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+PYTHON   ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+UV       := 0.13.9
+
+RECIPE   := emkit/recipes/$(PROFILE)/$(BACKBONE).yaml
+PY       := .venv/bin/python
+UV_READY := .uv/ready-$(UV)
+
+# One thread a job keeps numbers reproducible and two jobs from slowing each other; parallelism is JOBS.
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PYTHONHASHSEED := 0
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup test lint format lock zoo zoo-smoke reproduce-table1 plan-table1 notebooks clean
+
+# Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
+#: help             | print this list                                          | -                         | at once
+#: setup            | build .venv from requirements.lock (every target does)   | network, 8 GB of disk     | MEASURE
+#: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | MEASURE
+#: plan-table1      | list the jobs behind Table 1, run none                   | -                         | 10 s
+#: notebooks        | execute the notebooks again from the scores that stand   | reproduce-table1 was run  | 1 min
+#: zoo              | train the mini models from nothing and compare their skills with the committed ones | 4 GB memory | MEASURE
+#: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
+#: test             | the whole test suite                                     | 4 GB memory               | MEASURE
+#: lint             | ruff: check and format, changing nothing                 | -                         | 5 s
+#: format           | ruff: mend and format                                    | -                         | 5 s
+#: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
+#: clean            | remove the scores and run files of PROFILE, keep tables, notebooks and models | - | at once
+#: Variables: PROFILE=mini|smoke|paper, JOBS=number of jobs at once (default: cores), PYTHON=path to a Python 3.11
+
+help:
+	@sed -n 's/^#: //p' $(firstword $(MAKEFILE_LIST)) | awk -F' *[|] *' \
+	  'NF==4 {printf "make %-17s %s\n%22s needs: %s; takes: %s\n", $$1, $$2, "", $$3, $$4; next} {print "\n" $$0}'
+
+# .uv holds the installer, .venv the environment. Either counts as built only when its `ready` file stands, which is
+# written last: what an interrupted set-up left is removed and built again.
+$(UV_READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo "error: emkit needs Python 3.11, found `$(PYTHON) --version 2>&1 | head -1`; install it or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@rm -rf .uv && $(PYTHON) -m venv .uv || { echo "error: $(PYTHON) cannot make environments; install its venv module (Debian: python3.11-venv)" >&2; exit 2; }
+	@.uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV) && touch $@
+
+.venv/ready: requirements.lock pyproject.toml | $(UV_READY)
+	@echo "set-up: .venv from requirements.lock"
+	@if [ -e $@ ]; then rm -f $@; else rm -rf .venv && .uv/bin/uv venv --quiet --python .uv/bin/python .venv; fi
+	@VIRTUAL_ENV=.venv .uv/bin/uv pip sync --require-hashes requirements.lock
+	@VIRTUAL_ENV=.venv .uv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: .venv/ready
+
+test: .venv/ready
+	$(PY) -m pytest
+
+lint: .venv/ready
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+format: .venv/ready
+	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+
+lock: $(UV_READY)
+	.uv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" requirements.in --output-file requirements.lock
+
+zoo: .venv/ready
+	$(PY) -m emkit.cli zoo build mini
+
+zoo-smoke: .venv/ready
+	$(PY) -m emkit.cli zoo build smoke
+
+reproduce-table1: .venv/ready
+	@$(PY) -m eval reproduce $(RECIPE) --jobs $(JOBS)
+
+plan-table1: .venv/ready
+	@$(PY) -m eval plan $(RECIPE)
+
+notebooks: .venv/ready
+	@$(PY) -m eval notebook $(RECIPE)
+
+clean:
+	rm -rf results/$(PROFILE)/.run results/$(PROFILE)/$(BACKBONE)
