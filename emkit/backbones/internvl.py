@@ -123,6 +123,11 @@ def image_features(model, pixel_values: torch.Tensor) -> torch.Tensor:
 
     Nothing of it is merged, so one result serves every merge of a zoo and every step of a fit.
     """
+    return trainable_image_features(model, pixel_values)
+
+
+def trainable_image_features(model, pixel_values: torch.Tensor) -> torch.Tensor:
+    """:func:`image_features` with gradients, for training a base."""
     features = model.model.vision_tower(pixel_values=pixel_values.to(model.dtype)).last_hidden_state[:, 1:]
     side = int(features.shape[1] ** 0.5)
     features = features.reshape(features.shape[0], side, side, -1)
@@ -188,7 +193,7 @@ def generate(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = encode(processor, [images[i] for i in rows], [questions[i] for i in rows])
-        given = None
+        given = {}
         if features is not None:
             given = {"image": _pooled(model, torch.cat([features(i, i + 1) for i in rows]))}
             batch.pop("pixel_values")

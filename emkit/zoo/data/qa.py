@@ -1,0 +1,34 @@
+"""One question with its answer, as every sub-task makes them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from emkit.zoo.data.sampling import Draw
+from emkit.zoo.data.templates import TEMPLATES
+
+
+@dataclass(frozen=True)
+class QA:
+    """A question about an image.
+
+    `kind` names the question type; `dense/...` marks long supervision that is for the base model only and is never a
+    benchmark item. `fields` are extra benchmark columns (choices, answers, bbox, category, ...).
+    """
+
+    question: str
+    answer: str
+    kind: str
+    fields: dict = field(default_factory=dict)
+
+
+def say(draw: Draw, template: str, **slots: object) -> str:
+    """One wording of `template`, chosen at random and filled in, with "a" made "an" where it has to be."""
+    text = draw.pick(TEMPLATES[template]).format(**slots)
+    return re.sub(r"\ba (?=[aeiou])", "an ", text)
+
+
+def box_text(box: tuple[int, int, int, int], canvas: int = 96) -> str:
+    """`[x1,y1,x2,y2]` in thousandths of the image, rounded to tens; `box` is in pixels of a `canvas`-wide image."""
+    return "[" + ",".join(str(min(990, round(v * 100 / canvas) * 10)) for v in box) + "]"

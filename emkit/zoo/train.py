@@ -1,0 +1,159 @@
+"""One training loop for the base, the experts and Mixture Training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from emkit.backbones import internvl
+from emkit.zoo.packing import Chat, Packed, chat, pack, prefix
+
+SAVE_EVERY = 200  # steps between resumable states
+
+
+@dataclass
+class TrainingSet:
+    """Examples ready to train on: ``pixels`` uint8 [N, 3, H, W] or ``features`` [N, tokens, D]; chats per example."""
+
+    chats: list[list[Chat]]
+    groups: np.ndarray  # int [N]: which sub-task an example belongs to
+    pixels: torch.Tensor
+    features: torch.Tensor | None = None
+
+    def image_inputs(self, model, rows: np.ndarray) -> torch.Tensor:
+        """The vision side of a batch: cached features where there are, else through the tower with gradients."""
+        if self.features is not None:
+            return self.features[rows].float()
+        return internvl.trainable_image_features(model, normalised(self.pixels[rows]))
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels as the processor normalises them (mean and deviation 0.5): fp32 in [−1, 1]."""
+    return pixels.float() / 127.5 - 1.0
+
+
+def training_set(processor, examples: list, dense: bool) -> TrainingSet:
+    """Tokenise ``examples`` (``emkit.zoo.data.Example``); dense questions are left out unless ``dense``."""
+    names = sorted({example.subtask for example in examples})
+    pixels = np.stack([np.asarray(example.image) for example in examples]).transpose(0, 3, 1, 2)
+    chats = [
+        [
+            chat(processor, qa.question, qa.answer, qa.kind.startswith("dense/"))
+            for qa in example.qas
+            if dense or not qa.kind.startswith("dense/")
+        ]
+        for example in examples
+    ]
+    groups = np.array([names.index(example.subtask) for example in examples])
+    return TrainingSet(chats, groups, torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+def cache_features(model, data: TrainingSet, batch: int = 128) -> None:
+    """Run the frozen vision tower once over every image; kept in bf16."""
+    parts = [internvl.image_features(model, normalised(part)) for part in data.pixels.split(batch)]
+    data.features = torch.cat(parts).to(torch.bfloat16)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up over ``warmup`` steps, then a cosine to 2 % of ``peak``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+def batch_rows(data: TrainingSet, shares: np.ndarray, batch: int, seed: int, step: int) -> np.ndarray:
+    """The examples of one step, by a generator keyed by (seed, step): a resumed run draws the same ones."""
+    rng = np.random.default_rng([seed, step])
+    weight = shares[data.groups] / np.bincount(data.groups, minlength=len(shares))[data.groups]
+    return rng.choice(len(data.groups), size=batch, p=weight / weight.sum())
+
+
+def batch_chats(data: TrainingSet, rows: np.ndarray, settings: dict, seed: int, step: int) -> list[list[Chat]]:
+    """Up to ``questions`` plain and ``dense_questions`` dense chats of each example, drawn anew at every step."""
+    rng = np.random.default_rng([seed, step, 1])
+    chosen = []
+    for row in rows:
+        plain = [c for c in data.chats[row] if not c.dense]
+        dense = [c for c in data.chats[row] if c.dense]
+        picks = [plain[i] for i in rng.permutation(len(plain))[: settings["questions"]]]
+        picks += [dense[i] for i in rng.permutation(len(dense))[: settings["dense_questions"]]]
+        chosen.append(picks)
+    return chosen
+
+
+def loss_of(model, batch: Packed, features: torch.Tensor) -> torch.Tensor:
+    """Weighted mean cross-entropy over the answer tokens of a packed batch."""
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": batch.attention_mask}
+    logits = internvl.forward(model, inputs, features=features, positions=batch.predicts).logits
+    losses = cross_entropy(logits.float(), batch.targets, reduction="none")
+    return (losses * batch.weights).sum() / batch.weights.sum()
+
+
+def train(
+    model,
+    processor,
+    data: TrainingSet,
+    settings: dict,
+    seed: int,
+    state: Path,
+    shares: np.ndarray,
+    progress: Callable[[int, float], None],
+) -> list[dict]:
+    """Train ``model`` in place for ``settings['steps']`` steps and return the log (step, loss, learning rate).
+
+    The vision tower is trained only when ``data`` has no cached features. ``state`` is rewritten every
+    ``SAVE_EVERY`` steps; a run that finds it goes on from there.
+    """
+    frozen = data.features is not None
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (frozen and "vision_tower" in name))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    others = [p for p in trained if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=settings["lr"], betas=(0.9, 0.98))
+    step, log = _resume(state, model, optimiser)
+    start, pad = prefix(processor), processor.tokenizer.pad_token_id
+    model.train()
+    while step < settings["steps"]:
+        rows = batch_rows(data, shares, settings["batch"], seed, step)
+        batch = pack(start, batch_chats(data, rows, settings, seed, step), pad, settings["dense_weight"])
+        rate = learning_rate(step, settings["steps"], settings["lr"], settings["warmup"])
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        loss = loss_of(model, batch, data.image_inputs(model, rows))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        step += 1
+        if step % 50 == 0 or step == settings["steps"]:
+            log.append({"step": step, "loss": round(float(loss), 4), "lr": rate})
+        progress(step, float(loss))
+        if step % SAVE_EVERY == 0:
+            _save(state, model, optimiser, step, log)
+    model.eval()
+    return log
+
+
+def _save(state: Path, model, optimiser, step: int, log: list[dict]) -> None:
+    temporary = state.with_suffix(".tmp")
+    content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "log": json.dumps(log)}
+    torch.save(content, temporary)
+    temporary.replace(state)
+
+
+def _resume(state: Path, model, optimiser) -> tuple[int, list[dict]]:
+    if not state.exists():
+        return 0, []
+    saved = torch.load(state, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimiser.load_state_dict(saved["optimiser"])
+    return saved["step"], json.loads(saved["log"])
