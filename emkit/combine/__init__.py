@@ -1,0 +1,1 @@
+"""Combiners: how a base tensor and K task vectors become one tensor."""

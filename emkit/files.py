@@ -1,0 +1,122 @@
+"""Nothing half-written ever stands under its final name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from emkit.errors import UserError
+
+_WORDS = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+    errno.EFBIG: "the file is larger than this system allows: free some space or raise the limit, then run again",
+    errno.EROFS: "the file system is read-only: choose a folder that can be written to",
+    errno.EACCES: "permission denied: choose a folder that can be written to",
+    errno.EPERM: "permission denied: choose a folder that can be written to",
+    errno.ENOTDIR: "a part of this path is a file, not a folder: choose another folder",
+}
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The line to show when writing ``path`` failed with ``error``."""
+    return UserError(f"cannot write {path}: {_WORDS.get(error.errno, error.strerror or str(error))}")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` to write; it takes the name ``path`` only when the block succeeds.
+
+    A killed process leaves at most a hidden temporary file. An operating-system error (full disk, read-only folder)
+    becomes a ``UserError``, and the temporary file is removed.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o644)
+        os.replace(part, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: str | Path) -> Iterator[Path]:
+    """The same for a folder: yield a temporary sibling, which replaces ``path`` as a whole when the block succeeds."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield part
+        part.chmod(0o755)
+        _replace_dir(part, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _replace_dir(part: Path, path: Path) -> None:
+    """Rename ``part`` to ``path``; a folder that is there already steps aside first (a rename cannot replace it)."""
+    while True:
+        try:
+            os.rename(part, path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, aside / "old")
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write ``value`` as JSON, atomically and always in the same bytes (floats in their shortest exact form)."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def lock(path: str | Path) -> Iterator[None]:
+    """Hold ``path`` locked among processes; the system releases it when its holder dies, however it dies."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a")  # noqa: SIM115 - closed below, and the lock with it
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """Hex SHA-256 of a JSON value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

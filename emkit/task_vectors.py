@@ -1,0 +1,73 @@
+"""Task vectors τ_k = θ_k − θ_base of the merged tensors, read one tensor at a time (Section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+
+from emkit.checkpoints import Checkpoint, check_finite, check_same_headers
+from emkit.errors import UserError
+
+
+class TaskVectors:
+    """A base and K experts that fit it.
+
+    ``merged`` is a backbone's rule for which tensors merging touches; every other tensor stays at the base's value.
+    Headers are compared on construction, before anything long starts (``UserError``).
+    """
+
+    def __init__(
+        self, base: Checkpoint, experts: Mapping[str, Checkpoint], merged: Callable[[Iterable[str]], list[str]]
+    ):
+        if not experts:
+            raise UserError("there are no experts to merge: name at least one under models.experts")
+        self.base = base
+        self.checkpoints = dict(experts)
+        self.names = merged(base.names)
+        if not self.names:
+            raise UserError(f"{base.path}: none of its tensors is one that merging touches; is the backbone right?")
+        for label, expert in experts.items():
+            check_same_headers(base, expert, f"expert '{label}'")
+        for name in self.names:
+            if not base.info(name).dtype.is_floating_point:
+                raise UserError(f"{base.path}: '{name}' is {base.info(name).dtype}, which cannot be merged")
+        self._held: dict[str, list[torch.Tensor]] | None = None
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts' names; k indexes this tuple."""
+        return tuple(self.checkpoints)
+
+    def numel(self, name: str) -> int:
+        """Number of elements of a tensor (n_ℓ of Section 3.3)."""
+        return int(torch.Size(self.base.info(name).shape).numel())
+
+    def read(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """θ_base and the K experts' θ_k of one tensor, as stored; ``UserError`` for NaN or infinity in them."""
+        if self._held is not None:
+            base, *experts = self._held[name]
+            return base, experts
+        tensors = []
+        for checkpoint in (self.base, *self.checkpoints.values()):
+            tensor = checkpoint.read(name)
+            check_finite(name, tensor, str(checkpoint.path))
+            tensors.append(tensor)
+        return tensors[0], tensors[1:]
+
+    def hold(self, device: str | torch.device = "cpu") -> None:
+        """Keep all merged tensors in memory, as stored, on ``device``: what a fit reads at every step."""
+        held = {}
+        for name in self.names:
+            base, experts = self.read(name)
+            held[name] = [tensor.to(device) for tensor in (base, *experts)]
+        self._held = held
+
+    def tau(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """τ_k of one tensor for every expert: [K, *shape], subtracted in ``dtype``.
+
+        (The authors subtract in fp16. Between 16-bit weights of similar size the fp32 difference is exact.)
+        """
+        base, experts = self.read(name)
+        wide = base.to(dtype)
+        return torch.stack([expert.to(dtype) - wide for expert in experts])
