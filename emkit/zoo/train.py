@@ -135,8 +135,8 @@ def train(
         optimiser.zero_grad(set_to_none=True)
         step += 1
         if step % 50 == 0 or step == settings["steps"]:
-            log.append({"step": step, "loss": round(float(loss), 4), "lr": rate})
-        progress(step, float(loss))
+            log.append({"step": step, "loss": round(loss.item(), 4), "lr": rate})
+        progress(step, loss.item())
         if step % SAVE_EVERY == 0:
             _save(state, model, optimiser, step, log)
     model.eval()

@@ -1,0 +1,125 @@
+"""Train a whole zoo from its recipe: base, five experts, Mixture Training (``emkit zoo build``).
+
+Stages are resumable: a finished model is a complete folder, an unfinished one a training state under the work
+folder. The base uses two threads; experts and mixture train two at a time on one thread each.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+from emkit import files
+from emkit.backbones import internvl
+from emkit.checkpoints import Checkpoint
+from emkit.errors import UserError
+from emkit.zoo import card
+from emkit.zoo.data import DOMAINS, SUBTASKS, examples, lexicon
+from emkit.zoo.model import create
+from emkit.zoo.skills import skills
+from emkit.zoo.tokenizer import create_processor
+from emkit.zoo.train import TrainingSet, cache_features, train, training_set
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "zoo"
+
+
+def load_recipe(name: str) -> dict:
+    """The zoo recipe called ``name`` (``internvl-mini``, ``internvl-smoke``)."""
+    path = RECIPES / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise UserError(f"no zoo recipe '{name}': choose one of {known}")
+    return yaml.safe_load(path.read_text()) | {"name": name}
+
+
+def members(recipe: dict) -> list[str]:
+    """Folder names of a zoo's models, the base first."""
+    return ["base", *(domain.lower() for domain in DOMAINS), "mixture"]
+
+
+def stage(recipe: dict, member: str) -> dict:
+    """Everything that the training of one member depends on (of the zoo recipe: its own section)."""
+    if member == "base":
+        return recipe["base"]
+    if member == "mixture":
+        return recipe["mixture"]
+    domain = {d.lower(): d for d in DOMAINS}[member]
+    return recipe["experts"]["all"] | recipe["experts"].get(domain, {})
+
+
+def subtasks_of(member: str) -> tuple[str, ...]:
+    """Which sub-tasks a member is trained on."""
+    return {d.lower(): subtasks for d, subtasks in DOMAINS.items()}.get(member, SUBTASKS)
+
+
+def processor_of(recipe: dict):
+    """The zoo's processor with the vocabulary of its data."""
+    words = lexicon()
+    return create_processor(recipe["model"], words["words"], words["starts"])
+
+
+def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
+    """Train every member that is not finished under ``out``; states and data live under ``work``."""
+    work.mkdir(parents=True, exist_ok=True)
+    if not (out / "base" / "card.json").exists():
+        torch.set_num_threads(jobs)
+        train_member(recipe, "base", out, work, 0)
+    waiting = [m for m in members(recipe)[1:] if not (out / m / "card.json").exists()]
+    waiting.sort(key=lambda m: -stage(recipe, m)["steps"])
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(train_member, recipe, m, out, work, i) for i, m in enumerate(waiting)]
+        for future in as_completed(futures):
+            future.result()
+
+
+def train_member(recipe: dict, member: str, out: Path, work: Path, line: int) -> None:
+    """Train one member and write its folder: weights, processor, card, log."""
+    settings = stage(recipe, member)
+    seed = recipe["seed"] * 1000 + members(recipe).index(member)
+    if member == "base":
+        processor = processor_of(recipe)
+        model = create(recipe["model"], processor, seed)
+    else:
+        model, processor = internvl.load(out / "base")
+    data = _data(recipe, member, settings, processor, line)
+    if member != "base":
+        cache_features(model, data)
+    wanted = settings["shares"] if "shares" in settings else {}
+    shares = np.array([wanted.get(s, 1.0) for s in sorted(subtasks_of(member))])
+    with tqdm(total=settings["steps"], desc=f"train {member}", position=line, unit="step", mininterval=2) as bar:
+
+        def progress(step: int, loss: float) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+        log = train(model, processor, data, settings, seed, work / f"{member}.pt", shares, progress)
+    _write(recipe, member, model, processor, log, out)
+    (work / f"{member}.pt").unlink(missing_ok=True)
+
+
+def _data(recipe: dict, member: str, settings: dict, processor, line: int) -> TrainingSet:
+    """Draw the member's training examples, sub-task by sub-task."""
+    seed = recipe["data_seed"] + members(recipe).index(member)
+    drawn = []
+    for subtask in tqdm(sorted(subtasks_of(member)), desc=f"draw {member}", position=line, unit="set"):
+        drawn += examples(subtask, "train", settings["examples"], seed, recipe["model"]["image_size"])
+    return training_set(processor, drawn, dense=settings["dense_questions"] > 0)
+
+
+def _write(recipe: dict, member: str, model, processor, log: list[dict], out: Path) -> None:
+    """The finished folder: bf16 safetensors with everything ``from_pretrained`` needs, log and card."""
+    model.to(torch.bfloat16)
+    with files.atomic_dir(out / member) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+        measured = skills(model.float(), processor, SUBTASKS, recipe["skill_items"], recipe["seed"])
+        card.write(folder, recipe, member, stage(recipe, member), measured, Checkpoint.open(folder).sha256())

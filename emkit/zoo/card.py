@@ -1,0 +1,56 @@
+"""A zoo model's card: what it is, how it was trained, what it can do, and the hash of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import transformers
+
+
+def recipe_hash(recipe: dict) -> str:
+    """sha256 of a zoo recipe's content (not of its comments)."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def write(folder: Path, recipe: dict, member: str, settings: dict, skills: dict, sha256: str) -> None:
+    """Write ``card.json`` (read by ``emkit zoo check``) and ``README.md`` (read by people) into ``folder``."""
+    content = {
+        "zoo": recipe["name"],
+        "member": member,
+        "seed": recipe["seed"],
+        "recipe_sha256": recipe_hash(recipe),
+        "training": settings,
+        "skills": skills,
+        "skill_items": recipe["skill_items"],
+        "weights_sha256": sha256,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    (folder / "card.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    (folder / "README.md").write_text(_readme(content))
+
+
+def read(folder: Path) -> dict:
+    """The card of a finished zoo model."""
+    return json.loads((folder / "card.json").read_text())
+
+
+def _readme(content: dict) -> str:
+    rows = "\n".join(f"| {name} | {value:.1f} |" for name, value in content["skills"].items())
+    return f"""# {content["member"]} ({content["zoo"]})
+
+A miniature InternVL trained from nothing by emkit (`make zoo`) on drawn images. It is a stand-in for studying how
+models merge; it knows nothing of the real world. Load it with transformers' `AutoModelForImageTextToText`.
+
+Trained for {content["training"]["steps"]} steps of {content["training"]["batch"]} images at a peak learning rate of
+{content["training"]["lr"]}, seed {content["seed"]}. Weights (bf16): sha256 over names, shapes and bytes
+`{content["weights_sha256"]}`.
+
+Percent correct on {content["skill_items"]} validation questions of each kind (exact match; boxes: IoU ≥ 0.5):
+
+| kind | % |
+|---|---|
+{rows}
+"""
