@@ -1,0 +1,83 @@
+"""What is corrected in VLMEvalKit, the same on every profile; nothing else of it is touched.
+
+1. **Tables are read as text.**  pandas turns a column of digit strings into numbers and "none" or ""
+   into NaN: predictions ``042``, ``7``, "" for answers ``042``, ``7``, ``13`` score 0.0 instead of 66.7.
+   Datasets and prediction files (tsv) are read with ``dtype=str, keep_default_na=False``; where texts
+   are mixed in, as in the published benchmarks, that is what the stock code sees too.
+2. **Nothing the model wrote is evaluated.**  ``utils.mathv.is_equal`` called ``eval()`` on the
+   prediction (and on the judge's reply); it is replaced by :func:`eval.vlm.equality.is_equal`.
+
+Every ``eval``/``exec`` that the ten classes reach (found by reading their modules):
+
+===================================  ==========================================  =======================
+where                                what it evaluates                           now
+===================================  ==========================================  =======================
+``utils.mathv.is_equal`` (4 calls)   **prediction**, judge's reply, answer       parser (mend 2)
+``utils.mathv.post_check`` (2)       ``choices`` of the dataset                  literal only
+``utils.mathvista.post_check``       ``choices`` of the dataset                  literal only
+``utils.mathvista.MathVista_acc``    ``skills`` of the dataset                   literal only
+``utils.vqa_eval.process_line``      ``answer`` of the dataset, if a list        literal only
+``smp.misc.istype``                  ``answer``, ``index`` of the dataset        literal only
+``smp.misc.toliststr``               ``image``, ``image_path`` of the dataset    literal only
+``smp.vlm`` (2), rest of image_vqa   not reached                                 untouched
+===================================  ==========================================  =======================
+
+"Literal only": the module's ``eval`` is :func:`literal`, which reads Python literals and nothing else.
+
+Housekeeping, without effect on a score: ``multiprocessing.Pool(16)`` (sixteen processes per call, never
+closed) maps in the process itself, and ``load_env`` no longer reads a ``.env`` file beside the package,
+which could bring a key into the worker.
+"""
+
+import ast
+from types import ModuleType, SimpleNamespace
+
+from eval.vlm.equality import is_equal
+
+
+def literal(text):
+    """The Python literal in ``text``; :class:`SyntaxError` (which the stock code expects) for anything else."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, MemoryError, RecursionError) as error:
+        raise SyntaxError(f"no literal: {str(text)[:80]!r}") from error
+
+
+def read_as_text(stock_load):
+    """VLMEvalKit's ``load`` with mend 1: a ``.tsv`` comes back as text; other formats as ever."""
+
+    def load(path, fmt=None):
+        if fmt is None and str(path).endswith(".tsv"):
+            import pandas
+
+            return pandas.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        return stock_load(path, fmt)
+
+    return load
+
+
+class SerialPool:
+    """The part of ``multiprocessing.Pool`` the classes use, in this process and in order."""
+
+    def __init__(self, processes: int | None = None):
+        del processes
+
+    @staticmethod
+    def map(function, items):
+        return [function(item) for item in items]
+
+
+def apply(modules: dict[str, ModuleType]) -> None:
+    """Mend the loaded VLMEvalKit modules in place.
+
+    ``modules``: by short name: smp_file, smp_misc, image_base, image_vqa, refcoco, mathv, mathvista,
+    vqa_eval, judge_util (see :mod:`eval.vlm.harness`).
+    """
+    load = read_as_text(modules["smp_file"].load)
+    for name in ("image_base", "image_vqa", "refcoco", "mathv", "mathvista"):
+        modules[name].load = load
+    modules["mathv"].is_equal = is_equal
+    for name in ("smp_misc", "mathv", "mathvista", "vqa_eval"):
+        modules[name].eval = literal  # shadows the builtin for every function of that module
+    modules["image_vqa"].mp = SimpleNamespace(Pool=SerialPool)
+    modules["judge_util"].load_env = lambda: None
