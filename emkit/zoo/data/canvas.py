@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 UNITS = 96
 _OVERSAMPLE = 2
-_FONT_FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+FONT_FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 RGB = tuple[int, int, int]
 
@@ -24,7 +24,7 @@ RGB = tuple[int, int, int]
 @lru_cache(maxsize=512)
 def font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
     """One of matplotlib's own fonts, `pixels` high (em size)."""
-    return ImageFont.truetype(str(_FONT_FOLDER / f"{name}.ttf"), pixels, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(str(FONT_FOLDER / f"{name}.ttf"), pixels, layout_engine=ImageFont.Layout.BASIC)
 
 
 class Canvas:

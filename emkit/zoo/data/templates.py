@@ -44,7 +44,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "chartqa/compare": ("is {a} larger than {b}?", "is the value of {a} larger than {b}?", "does {a} have a larger value than {b}?"),
     "chartqa/color": ("what color is {a}?", "which color does {a} have?", "what is the color of {a}?"),
     "chartqa/largest-color": ("what color is the largest {mark}?", "which color has the largest value?", "what is the color of the largest {mark}?"),
-    "chartqa/count": ("how many {mark}s are there?", "how many {mark}s does the chart show?", "what is the number of {mark}s?"),
+    "chartqa/count": ("how many {a} are there?", "how many {a} does the chart show?", "what is the number of {a}?"),
     # mathvista
     "mathvista/third-angle": ("what is the third angle of the triangle?", "find the angle x of the triangle.", "how large is the angle x?"),
     "mathvista/line-angle": ("what is the angle x on the line?", "find the angle x next to {a} on the line.", "the line is straight. how large is the angle x?"),
@@ -64,7 +64,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "mathvision/cubes": ("how many cubes are in the stack?", "what is the number of cubes?", "find the number of cubes."),
     "mathvision/volume": ("what is the volume of the box?", "find the volume of the box.", "how many unit cubes fit in the box?"),
     # grounding
-    "refer": ("where is {a}?", "locate {a}.", "find the box of {a}."),
+    "refer": ("where is the {a}?", "locate the {a}.", "find the box of the {a}."),
     "refer/name": ("which object is in the box {box}?", "what is in the box {box}?", "describe the object in the box {box}."),
 }
 
@@ -72,8 +72,7 @@ OPTIONS = " choices: (A) {} (B) {} (C) {} (D) {}"
 
 # Texts inside answers, and phrases that fill slots; only the lexicon needs them listed.
 PHRASES = (
-    "left of", "right of", "above", "below", "yes", "no", "unanswerable", "objects", "object", "card", "nothing", "hour", "minute", "number",
-    "the one at the", "left right top bottom middle", "leftmost rightmost", "the only", "next to", "closest to", "striped plain",
-    "title author genre", "sign", "bar slice point line", "triangle rectangle clock ruler grid box cubes path", "angle side", "shaded of a an",
-    "that is", "and", "in the", "which", "to the", "long wide high", "hundred",
+    "left of", "right of", "above", "below", "objects", "object", "nothing", "top bottom left right middle", "at the", "that is", "striped plain",
+    "title author genre", "bar bars slice slices point points line", "triangle angle rectangle wide high long scale", "clock hour minute",
+    "grid shaded path", "ruler bar to", "cubes times", "box", "a an",
 )  # fmt: skip

@@ -1,0 +1,83 @@
+"""The miniature benchmarks' images and questions: ten sub-tasks, one behind each column of the paper's Table 1.
+
+    >>> from emkit.zoo.data import examples
+    >>> example = examples("gqa", "train", n=1, seed=0)[0]
+    >>> example.image.size, example.qas[0].question                                          # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from emkit.zoo.data import books, charts, gqa, grounding, mathvision, mathvista, scenes, signs, vizwiz
+from emkit.zoo.data.lexicon import lexicon
+from emkit.zoo.data.qa import QA
+from emkit.zoo.data.sampling import SPLITS, Draw, sample_spec
+
+__all__ = ["DOMAINS", "QA", "SPLITS", "SUBTASKS", "Example", "example", "examples", "lexicon", "prompt"]
+
+SUBTASKS = ("vizwiz", "gqa", "mathvista", "mathvision", "chartqa", "textvqa", "ocrvqa", "refcoco", "refcoco+", "refcocog")
+DOMAINS = {
+    "VQA": ("vizwiz", "gqa"),
+    "Geometry": ("mathvista", "mathvision"),
+    "Chart": ("chartqa",),
+    "OCR": ("textvqa", "ocrvqa"),
+    "Grounding": ("refcoco", "refcoco+", "refcocog"),
+}
+
+# Appended to every question but the mathematical and grounding ones, by VLMEvalKit's dataset classes or its InternVL model.
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+_SHORT_ANSWER_SUBTASKS = ("vizwiz", "gqa", "chartqa", "textvqa", "ocrvqa")
+
+# sub-task: (sample a spec, render a spec, ask about a spec)
+_MAKERS = {
+    "vizwiz": (vizwiz.sample, vizwiz.render, vizwiz.ask),
+    "gqa": (gqa.sample, gqa.render, gqa.ask),
+    "mathvista": (mathvista.sample, mathvista.render, mathvista.ask),
+    "mathvision": (mathvision.sample, mathvision.render, mathvision.ask),
+    "chartqa": (charts.sample, charts.render, charts.ask),
+    "textvqa": (signs.sample, signs.render, signs.ask),
+    "ocrvqa": (books.sample, books.render, books.ask),
+    **{s: (grounding.SAMPLERS[s], scenes.render, grounding.ASKERS[s]) for s in grounding.EXPRESSIONS},
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its questions: two to five as a benchmark would ask, then one or two of kind "dense/..."."""
+
+    subtask: str
+    image: Image.Image
+    qas: tuple[QA, ...]
+    key: str  # SHA-256 of the canonical JSON of the image's specification
+
+    @property
+    def benchmark_qas(self) -> tuple[QA, ...]:
+        """The questions a benchmark may ask: all but the dense ones."""
+        return tuple(qa for qa in self.qas if not qa.kind.startswith("dense/"))
+
+
+def example(subtask: str, split: str, index: int, seed: int, size: int = 96) -> Example:
+    """Example `index` of a split; it depends on these arguments alone."""
+    sample, render, ask = _MAKERS[subtask]
+    draw = Draw(seed, SUBTASKS.index(subtask), SPLITS.index(split), index)
+    spec, key = sample_spec(sample, draw, split)
+    return Example(subtask, render(spec, size), tuple(ask(spec, draw)), key)
+
+
+def examples(subtask: str, split: str, n: int, seed: int, size: int = 96) -> list[Example]:
+    """The first `n` examples of a split of a sub-task: RGB images of `size` x `size` pixels with their questions.
+
+    Raises ValueError for a sub-task or split that does not exist.
+    """
+    if subtask not in SUBTASKS or split not in SPLITS:
+        raise ValueError(f"no sub-task {subtask!r} with split {split!r}; there are {', '.join(SUBTASKS)} with {', '.join(SPLITS)}")
+    return [example(subtask, split, index, seed, size) for index in range(n)]
+
+
+def prompt(subtask: str, qa: QA) -> str:
+    """The text a model is asked with this question in evaluation: dense questions stand alone, most others ask for brevity."""
+    brief = subtask in _SHORT_ANSWER_SUBTASKS and not qa.kind.startswith("dense/")
+    return qa.question + (SHORT_ANSWER if brief else "")
