@@ -30,7 +30,7 @@ QUESTIONS = [("what colour is the circle?", "red"), ("is the circle blue?", "[10
 
 @pytest.fixture(scope="module")
 def processor():
-    return create_processor(SETTINGS, WORDS, WORDS)
+    return create_processor(SETTINGS, WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +80,12 @@ def test_dense_weight_scales_only_dense_answers(processor):
 
 @pytest.mark.parametrize("text", ["what colour is the circle?", "[120,340,560,785]", "STOP 42", "Zebra?", "yes; no\nred"])
 def test_tokenizer_gives_text_back(text):
-    tokenizer = create_tokenizer(WORDS, WORDS)
+    tokenizer = create_tokenizer(WORDS)
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 def test_words_and_numbers_are_single_tokens_and_capitals_are_spelled():
-    tokenizer = create_tokenizer(WORDS, WORDS)
+    tokenizer = create_tokenizer(WORDS)
     assert tokenizer.tokenize("what colour") == ["what", " colour"]
     assert tokenizer.tokenize("[120,45]") == ["[", "120", ",", "45", "]"]
     assert tokenizer.tokenize("STOP") == ["S", "T", "O", "P"]

@@ -61,8 +61,7 @@ def subtasks_of(member: str) -> tuple[str, ...]:
 
 def processor_of(recipe: dict):
     """The zoo's processor with the vocabulary of its data."""
-    words = lexicon()
-    return create_processor(recipe["model"], words["words"], words["starts"])
+    return create_processor(recipe["model"], lexicon()["words"])
 
 
 def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from emkit.backbones import internvl
-from emkit.zoo.data import examples
+from emkit.zoo.data import examples, prompt
 
 NEW_TOKENS = 24
 
@@ -44,7 +44,7 @@ def skills(model, processor, subtasks: tuple[str, ...], n: int, seed: int, split
         plain = [[qa for qa in item.qas if not qa.kind.startswith("dense/")] for item in items]
         asked = [qas[i % len(qas)] for i, qas in enumerate(plain)]
         answers = internvl.generate(
-            model, processor, [item.image for item in items], [qa.question for qa in asked], NEW_TOKENS
+            model, processor, [item.image for item in items], [prompt(subtask, qa) for qa in asked], NEW_TOKENS
         )
         hits = sum(correct(answer, qa.answer) for answer, qa in zip(answers, asked, strict=True))
         result[subtask] = round(100 * hits / n, 1)

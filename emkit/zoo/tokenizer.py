@@ -1,8 +1,8 @@
 """The zoo's own tokenizer, chat template and processor.
 
 The vocabulary is written down, not learned: special tokens, printable ASCII characters, whole numbers, and every
-word of the drawn data (with its leading space, and without it where it may begin an answer). Capital letters have
-no longer pieces, so text on a sign is spelled. A Unigram model with one price for every piece splits into the
+word of the drawn data (with a leading space and without it). Words in capitals have no pieces, so text on a sign is
+spelled. A Unigram model with one price for every piece splits into the
 fewest pieces, deterministically.
 """
 
@@ -27,24 +27,24 @@ CHAT_TEMPLATE = (
 )
 
 
-def pieces(words: list[str], answers: list[str]) -> list[str]:
-    """The vocabulary in order: special tokens, newline and printable ASCII, numbers, words, answer beginnings."""
+def pieces(words: list[str]) -> list[str]:
+    """The vocabulary in order: special tokens, newline and printable ASCII, numbers, words after a space, words."""
     characters = ["\n", *(c for c in map(chr, range(32, 127)))]
     numbers = [str(n) for n in range(10, 100)] + [str(n) for n in range(100, 1000, 10)]
     spaced = [" " + word for word in sorted(set(words))]
-    bare = sorted({"user", "assistant", *answers})
+    bare = sorted({"user", "assistant", "Answer", *words})
     ordered = [*SPECIAL, *characters, *numbers, *spaced, *bare]
     return list(dict.fromkeys(ordered))
 
 
-def create_tokenizer(words: list[str], answers: list[str]) -> PreTrainedTokenizerFast:
+def create_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     """A ``PreTrainedTokenizerFast`` over :func:`pieces`; unknown characters become ``<unk>``."""
-    for word in [*words, *answers]:
+    for word in words:
         if set(word) - set(string.ascii_lowercase):
             raise ValueError(f"zoo vocabulary: '{word}' is not a lowercase word")
-    vocabulary = [(piece, 0.0 if piece in SPECIAL else -1.0) for piece in pieces(words, answers)]
+    vocabulary = [(piece, 0.0 if piece in SPECIAL else -1.0) for piece in pieces(words)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=SPECIAL.index("<unk>"), byte_fallback=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[a-z]+|[A-Z]|[0-9]{1,3}|\s|."), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Z]?[a-z]+|[A-Z]|[0-9]{1,3}|\s|."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -63,14 +63,14 @@ def create_tokenizer(words: list[str], answers: list[str]) -> PreTrainedTokenize
     )
 
 
-def create_processor(settings: dict, words: list[str], answers: list[str]) -> InternVLProcessor:
+def create_processor(settings: dict, words: list[str]) -> InternVLProcessor:
     """transformers' real InternVL processor: one tile an image, resized to ``settings['image_size']`` pixels."""
     side = settings["image_size"]
     return InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(
             size={"height": side, "width": side}, crop_to_patches=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
         ),
-        tokenizer=create_tokenizer(words, answers),
+        tokenizer=create_tokenizer(words),
         video_processor=InternVLVideoProcessor(size={"height": side, "width": side}),
         image_seq_length=image_tokens(settings),
         chat_template=CHAT_TEMPLATE,

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from emkit.backbones import internvl
+from emkit.zoo.data import prompt
 from emkit.zoo.packing import Chat, Packed, chat, pack, prefix
 
 SAVE_EVERY = 200  # steps between resumable states
@@ -45,7 +46,7 @@ def training_set(processor, examples: list, dense: bool) -> TrainingSet:
     pixels = np.stack([np.asarray(example.image) for example in examples]).transpose(0, 3, 1, 2)
     chats = [
         [
-            chat(processor, qa.question, qa.answer, qa.kind.startswith("dense/"))
+            chat(processor, prompt(example.subtask, qa), qa.answer, qa.kind.startswith("dense/"))
             for qa in example.qas
             if dense or not qa.kind.startswith("dense/")
         ]
