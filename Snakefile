@@ -1,0 +1,60 @@
+# zoo -> data -> scale -> row -> table -> notebook. Run through `make reproduce-table1`, or by hand:
+#   snakemake --cores 2 --config recipe=emkit/recipes/mini/internvl.yaml
+# Targets are stamps, score files and copies under results/<profile>/.run, never a committed file: a fresh clone computes.
+from eval.plan import EVALUATION, VALIDATION, Job, Plan
+
+PLAN = Plan(config["recipe"], config.get("results", "results"))
+PYTHON = config.get("python", "python")
+EVAL = f"{PYTHON} -m eval"
+ARGUMENTS = f"{PLAN.path} --results {PLAN.home.parent}"
+STAMPS = f"{PLAN.run}/stamps"
+
+
+def row_inputs(wildcards):
+    """The evaluation items, the chosen scale, and for a method's second stage nothing else: it refits stage 1 itself."""
+    source = PLAN.scale_row(wildcards.row)
+    return [PLAN.manifest(EVALUATION), PLAN.zoo_stamp] + ([PLAN.scale_file(source)] if source else [])
+
+
+wildcard_constraints:
+    row=r"\w+",
+    seed=r"\d+",
+    value=r"[0-9.]+",
+    split="validation|evaluation",
+
+
+rule all:
+    input: PLAN.notebook
+
+rule zoo:
+    output: PLAN.zoo_stamp
+    shell: "{EVAL} zoo {ARGUMENTS} --stamp {output}"
+
+rule data:
+    output: f"{PLAN.run}/data/{{split}}/manifest.json"
+    shell: "{EVAL} data {ARGUMENTS} --split {wildcards.split}"
+
+rule point:
+    input: PLAN.manifest(VALIDATION), PLAN.zoo_stamp
+    output: f"{STAMPS}/validation/{{row}}/{{value}}.done"
+    shell: "{EVAL} point {ARGUMENTS} {wildcards.row} {wildcards.value}"
+
+rule scale:
+    input: lambda wildcards: [PLAN.stamp(point) for point in PLAN.points(wildcards.row)]
+    output: f"{PLAN.run}/scale/{{row}}.json"
+    shell: "{EVAL} scale {ARGUMENTS} {wildcards.row}"
+
+rule row:
+    input: row_inputs
+    output: f"{STAMPS}/evaluation/{{row}}/{{seed}}.done"
+    shell: "{EVAL} row {ARGUMENTS} {wildcards.row} {wildcards.seed}"
+
+rule table:
+    input: [PLAN.stamp(job) for job in PLAN.jobs]
+    output: PLAN.table
+    shell: "{EVAL} table {ARGUMENTS}"
+
+rule notebook:
+    input: PLAN.table, "notebooks/table1.ipynb"
+    output: PLAN.notebook
+    shell: "{EVAL} notebook {ARGUMENTS}"

@@ -1,0 +1,67 @@
+"""What a result depends on, as hashes: two results with equal keys are the same result.
+
+File times say nothing in a fresh clone, so every score carries hashes of the recipe's part that matters for it, of the
+models, of the data and of the code; a run keeps exactly the scores whose hashes are those it would write itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+from functools import cache
+from pathlib import Path
+
+from emkit.files import sha256_file, sha256_json
+
+ROOT = Path(__file__).resolve().parent.parent
+# The code that decides a number. Training a zoo decides files, whose own hashes are in the keys.
+SOURCES = (
+    "emkit/*.py",
+    "emkit/combine/*.py",
+    "emkit/backbones/*.py",
+    "emkit/zoo/data/*.py",  # calibration samples are drawn by it
+    "eval/rows.py",
+    "eval/scores.py",
+    "eval/stats.py",
+    "eval/vlm/*.py",
+    "eval/judge/*.py",
+)
+NOT_IN_NUMBERS = ("emkit/cli.py",)
+MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+LIBRARIES = ("torch", "transformers", "ms-vlmeval", "numpy")
+
+
+@cache
+def code_version() -> str:
+    """sha256 over the syntax trees of ``SOURCES`` without docstrings: comments and layout change nothing."""
+    files = sorted(path for pattern in SOURCES for path in ROOT.glob(pattern))
+    trees = {}
+    for path in files:
+        name = path.relative_to(ROOT).as_posix()
+        if name not in NOT_IN_NUMBERS:
+            trees[name] = ast.dump(_without_docstrings(ast.parse(path.read_text(encoding="utf-8"))))
+    return sha256_json(trees)
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+            body.pop(0)
+    return tree
+
+
+@cache
+def model_identity(name: str) -> str:
+    """What names a model's content: a folder's files by hash, a hub id by itself."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"hub:{name}"
+    files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES)
+    return sha256_json({path.name: sha256_file(path) for path in files})
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The libraries' versions and the code's hash, as every score file states them."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES} | {"code": code_version()}

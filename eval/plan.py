@@ -1,0 +1,203 @@
+"""The jobs behind a table: what runs, in which order, where its files lie, and what makes a finished job still valid.
+
+A *row* of Table 1 is one job per seed: merge, score every benchmark, one score file each. A *point* is the same job on
+the validation split at one value of a free scale. Snakefile, launcher and ``make plan-table1`` all read this module.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from emkit import recipe as recipes
+from emkit.errors import UserError
+from emkit.files import sha256_json
+from emkit.methods import REGISTRY
+from eval import keys, scores
+
+VALIDATION, EVALUATION = "validation", "evaluation"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One merge to score: a row and a seed, on one split, at a scale (``None``: the row has none, or it is not chosen)."""
+
+    row: str
+    seed: int
+    split: str = EVALUATION
+    scale: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Its folder below the split's: ``row/seed``, or ``row/scale`` for a point of the grid."""
+        return f"{self.row}/{self.seed if self.split == EVALUATION else self.scale}"
+
+
+class Plan:
+    """Everything a recipe asks for. ``results`` is the folder of all profiles; nothing is written here."""
+
+    def __init__(self, path: str | Path, results: str | Path = "results"):
+        self.path = Path(path)
+        self.recipe = recipes.load(self.path)
+        self.home = Path(results) / self.recipe.profile
+        self.run = self.home / ".run"
+        self.rows = {row.id: row for row in self.recipe.rows}
+
+    # ---- what runs
+    @cached_property
+    def protocol(self) -> dict:
+        """The benchmarks' settings; raises ``UserError`` when a benchmark of the recipe has none."""
+        path = Path(self.recipe.protocol)
+        if not path.is_file():
+            raise UserError(f"{self.path}: protocol: there is no file {path}")
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for benchmark in self.recipe.benchmarks:
+            if benchmark not in settings["benchmarks"]:
+                known = ", ".join(settings["benchmarks"])
+                raise UserError(f"{self.path}: unknown benchmark '{benchmark}': {path} has {known}")
+        return settings
+
+    def runs(self, row: str) -> bool:
+        """Whether the row is computed; one without method or checkpoint stands in the table as "not run yet"."""
+        return self.rows[row].method is not None
+
+    def is_random(self, row: str) -> bool:
+        """Whether the seed matters: the method draws calibration samples or drops entries."""
+        return bool({"calibration", "seed"} & set(REGISTRY[self.rows[row].method].needs))
+
+    def seeds(self, row: str) -> list[int]:
+        """The recipe's seeds for a random method, the first alone for the others."""
+        return list(self.recipe.seeds) if self.is_random(row) else list(self.recipe.seeds)[:1]
+
+    def options(self, row: str) -> dict:
+        """The recipe's settings of the row's method."""
+        return dict(self.recipe.methods.get(self.rows[row].method) or {})
+
+    def scale_row(self, row: str) -> str | None:
+        """The row on whose validation curve this row's scale is chosen: itself, another one, or none."""
+        if "scale" in REGISTRY[self.rows[row].method].needs:
+            return row
+        borrowed = re.fullmatch(r"scale of (\w+)", str(self.options(row).get("initial", "")))
+        return borrowed[1] if borrowed else None
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """The row jobs in the table's order, without their scale."""
+        return [Job(row, seed) for row in self.rows if self.runs(row) for seed in self.seeds(row)]
+
+    @cached_property
+    def scale_rows(self) -> list[str]:
+        """The rows whose scale has to be chosen."""
+        return sorted({source for job in self.jobs if (source := self.scale_row(job.row))})
+
+    def points(self, row: str) -> list[Job]:
+        """The validation jobs of a row's scale, one per value of the grid."""
+        return [Job(row, self.recipe.seeds[0], VALIDATION, float(value)) for value in self.recipe.scale["grid"]]
+
+    # ---- where files lie
+    def data(self, split: str) -> Path:
+        """The folder of a split's benchmark files."""
+        return self.run / "data" / split
+
+    def manifest(self, split: str) -> Path:
+        """Written last when a split's benchmark files are complete: hashes and item counts."""
+        return self.data(split) / "manifest.json"
+
+    def cells(self, job: Job) -> Path:
+        """The folder of a job's score files."""
+        home = self.home / self.recipe.backbone if job.split == EVALUATION else self.run / "scale"
+        return home / job.name
+
+    def cell(self, job: Job, benchmark: str) -> Path:
+        """One score file."""
+        return self.cells(job) / f"{benchmark}.json"
+
+    def stamp(self, job: Job) -> Path:
+        """What Snakemake looks for: the job has ended and every cell of it is written."""
+        return self.run / "stamps" / job.split / f"{job.name}.done"
+
+    def scale_file(self, row: str) -> Path:
+        """The chosen scale and the whole validation curve."""
+        return self.run / "scale" / f"{row}.json"
+
+    @property
+    def zoo_stamp(self) -> Path:
+        """Stands when the recipe's models are there (trained, for a recipe that names a zoo)."""
+        return self.run / "stamps" / "zoo.done"
+
+    @property
+    def table(self) -> Path:
+        """The table as the run writes it; the committed one is a copy."""
+        return self.run / "tables" / "table1.csv"
+
+    @property
+    def notebook(self) -> Path:
+        """The executed notebook as the run writes it; the committed one is a copy."""
+        return self.run / "notebooks" / "table1.ipynb"
+
+    # ---- what a score depends on
+    def chosen_scale(self, row: str) -> float | None:
+        """The scale the validation split chose for ``row``, or None where it has none or none is chosen yet."""
+        source = self.scale_row(row)
+        if source is None or not self.scale_file(source).is_file():
+            return None
+        return json.loads(self.scale_file(source).read_text(encoding="utf-8"))["scale"]
+
+    def resolved(self, job: Job) -> Job:
+        """The job at the scale it runs with."""
+        if job.split == VALIDATION:
+            return job
+        return Job(job.row, job.seed, job.split, self.chosen_scale(job.row))
+
+    def model_names(self, row: str) -> dict[str, str]:
+        """The checkpoints that a row reads: folder or hub id by role."""
+        models, entry = self.recipe.models, self.rows[row]
+        if entry.method == "checkpoint":
+            return {entry.model: _checkpoint(models, entry.model)}
+        if entry.model is not None:
+            return {"base": models["base"], entry.model: _checkpoint(models, entry.model)}
+        return {"base": models["base"], **models["experts"]}
+
+    def expected(self, job: Job, benchmark: str) -> dict:
+        """The hashes that a valid score file of this cell carries; ``data_sha256`` is None before the data exist."""
+        recipe, row = self.recipe, self.rows[job.row]
+        part = {
+            "backbone": recipe.backbone,
+            "method": row.method,
+            "model": row.model,
+            "options": self.options(job.row),
+            "seed": job.seed,
+            "scale": job.scale,
+            "calibration": dict(recipe.calibration) if self.is_random(job.row) else None,
+            "benchmark": self.protocol["benchmarks"][benchmark],
+        }
+        models = {role: keys.model_identity(name) for role, name in self.model_names(job.row).items()}
+        manifest = self.manifest(job.split)
+        entries = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        return {
+            "recipe_sha256": sha256_json(part),
+            "model_sha256": sha256_json(models),
+            "data_sha256": entries.get("benchmarks", {}).get(benchmark, {}).get("sha256"),
+            "versions": keys.versions(),
+        }
+
+    def is_valid(self, job: Job, benchmark: str) -> bool:
+        """Whether the cell stands, scored from exactly what this run would score it from."""
+        path = self.cell(job, benchmark)
+        if not path.is_file():
+            return False
+        try:
+            cell = scores.read_cell(path)
+        except (UserError, ValueError, KeyError):
+            return False
+        expected = self.expected(self.resolved(job), benchmark)
+        return cell.status == "ok" and all(getattr(cell, name) == value for name, value in expected.items())
+
+
+def _checkpoint(models: dict, name: str) -> str:
+    return models[name] if name in ("base", "mixture") else models["experts"][name]

@@ -1,0 +1,178 @@
+"""Table 1 from score files: as data (``table1.csv``) and to read, beside the published one (``table1.md``).
+
+A row's value on a benchmark is the mean over its seeds; its standard error joins what the items and what the seeds
+leave uncertain: √(mean over seeds of the items' squared standard errors + s²/S), with s the standard deviation over S
+seeds (0 for one). ``Avg`` is the unweighted mean of the columns; their item errors are independent, so their variances
+add. A column without a score leaves the row without an Avg: nothing is filled in and nothing averaged over.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from emkit.errors import UserError
+from eval import scores
+from eval.plan import Job, Plan
+
+PAPER = Path(__file__).parent / "paper"
+AVERAGE = "Avg"
+NOT_RUN = "not run yet"
+# The expert behind each column, as in Table 1's header.
+COLUMN_EXPERT = {
+    "VizWiz": "VQA",
+    "GQA": "VQA",
+    "MathVista": "Geometry",
+    "MATH-Vision": "Geometry",
+    "ChartQA": "Chart",
+    "TextVQA": "OCR",
+    "OCRVQA": "OCR",
+    "RefCOCO": "Grounding",
+    "RefCOCO+": "Grounding",
+    "RefCOCOg": "Grounding",
+}
+FIELDS = ("method", "benchmark", "score", "stderr", "n", "seeds", "status")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of ``table1.csv``; ``score`` and ``stderr`` in percent, None where ``status`` is not ``ok``."""
+
+    method: str
+    benchmark: str
+    score: float | None = None
+    stderr: float | None = None
+    n: int | None = None
+    seeds: int | None = None
+    status: str = NOT_RUN
+
+    def line(self) -> list[str]:
+        """Its fields as text: two decimals, empty where there is no number."""
+        numbers = ["" if x is None else f"{x:.2f}" for x in (self.score, self.stderr)]
+        counts = ["" if x is None else str(x) for x in (self.n, self.seeds)]
+        return [self.method, self.benchmark, *numbers, *counts, self.status]
+
+
+def combine(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """Mean over seeds and its standard error, from each seed's value and item standard error (percent)."""
+    between = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
+    return float(np.mean(values)), math.sqrt(float(np.mean(np.square(errors))) + between)
+
+
+def column(label: str, benchmark: str, cells: Sequence[scores.Cell]) -> Entry:
+    """One method on one benchmark, from its cells of all seeds."""
+    bad = sorted({cell.status for cell in cells if cell.status != "ok"})
+    if bad:
+        return Entry(label, benchmark, status=bad[0])
+    errors = [cell.stderr if cell.stderr is not None else 0.0 for cell in cells]
+    score, stderr = combine([cell.value for cell in cells], errors)
+    return Entry(label, benchmark, score, stderr, cells[0].n, len(cells), "ok")
+
+
+def average(label: str, cells: Sequence[Sequence[scores.Cell]]) -> Entry:
+    """The unweighted mean over benchmarks; ``cells[b][s]`` is benchmark b's cell of seed s."""
+    bad = sorted({cell.status for column in cells for cell in column if cell.status != "ok"})
+    if bad:
+        return Entry(label, AVERAGE, status=bad[0])
+    values = np.array([[cell.value for cell in column] for column in cells])  # [B, S]
+    errors = np.array([[cell.stderr or 0.0 for cell in column] for column in cells])
+    score, stderr = combine(values.mean(axis=0), np.sqrt(np.square(errors).sum(axis=0)) / len(cells))
+    return Entry(label, AVERAGE, score, stderr, sum(column[0].n for column in cells), values.shape[1], "ok")
+
+
+def entries(plan: Plan) -> list[Entry]:
+    """Every line of the table, in the recipe's order; raises ``UserError`` when a score file is missing."""
+    lines, benchmarks = [], plan.recipe.benchmarks
+    for row in plan.recipe.rows:
+        if not plan.runs(row.id):
+            lines += [Entry(row.label, name) for name in [*benchmarks, AVERAGE]]
+            continue
+        jobs = [Job(row.id, seed) for seed in plan.seeds(row.id)]
+        cells = [[scores.read_cell(plan.cell(job, name)) for job in jobs] for name in benchmarks]
+        lines += [column(row.label, name, of) for name, of in zip(benchmarks, cells)]
+        lines.append(average(row.label, cells))
+    return lines
+
+
+def as_csv(lines: Sequence[Entry]) -> str:
+    """The table as CSV text."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(FIELDS)
+    writer.writerows(entry.line() for entry in lines)
+    return stream.getvalue()
+
+
+def read_csv(path: str | Path) -> list[Entry]:
+    """The lines of a ``table1.csv``; raises ``UserError`` when its columns are others."""
+    with open(path, encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if tuple(reader.fieldnames or ()) != FIELDS:
+            raise UserError(f"{path}: its columns are {reader.fieldnames}, not {', '.join(FIELDS)}")
+        number = {"score": float, "stderr": float, "n": int, "seeds": int}
+        return [
+            Entry(**{k: (number[k](v) if v else None) if k in number else v for k, v in line.items()}) for line in reader
+        ]
+
+
+def published(number: int = 1) -> dict[str, dict[str, float | None]]:
+    """A table of the paper: method → column → score in percent (None: a dash in the paper)."""
+    with open(PAPER / f"table{number}.csv", encoding="utf-8", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    key = next(iter(lines[0]))
+    return {line.pop(key): {k: float(v) if v else None for k, v in line.items()} for line in lines}
+
+
+def grid(lines: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
+    """Method → benchmark → entry, in the table's order."""
+    table: dict[str, dict[str, Entry]] = {}
+    for entry in lines:
+        table.setdefault(entry.method, {})[entry.benchmark] = entry
+    return table
+
+
+def as_markdown(lines: Sequence[Entry], profile: str) -> str:
+    """Our table, named with its profile, and the published one beside it."""
+    table, paper = grid(lines), published()
+    columns = list(next(iter(table.values())))
+    text = [
+        f"# Table 1, profile `{profile}`",
+        "",
+        f"Scores in percent on the `{profile}` models and benchmarks, `±` one standard error. They stand beside the "
+        "paper's numbers, which are of other models on other data, and do not reproduce them.",
+        "",
+        f"## Ours (`{profile}`)",
+        "",
+        *_markdown(columns, {method: [_ours(row[name]) for name in columns] for method, row in table.items()}),
+        "",
+        "## Published (InternVL2.5-1B, the paper's Table 1)",
+        "",
+        *_markdown(columns, {method: [_score(row.get(name)) for name in columns] for method, row in paper.items()}),
+        "",
+        "## Averages beside each other",
+        "",
+        *_markdown(
+            [f"ours (`{profile}`)", "published"],
+            {method: [_ours(row[AVERAGE]), _score(paper.get(method, {}).get(AVERAGE))] for method, row in table.items()},
+        ),
+    ]
+    return "\n".join(text) + "\n"
+
+
+def _markdown(columns: Sequence[str], rows: dict[str, list[str]]) -> list[str]:
+    header = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    return header + [f"| {method} | " + " | ".join(values) + " |" for method, values in rows.items()]
+
+
+def _ours(entry: Entry) -> str:
+    return entry.status if entry.score is None else f"{entry.score:.2f} ± {entry.stderr:.2f}"
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
