@@ -28,7 +28,8 @@ from emkit.zoo.data.words import CHART_LABELS, COLORS
 
 _KINDS = ("bar", "bar", "barh", "line", "pie")
 _MARK = {"bar": "bar", "barh": "bar", "line": "point", "pie": "slice"}
-_BOTTOM, _TOP, _LEFT, _RIGHT = 14.0, 90.0, 17.0, 94.0  # the axes, in units from the lower left corner
+_BOTTOM, _TOP, _LEFT, _RIGHT = 14.0, 92.0, 23.0, 95.0  # the axes, in units from the lower left corner
+_LEFT_H, _RIGHT_H = 16.0, 93.0  # of horizontal bars, whose labels are narrow
 _LIGHT = ("yellow", "orange")
 _RC = {"text.hinting": "force_autohint", "text.hinting_factor": 1, "text.usetex": False, "text.antialiased": True, "path.simplify": True, "path.snap": True}
 _LABEL, _VALUE = 10.5, 9.0  # text heights in units
@@ -123,7 +124,7 @@ def _draw_axis(chart: _Chart, spec: Spec, horizontal: bool) -> None:
     """The value axis with ticks at 0, 50 and 100, its grid, and the line the marks stand on."""
     for tick in (0, 50, 100):
         if horizontal:
-            x = _height(tick, _LEFT, _RIGHT)
+            x = _height(tick, _LEFT_H, _RIGHT_H)
             chart.text(x, 6.5, tick, _VALUE)
             ends = ([x, x], [_BOTTOM, _TOP])
         else:
@@ -151,9 +152,9 @@ def _draw_barh(chart: _Chart, spec: Spec) -> None:
     step = (_TOP - _BOTTOM) / len(spec["values"])
     for i, (label, value, color) in enumerate(zip(spec["labels"], spec["values"], spec["colors"], strict=True)):
         y, wide = _TOP - step * (i + 0.5), step * spec["width"] / 100
-        end = _height(value, _LEFT, _RIGHT)
-        chart.add(Rectangle((_LEFT, y - wide / 2), end - _LEFT, wide, facecolor=_rgb(COLORS[color]), linewidth=0))
-        chart.text(_LEFT - 7.5, y, label, _LABEL)
+        end = _height(value, _LEFT_H, _RIGHT_H)
+        chart.add(Rectangle((_LEFT_H, y - wide / 2), end - _LEFT_H, wide, facecolor=_rgb(COLORS[color]), linewidth=0))
+        chart.text(_LEFT_H - 8, y, label, _LABEL)
         if spec["printed"]:
             inside = value > 80
             chart.text(end - 2 if inside else end + 2, y, value, _VALUE, "white" if inside and color not in _LIGHT else "black", ha="right" if inside else "left")

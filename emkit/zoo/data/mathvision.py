@@ -161,8 +161,8 @@ def _draw_cubes(canvas: Canvas, spec: Spec) -> None:
 
 def _draw_box(canvas: Canvas, spec: Spec) -> None:
     dx, dy = spec["style"]["shift"]
-    w, h, d = spec["w"] * 11, spec["h"] * 11, spec["d"] * 5
-    x, y = 18 + dx, 80 + dy
+    w, h, d = spec["w"] * 10, spec["h"] * 10, spec["d"] * 5
+    x, y = 20 + dx, 79 + dy
     _draw_block(canvas, spec, x, y, w, h, d)
     label(canvas, (x + w / 2, y + 8), spec["w"], 12)
     label(canvas, (x - 8, y - h / 2), spec["h"], 12)

@@ -6,6 +6,8 @@ rows "geometry reasoning", "algebraic reasoning" and "geometry problem solving",
 
 from __future__ import annotations
 
+import math
+
 from PIL import Image
 
 from emkit.zoo.data import figures, multiple_choice
@@ -63,21 +65,16 @@ def sample(draw: Draw) -> Spec:
 
 def _draw_triangle(canvas: Canvas, spec: Spec, tint: tuple) -> None:
     a, b = spec["a"], spec["b"]
-    left, right = (9.0, 84.0), (87.0, 84.0)
-    ratio = 1 / (1 / _tan(a) + 1 / _tan(b))
-    height = min(76.0, (right[0] - left[0]) * ratio)
-    base = height / ratio
-    left, right = (UNITS / 2 - base / 2, 84.0), (UNITS / 2 + base / 2, 84.0)
-    top = (left[0] + height / _tan(a), left[1] - height)
+    dx, dy = spec["style"]["shift"]
+    ratio = 1 / (1 / math.tan(math.radians(a)) + 1 / math.tan(math.radians(b)))  # height over base
+    height = min(76.0, 78.0 * ratio)
+    base, floor = height / ratio, UNITS / 2 + height / 2 + dy
+    left, right = (UNITS / 2 - base / 2 + dx, floor), (UNITS / 2 + base / 2 + dx, floor)
+    top = (left[0] + height / math.tan(math.radians(a)), floor - height)
     canvas.polygon([left, right, top], tint, INK, 1.2)
     label(canvas, along(left, a / 2, _inset(a)), a)
     label(canvas, along(right, 180 - b / 2, _inset(b)), b)
     label(canvas, along(top, 180 + a + (180 - a - b) / 2, _inset(180 - a - b)), "x")
-
-
-def _tan(degrees: float) -> float:
-    u, v = figures.direction(min(degrees, 89.999) if degrees <= 90 else degrees)
-    return -v / u
 
 
 def _inset(degrees: float) -> float:

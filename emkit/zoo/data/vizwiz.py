@@ -34,7 +34,7 @@ def _defects(draw: Draw) -> dict:
         "tilt": draw.integer(-20, 20),
         "noise": draw.integer(2, 14),
         "seed": draw.integer(0, 2**31),
-        "spoiled": bool(spoiled),
+        "spoiled": spoiled,
     }
 
 
@@ -98,17 +98,29 @@ def _answerable(draw: Draw, things: list[dict]) -> list[QA]:
     return qas
 
 
-def _unanswerable(draw: Draw, things: list[dict]) -> list[QA]:
-    color = _annotated(draw, "vizwiz/color", UNANSWERABLE, "black", a=draw.pick(things)["kind"])
-    return [color, _annotated(draw, "vizwiz/what", UNANSWERABLE, "nothing")]
+def _unanswerable(draw: Draw, spec: Spec) -> list[QA]:
+    """Questions on a spoiled photograph: neither shows what a thing is; only a dark one hides its colour too."""
+    kind = draw.pick(spec["things"])["kind"]
+    if spec["defects"]["spoiled"] == "dark":
+        second = _annotated(draw, "vizwiz/color", UNANSWERABLE, "black", a=kind)
+    else:
+        second = _annotated(draw, "vizwiz/beside", UNANSWERABLE, "nothing", a=kind)
+    return [_annotated(draw, "vizwiz/what", UNANSWERABLE, "nothing"), second]
 
 
 def ask(spec: Spec, draw: Draw) -> list[QA]:
     things, spoiled = spec["things"], spec["defects"]["spoiled"]
-    qas = (_unanswerable if spoiled else _answerable)(draw, things)
+    qas = _unanswerable(draw, spec) if spoiled else _answerable(draw, things)
     if draw.chance(0.4) or len(qas) < 2:
         qas.append(_ask_absent(draw, things))
-    named = [f"{t['color']} {t['kind']}" + (f" {t['number']}" if "number" in t else "") for t in things]
-    described = UNANSWERABLE if spoiled else " , ".join(named)
-    boxed = UNANSWERABLE if spoiled else " ".join(f"{n} {box_text((t['x'] - t['r'], t['y'] - t['r'], t['x'] + t['r'], t['y'] + t['r']))}" for n, t in zip(named, things, strict=True))
-    return [*qas, QA(say(draw, "dense/objects"), described, "dense/objects")] + ([] if spoiled else [QA(say(draw, "dense/caption"), boxed, "dense/caption")])
+    return [*qas, *_dense(draw, things, bool(spoiled))]
+
+
+def _dense(draw: Draw, things: list[dict], spoiled: bool) -> list[QA]:
+    """What there is, without and with boxes."""
+    if spoiled:
+        return [QA(say(draw, "dense/objects"), UNANSWERABLE, "dense/objects")]
+    names = [f"{t['color']} {t['kind']}" + (f" {t['number']}" if "number" in t else "") for t in things]
+    boxes = [box_text((t["x"] - t["r"], t["y"] - t["r"], t["x"] + t["r"], t["y"] + t["r"])) for t in things]
+    boxed = " ".join(f"{name} {box}" for name, box in zip(names, boxes, strict=True))
+    return [QA(say(draw, "dense/objects"), " , ".join(names), "dense/objects"), QA(say(draw, "dense/caption"), boxed, "dense/caption")]
