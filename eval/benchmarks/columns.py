@@ -44,7 +44,10 @@ def _mathvision(qa: QA, size: int) -> Row:
 def _refcoco(qa: QA, size: int) -> Row:
     """The box in pixels of the image, beside the image's own size."""
     scale = size / 96
-    corners = {f"bbox_{corner}": value * scale for corner, value in zip(("x1", "y1", "x2", "y2"), qa.fields["bbox"], strict=True)}
+    corners = {
+        f"bbox_{corner}": value * scale
+        for corner, value in zip(("x1", "y1", "x2", "y2"), qa.fields["bbox"], strict=True)
+    }
     return {"answer": qa.answer, **corners, "width": size, "height": size}
 
 

@@ -55,7 +55,13 @@ def write(protocol: dict, split: str, out: str | Path) -> dict:
         _write_table(out / file, rows)
         files[file] = sha256_file(out / file)
     _warn_where_different(protocol["name"], split, entries)
-    manifest = {"protocol": protocol["name"], "version": protocol["version"], "split": split, "benchmarks": entries, "files": files}
+    manifest = {
+        "protocol": protocol["name"],
+        "version": protocol["version"],
+        "split": split,
+        "benchmarks": entries,
+        "files": files,
+    }
     write_json(out / "manifest.json", manifest)
     return manifest
 
@@ -64,7 +70,9 @@ def _items(name: str, settings: dict, split: str, size: int) -> Iterator[tuple[R
     """One question per image: the columns without index and image, and the image."""
     subtask, seed = settings["subtask"], settings["seed"]
     if subtask is None:
-        raise UserError(f"{name} is a published set, which cannot be drawn here: VLMEvalKit downloads {settings['harness_dataset']} itself")
+        raise UserError(
+            f"{name} is a published set, not one to draw: VLMEvalKit downloads {settings['harness_dataset']} itself"
+        )
     shared = {"split": settings["harness_split"]} if settings["harness_split"] else {}
     for index in range(settings[_COUNT_KEY[split]]):
         item = example(subtask, split, index, seed, size)
@@ -114,8 +122,13 @@ def committed_hashes(protocol_name: str) -> dict[str, str]:
 
 
 def _warn_where_different(protocol_name: str, split: str, entries: dict) -> None:
-    """Another version of Pillow or FreeType may round a pixel otherwise: say so, since scores then compare less well."""
+    """Say so: another version of Pillow or FreeType may round a pixel otherwise, and scores then compare less well."""
     committed = committed_hashes(protocol_name)
-    different = [name for name, entry in entries.items() if committed.get(f"{split}/{name}", entry["sha256"]) != entry["sha256"]]
+    different = [
+        name for name, entry in entries.items() if committed.get(f"{split}/{name}", entry["sha256"]) != entry["sha256"]
+    ]
     if different:
-        print(f"warning: the {split} items of {', '.join(different)} differ from the committed ones of {protocol_name}", file=sys.stderr)
+        print(
+            f"warning: the {split} items of {', '.join(different)} differ from the committed ones of {protocol_name}",
+            file=sys.stderr,
+        )

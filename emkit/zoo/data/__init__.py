@@ -1,8 +1,8 @@
 """The miniature benchmarks' images and questions: ten sub-tasks, one behind each column of the paper's Table 1.
 
-    >>> from emkit.zoo.data import examples
-    >>> example = examples("gqa", "train", n=1, seed=0)[0]
-    >>> example.image.size, example.qas[0].question                                          # doctest: +SKIP
+>>> from emkit.zoo.data import examples
+>>> example = examples("gqa", "train", n=1, seed=0)[0]
+>>> example.image.size, example.qas[0].question                                          # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from emkit.zoo.data.sampling import SPLITS, Draw, sample_spec
 
 __all__ = ["DOMAINS", "QA", "SPLITS", "SUBTASKS", "Example", "example", "examples", "lexicon", "prompt"]
 
-SUBTASKS = ("vizwiz", "gqa", "mathvista", "mathvision", "chartqa", "textvqa", "ocrvqa", "refcoco", "refcoco+", "refcocog")
+SUBTASKS = (
+    "vizwiz",
+    "gqa",
+    "mathvista",
+    "mathvision",
+    "chartqa",
+    "textvqa",
+    "ocrvqa",
+    "refcoco",
+    "refcoco+",
+    "refcocog",
+)
 DOMAINS = {
     "VQA": ("vizwiz", "gqa"),
     "Geometry": ("mathvista", "mathvision"),
@@ -27,7 +38,7 @@ DOMAINS = {
     "Grounding": ("refcoco", "refcoco+", "refcocog"),
 }
 
-# Appended to every question but the mathematical and grounding ones, by VLMEvalKit's dataset classes or its InternVL model.
+# What VLMEvalKit's dataset classes or its InternVL model append, except to mathematical and grounding questions.
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 _SHORT_ANSWER_SUBTASKS = ("vizwiz", "gqa", "chartqa", "textvqa", "ocrvqa")
 
@@ -73,11 +84,13 @@ def examples(subtask: str, split: str, n: int, seed: int, size: int = 96) -> lis
     Raises ValueError for a sub-task or split that does not exist.
     """
     if subtask not in SUBTASKS or split not in SPLITS:
-        raise ValueError(f"no sub-task {subtask!r} with split {split!r}; there are {', '.join(SUBTASKS)} with {', '.join(SPLITS)}")
+        raise ValueError(
+            f"no sub-task {subtask!r} with split {split!r}; there are {', '.join(SUBTASKS)} with {', '.join(SPLITS)}"
+        )
     return [example(subtask, split, index, seed, size) for index in range(n)]
 
 
 def prompt(subtask: str, qa: QA) -> str:
-    """The text a model is asked with this question in evaluation: dense questions stand alone, most others ask for brevity."""
+    """The text a model is asked in evaluation: most benchmarks ask for brevity; dense questions stand alone."""
     brief = subtask in _SHORT_ANSWER_SUBTASKS and not qa.kind.startswith("dense/")
     return qa.question + (SHORT_ANSWER if brief else "")

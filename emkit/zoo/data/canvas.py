@@ -39,7 +39,9 @@ class Canvas:
     def points(self, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         return [(x * self.scale, y * self.scale) for x, y in points]
 
-    def polygon(self, points: list[tuple[float, float]], fill: RGB | None, outline: RGB | None = None, width: float = 0) -> None:
+    def polygon(
+        self, points: list[tuple[float, float]], fill: RGB | None, outline: RGB | None = None, width: float = 0
+    ) -> None:
         scaled = self.points(points)
         if fill is not None:
             self.draw.polygon(scaled, fill=fill)
@@ -49,15 +51,31 @@ class Canvas:
     def line(self, points: list[tuple[float, float]], fill: RGB, width: float) -> None:
         self.draw.line(self.points(points), fill=fill, width=max(1, round(width * self.scale)), joint="curve")
 
-    def rectangle(self, box: tuple[float, float, float, float], fill: RGB | None, outline: RGB | None = None, width: float = 0) -> None:
+    def rectangle(
+        self, box: tuple[float, float, float, float], fill: RGB | None, outline: RGB | None = None, width: float = 0
+    ) -> None:
         x1, y1, x2, y2 = (round(v * self.scale) for v in box)
-        self.draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=fill, outline=outline, width=max(1, round(width * self.scale)) if outline else 0)
+        self.draw.rectangle(
+            (x1, y1, x2 - 1, y2 - 1),
+            fill=fill,
+            outline=outline,
+            width=max(1, round(width * self.scale)) if outline else 0,
+        )
 
-    def ellipse(self, box: tuple[float, float, float, float], fill: RGB | None, outline: RGB | None = None, width: float = 0) -> None:
+    def ellipse(
+        self, box: tuple[float, float, float, float], fill: RGB | None, outline: RGB | None = None, width: float = 0
+    ) -> None:
         x1, y1, x2, y2 = (round(v * self.scale) for v in box)
-        self.draw.ellipse((x1, y1, x2 - 1, y2 - 1), fill=fill, outline=outline, width=max(1, round(width * self.scale)) if outline else 0)
+        self.draw.ellipse(
+            (x1, y1, x2 - 1, y2 - 1),
+            fill=fill,
+            outline=outline,
+            width=max(1, round(width * self.scale)) if outline else 0,
+        )
 
-    def arc(self, centre: tuple[float, float], radius: float, start: float, end: float, fill: RGB, width: float) -> None:
+    def arc(
+        self, centre: tuple[float, float], radius: float, start: float, end: float, fill: RGB, width: float
+    ) -> None:
         """A circular arc; angles in degrees, clockwise from three o'clock (image coordinates)."""
         box = [(centre[0] - radius) * self.scale, (centre[1] - radius) * self.scale]
         box += [(centre[0] + radius) * self.scale, (centre[1] + radius) * self.scale]
@@ -65,7 +83,13 @@ class Canvas:
 
     def text(self, at: tuple[float, float], text: str, face: str, height: float, fill: RGB, anchor: str = "mm") -> None:
         x, y = at
-        self.draw.text((round(x * self.scale), round(y * self.scale)), text, fill=fill, font=font(face, round(height * self.scale)), anchor=anchor)
+        self.draw.text(
+            (round(x * self.scale), round(y * self.scale)),
+            text,
+            fill=fill,
+            font=font(face, round(height * self.scale)),
+            anchor=anchor,
+        )
 
     def text_width(self, text: str, face: str, height: float) -> float:
         """Width in units."""
@@ -102,7 +126,10 @@ def add_noise(image: Image.Image, seed: int, amplitude: int) -> Image.Image:
 def _star(x: float, y: float, r: float) -> list[tuple[float, float]]:
     """Five points, stretched to touch all four sides of its box."""
     width, height = math.sin(2 * math.pi / 5), 1 + math.cos(math.pi / 5)
-    unit = [(k * math.sin(i * math.pi / 5) / width, 2 * (1 - k * math.cos(i * math.pi / 5)) / height - 1) for i, k in enumerate((1, 0.42) * 5)]
+    unit = [
+        (k * math.sin(i * math.pi / 5) / width, 2 * (1 - k * math.cos(i * math.pi / 5)) / height - 1)
+        for i, k in enumerate((1, 0.42) * 5)
+    ]
     return [(x + r * u, y + r * v) for u, v in unit]
 
 

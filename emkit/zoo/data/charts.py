@@ -31,7 +31,14 @@ _MARK = {"bar": "bar", "barh": "bar", "line": "point", "pie": "slice"}
 _BOTTOM, _TOP, _LEFT, _RIGHT = 14.0, 92.0, 23.0, 95.0  # the axes, in units from the lower left corner
 _LEFT_H, _RIGHT_H = 16.0, 93.0  # of horizontal bars, whose labels are narrow
 _LIGHT = ("yellow", "orange")
-_RC = {"text.hinting": "force_autohint", "text.hinting_factor": 1, "text.usetex": False, "text.antialiased": True, "path.simplify": True, "path.snap": True}
+_RC = {
+    "text.hinting": "force_autohint",
+    "text.hinting_factor": 1,
+    "text.usetex": False,
+    "text.antialiased": True,
+    "path.simplify": True,
+    "path.snap": True,
+}
 _LABEL, _VALUE = 10.5, 9.0  # text heights in units
 
 
@@ -116,7 +123,7 @@ def _rgb(rgb: list[int] | tuple[int, int, int]) -> tuple[float, ...]:
 
 
 def _height(value: int, low: float, high: float) -> float:
-    """Where on an axis from `low` to `high` units the value 0..100 stands; above it there is room for a printed value."""
+    """Where on an axis from `low` to `high` units the value 0..100 stands; there is room for a printed value above."""
     return low + (high - low) * value / 112
 
 
@@ -157,7 +164,14 @@ def _draw_barh(chart: _Chart, spec: Spec) -> None:
         chart.text(_LEFT_H - 8, y, label, _LABEL)
         if spec["printed"]:
             inside = value > 80
-            chart.text(end - 2 if inside else end + 2, y, value, _VALUE, "white" if inside and color not in _LIGHT else "black", ha="right" if inside else "left")
+            chart.text(
+                end - 2 if inside else end + 2,
+                y,
+                value,
+                _VALUE,
+                "white" if inside and color not in _LIGHT else "black",
+                ha="right" if inside else "left",
+            )
 
 
 def _draw_line(chart: _Chart, spec: Spec) -> None:
@@ -167,7 +181,9 @@ def _draw_line(chart: _Chart, spec: Spec) -> None:
     ys = [_height(v, _BOTTOM, _TOP) for v in spec["values"]]
     chart.line(xs, ys, color="0.4", width=1.5)
     for x, y, label, value, color in zip(xs, ys, spec["labels"], spec["values"], spec["colors"], strict=True):
-        chart.line([x], [y], color=_rgb(COLORS[color]), width=0, marker="o", markersize=7 * chart.scale, markeredgewidth=0)
+        chart.line(
+            [x], [y], color=_rgb(COLORS[color]), width=0, marker="o", markersize=7 * chart.scale, markeredgewidth=0
+        )
         chart.text(x, 6.5, label, _LABEL)
         if spec["printed"]:
             chart.text(x, y + 7.5, value, _VALUE)
@@ -177,7 +193,9 @@ def _draw_pie(chart: _Chart, spec: Spec) -> None:
     angle, centre, radius = float(spec["start"]), (48.0, 48.0), 34.0
     for label, value, color in zip(spec["labels"], spec["values"], spec["colors"], strict=True):
         end = angle + 3.6 * value
-        chart.add(Wedge(centre, radius, angle, end, facecolor=_rgb(COLORS[color]), edgecolor="white", linewidth=chart.scale))
+        chart.add(
+            Wedge(centre, radius, angle, end, facecolor=_rgb(COLORS[color]), edgecolor="white", linewidth=chart.scale)
+        )
         u, v = math.cos(math.radians((angle + end) / 2)), math.sin(math.radians((angle + end) / 2))
         chart.text(centre[0] + 41 * u, centre[1] + 41 * v, label, _LABEL)
         chart.text(centre[0] + 22 * u, centre[1] + 22 * v, value, _VALUE, "black" if color in _LIGHT else "white")
@@ -238,7 +256,16 @@ def _color_or_count(draw: Draw, spec: Spec) -> QA:
 
 
 def ask(spec: Spec, draw: Draw) -> list[QA]:
-    qas = [_read_value(draw, spec), _read_value(draw, spec), _extreme(draw, spec), _compare(draw, spec), _color_or_count(draw, spec)]
+    qas = [
+        _read_value(draw, spec),
+        _read_value(draw, spec),
+        _extreme(draw, spec),
+        _compare(draw, spec),
+        _color_or_count(draw, spec),
+    ]
     unique = {qa.question: qa for qa in qas}
-    table = " , ".join(f"{label} {color} {value}" for label, color, value in zip(spec["labels"], spec["colors"], spec["values"], strict=True))
+    table = " , ".join(
+        f"{label} {color} {value}"
+        for label, color, value in zip(spec["labels"], spec["colors"], spec["values"], strict=True)
+    )
     return [*unique.values(), QA(say(draw, "dense/table"), table, "dense/table")]

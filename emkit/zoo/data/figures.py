@@ -19,7 +19,12 @@ def style(draw: Draw) -> dict:
     paper = [235 + draw.integer(0, 18) for _ in range(3)] if draw.chance(0.7) else light(draw)
     color = draw.pick([c for c in COLORS if c != "black"])
     tint = [(v + 2 * 245) // 3 for v in COLORS[color]]
-    return {"paper": paper, "tint": tint, "strong": list(COLORS[color]), "shift": [draw.integer(-4, 4), draw.integer(-4, 4)]}
+    return {
+        "paper": paper,
+        "tint": tint,
+        "strong": list(COLORS[color]),
+        "shift": [draw.integer(-4, 4), draw.integer(-4, 4)],
+    }
 
 
 def label(canvas: Canvas, at: tuple[float, float], text: object, height: float = LABEL) -> None:

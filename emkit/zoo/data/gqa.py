@@ -66,12 +66,20 @@ def _by_relation(draw: Draw, objects: list[Object]) -> QA | None:
 
 def _relation(draw: Draw, objects: list[Object]) -> QA | None:
     pairs = [(a, b) for a in objects for b in objects if a is not b and name(a) != name(b)]
-    pairs = [(a, b) for a, b in pairs if _only(objects, shape=a["shape"], color=a["color"]) and _only(objects, shape=b["shape"], color=b["color"])]
+    pairs = [
+        (a, b)
+        for a, b in pairs
+        if _only(objects, shape=a["shape"], color=a["color"]) and _only(objects, shape=b["shape"], color=b["color"])
+    ]
     options = [(a, b, r) for a, b in pairs for r in scenes.RELATIONS if related(a, r, b) is not None]
     if not options:
         return None
     a, b, relation = draw.pick(options)
-    return QA(say(draw, "gqa/relation", a=name(a), rel=relation, b=name(b)), "yes" if related(a, relation, b) else "no", "gqa/relation")
+    return QA(
+        say(draw, "gqa/relation", a=name(a), rel=relation, b=name(b)),
+        "yes" if related(a, relation, b) else "no",
+        "gqa/relation",
+    )
 
 
 def _count(draw: Draw, objects: list[Object]) -> QA:
@@ -80,7 +88,9 @@ def _count(draw: Draw, objects: list[Object]) -> QA:
         return QA(say(draw, "gqa/count", a="objects"), str(len(objects)), "gqa/count")
     value = draw.pick(objects)[how] if draw.chance(0.85) else draw.pick(tuple(COLORS) if how == "color" else SHAPES)
     number = sum(o[how] == value for o in objects)
-    return QA(say(draw, "gqa/count", a=PLURALS[value] if how == "shape" else f"{value} objects"), str(number), "gqa/count")
+    return QA(
+        say(draw, "gqa/count", a=PLURALS[value] if how == "shape" else f"{value} objects"), str(number), "gqa/count"
+    )
 
 
 def _same_color(draw: Draw, objects: list[Object]) -> QA | None:
@@ -90,7 +100,11 @@ def _same_color(draw: Draw, objects: list[Object]) -> QA | None:
     pairs = [(a, b) for a in found for b in found if a is not b]
     same = [p for p in pairs if p[0]["color"] == p[1]["color"]]
     a, b = draw.pick(same if same and draw.chance(0.7) else pairs)
-    return QA(say(draw, "gqa/same-color", a=a["shape"], b=b["shape"]), "yes" if a["color"] == b["color"] else "no", "gqa/same-color")
+    return QA(
+        say(draw, "gqa/same-color", a=a["shape"], b=b["shape"]),
+        "yes" if a["color"] == b["color"] else "no",
+        "gqa/same-color",
+    )
 
 
 def _size(draw: Draw, objects: list[Object]) -> QA | None:

@@ -48,7 +48,11 @@ def _by_location(objects: list[Object]) -> Iterator[tuple[Object, str]]:
                 if _leads(o, rivals, direction):
                     yield o, f"{direction} {_noun_text(noun)}"
                     yield o, f"{_noun_text(noun)} at the {direction}"
-            if len(rivals) == 3 and any(_leads(a, rivals, "left") and _leads(b, rivals, "right") and o not in (a, b) for a in rivals for b in rivals):
+            if len(rivals) == 3 and any(
+                _leads(a, rivals, "left") and _leads(b, rivals, "right") and o not in (a, b)
+                for a in rivals
+                for b in rivals
+            ):
                 yield o, f"middle {_noun_text(noun)}"
 
 
@@ -74,14 +78,19 @@ def _by_relation(objects: list[Object]) -> Iterator[tuple[Object, str]]:
             for noun in _nouns(o):
                 rivals = [p for p in _matching(objects, noun) if p is not anchor]
                 for relation in scenes.RELATIONS:
-                    if [related(p, relation, anchor) for p in rivals].count(False) == len(rivals) - 1 and related(o, relation, anchor):
+                    if [related(p, relation, anchor) for p in rivals].count(False) == len(rivals) - 1 and related(
+                        o, relation, anchor
+                    ):
                         yield o, f"{_noun_text(noun)} that is {relation} the {name(anchor)}"
 
 
 def sample(expressions, draw: Draw) -> Spec:
     """A scene with at least two expressions; objects look alike more often than elsewhere, so words are needed."""
     while True:
-        spec = {"background": scenes.sample_background(draw), "objects": scenes.sample_objects(draw, draw.pick((2, 3, 3, 4)), alike=0.5)}
+        spec = {
+            "background": scenes.sample_background(draw),
+            "objects": scenes.sample_objects(draw, draw.pick((2, 3, 3, 4)), alike=0.5),
+        }
         if len({id(o) for o, _ in expressions(spec["objects"])}) >= 2:
             return spec
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import string
 
 from emkit.zoo.data import words
-from emkit.zoo.data.templates import OPTIONS, PHRASES, TEMPLATES
+from emkit.zoo.data.templates import OPTIONS, OTHER_WORDS, TEMPLATES
 
 _INSTRUCTION = "answer the question using a single word or phrase"
 _PUNCTUATION = " .,?[]()-+=:\n"
+# First words of answers: attribute values, verdicts, and what a dense answer opens with.
+_OPENINGS = (
+    *("card", "yes", "no", "unanswerable", "striped", "title", "triangle", "line", "rectangle", "scale", "bars"),
+    *("clock", "angle", "grid", "ruler", "cubes", "box"),
+)
 
 
 def lexicon() -> dict[str, list[str]]:
@@ -19,17 +25,15 @@ def lexicon() -> dict[str, list[str]]:
     characters   every character used, sorted: letters, digits, punctuation
     spelled      uppercase words shown in images (signs, titles, authors), to be written letter by letter
     """
-    phrases = [_INSTRUCTION, OPTIONS, *PHRASES, *(wording for wordings in TEMPLATES.values() for wording in wordings)]
-    answers = {*words.COLORS, *words.SHAPES, *words.SIZES, *words.THINGS, *words.GENRES, "card", "yes", "no", "unanswerable", "striped",
-               "title", "triangle", "line", "rectangle", "scale", "bars", "clock", "angle", "grid", "ruler", "cubes", "box"}  # fmt: skip
+    phrases = [_INSTRUCTION, OPTIONS, *OTHER_WORDS, *(wording for kind in TEMPLATES.values() for wording in kind)]
+    values = (words.COLORS, words.SHAPES, words.SIZES, words.THINGS, words.GENRES, _OPENINGS)
+    answers = {value for group in values for value in group}
     found = answers | set(words.PLURALS.values())
     for phrase in phrases:
         found |= set(re.findall(r"[a-z]+", re.sub(r"\{\w*\}", " ", phrase)))
-    spelled = sorted({*words.SIGN_WORDS, *words.TITLE_WORDS, *words.AUTHORS})
-    letters = {c for c in "".join(found)} | {c.upper() for c in "abcdefghijklmnopqrstuvwxyz"}
     return {
         "words": sorted(found),
         "answers": sorted(answers),
-        "characters": sorted(letters | set("0123456789") | set(_PUNCTUATION)),
-        "spelled": spelled,
+        "characters": sorted(string.ascii_letters + string.digits + _PUNCTUATION),
+        "spelled": sorted({*words.SIGN_WORDS, *words.TITLE_WORDS, *words.AUTHORS}),
     }

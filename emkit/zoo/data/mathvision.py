@@ -15,9 +15,16 @@ from emkit.zoo.data.figures import INK, along, label
 from emkit.zoo.data.qa import QA, say
 from emkit.zoo.data.sampling import Draw, Spec
 
-_CATEGORY = {"clock": "metric geometry - angle", "right-angle": "metric geometry - angle", "grid-area": "metric geometry - area",
-             "frame-area": "metric geometry - area", "ruler": "metric geometry - length", "path": "metric geometry - length",
-             "cubes": "solid geometry", "volume": "solid geometry"}  # fmt: skip
+_CATEGORY = {
+    "clock": "metric geometry - angle",
+    "right-angle": "metric geometry - angle",
+    "grid-area": "metric geometry - area",
+    "frame-area": "metric geometry - area",
+    "ruler": "metric geometry - length",
+    "path": "metric geometry - length",
+    "cubes": "solid geometry",
+    "volume": "solid geometry",
+}
 _CATEGORY_FIGURES = (("clock", "right-angle"), ("grid",), ("ruler", "path"), ("cubes", "box"))
 
 
@@ -59,7 +66,15 @@ def _box(draw: Draw) -> Spec:
     return {"w": draw.integer(2, 5), "h": draw.integer(2, 5), "d": draw.integer(2, 4)}
 
 
-_FIGURES = {"clock": _clock, "right-angle": _right_angle, "grid": _grid, "ruler": _ruler, "path": _path, "cubes": _cubes, "box": _box}
+_FIGURES = {
+    "clock": _clock,
+    "right-angle": _right_angle,
+    "grid": _grid,
+    "ruler": _ruler,
+    "path": _path,
+    "cubes": _cubes,
+    "box": _box,
+}
 
 
 def sample(draw: Draw) -> Spec:
@@ -73,7 +88,9 @@ def sample(draw: Draw) -> Spec:
 def _draw_clock(canvas: Canvas, spec: Spec) -> None:
     dx, dy = spec["style"]["shift"]
     centre = (UNITS / 2 + dx, UNITS / 2 + dy)
-    canvas.ellipse((centre[0] - 41, centre[1] - 41, centre[0] + 41, centre[1] + 41), tuple(spec["style"]["tint"]), INK, 1.5)
+    canvas.ellipse(
+        (centre[0] - 41, centre[1] - 41, centre[0] + 41, centre[1] + 41), tuple(spec["style"]["tint"]), INK, 1.5
+    )
     for mark in range(12):
         canvas.line([along(centre, 30 * mark, 35), along(centre, 30 * mark, 40)], INK, 1.2)
     canvas.line([centre, along(centre, 90 - 30 * spec["hour"], 21)], INK, 4)
@@ -118,7 +135,9 @@ def _draw_ruler(canvas: Canvas, spec: Spec) -> None:
         x = 7.5 + 9 * mark
         canvas.line([(x, top), (x, top + 7)], INK, 1)
         label(canvas, (x, top + 16), mark, 9.5)
-    canvas.rectangle((7.5 + 9 * spec["start"], top - 16, 7.5 + 9 * spec["end"], top - 4), tuple(spec["style"]["strong"]))
+    canvas.rectangle(
+        (7.5 + 9 * spec["start"], top - 16, 7.5 + 9 * spec["end"], top - 4), tuple(spec["style"]["strong"])
+    )
 
 
 def _draw_path(canvas: Canvas, spec: Spec) -> None:
@@ -169,8 +188,15 @@ def _draw_box(canvas: Canvas, spec: Spec) -> None:
     label(canvas, (x + w + d / 2 + 7, y - d / 2 + 3), spec["d"], 12)
 
 
-_DRAWERS = {"clock": _draw_clock, "right-angle": _draw_right_angle, "grid": _draw_grid, "ruler": _draw_ruler, "path": _draw_path,
-            "cubes": _draw_cubes, "box": _draw_box}  # fmt: skip
+_DRAWERS = {
+    "clock": _draw_clock,
+    "right-angle": _draw_right_angle,
+    "grid": _draw_grid,
+    "ruler": _draw_ruler,
+    "path": _draw_path,
+    "cubes": _draw_cubes,
+    "box": _draw_box,
+}
 
 
 def render(spec: Spec, size: int) -> Image.Image:
@@ -208,7 +234,12 @@ def _ask_both(draw: Draw, kind: str, answer: int, step: int) -> list[QA]:
     template, category = f"mathvision/{kind}", _CATEGORY[kind]
     choices = multiple_choice.options(draw, answer, step)
     free = QA(say(draw, template), str(answer), template, {"category": category, "choices": []})
-    chosen = QA(multiple_choice.with_options(say(draw, template), choices), multiple_choice.letter(answer, choices), template, {"category": category, "choices": choices})
+    chosen = QA(
+        multiple_choice.with_options(say(draw, template), choices),
+        multiple_choice.letter(answer, choices),
+        template,
+        {"category": category, "choices": choices},
+    )
     return [free, chosen]
 
 

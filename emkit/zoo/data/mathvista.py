@@ -21,8 +21,16 @@ _GEOMETRY = {"task": "geometry problem solving", "skills": ["geometry reasoning"
 _BOTH = {"task": "geometry problem solving", "skills": ["geometry reasoning", "algebraic reasoning"]}
 _ALGEBRA = {"task": "math word problem", "skills": ["algebraic reasoning"]}
 _STATISTICS = {"task": "figure question answering", "skills": ["arithmetic reasoning", "statistical reasoning"]}
-_CATEGORY = {"third-angle": _BOTH, "line-angle": _GEOMETRY, "perimeter": _GEOMETRY, "area": _GEOMETRY, "side": _BOTH, "balance": _ALGEBRA,
-             "sum": _STATISTICS, "bar-difference": _STATISTICS}  # fmt: skip
+_CATEGORY = {
+    "third-angle": _BOTH,
+    "line-angle": _GEOMETRY,
+    "perimeter": _GEOMETRY,
+    "area": _GEOMETRY,
+    "side": _BOTH,
+    "balance": _ALGEBRA,
+    "sum": _STATISTICS,
+    "bar-difference": _STATISTICS,
+}
 
 
 # ------------------------------------------------------------------------------------------------ specifications
@@ -56,7 +64,9 @@ _FIGURES = {"triangle": _triangle, "line": _line, "rectangle": _rectangle, "bala
 
 
 def sample(draw: Draw) -> Spec:
-    figure = draw.pick(("triangle", "triangle", "line", "line", "rectangle", "rectangle", "rectangle", "balance", "balance", "bars"))
+    figure = draw.pick(
+        ("triangle", "triangle", "line", "line", "rectangle", "rectangle", "rectangle", "balance", "balance", "bars")
+    )
     return {"figure": figure, "style": figures.style(draw), **_FIGURES[figure](draw)}
 
 
@@ -124,7 +134,13 @@ def _draw_bars(canvas: Canvas, spec: Spec, tint: tuple) -> None:
         label(canvas, (x, top - 7), value, 12)
 
 
-_DRAWERS = {"triangle": _draw_triangle, "line": _draw_line, "rectangle": _draw_rectangle, "balance": _draw_balance, "bars": _draw_bars}
+_DRAWERS = {
+    "triangle": _draw_triangle,
+    "line": _draw_line,
+    "rectangle": _draw_rectangle,
+    "balance": _draw_balance,
+    "bars": _draw_bars,
+}
 
 
 def render(spec: Spec, size: int) -> Image.Image:
@@ -142,12 +158,17 @@ def _problems(spec: Spec, draw: Draw) -> list[tuple[str, dict, int, int]]:
     if figure == "triangle":
         return [("third-angle", {}, 180 - spec["a"] - spec["b"], 10)]
     if figure == "line":
-        return [("line-angle", {"a": spec["a"]}, 180 - spec["a"], 10)]
+        return [("line-angle", {}, 180 - spec["a"], 10)]
     if figure == "balance":
         return [("balance", {}, spec["x"], 1)]
     if figure == "bars":
-        (high, high_color), (low, low_color) = sorted(zip(spec["values"], spec["colors"], strict=True), reverse=True)[:: draw.pick((1, 2))][:2]
-        return [("bar-difference", {"a": high_color, "b": low_color}, high - low, 1), ("sum", {}, sum(spec["values"]), 1)]
+        (high, high_color), (low, low_color) = sorted(zip(spec["values"], spec["colors"], strict=True), reverse=True)[
+            :: draw.pick((1, 2))
+        ][:2]
+        return [
+            ("bar-difference", {"a": high_color, "b": low_color}, high - low, 1),
+            ("sum", {}, sum(spec["values"]), 1),
+        ]
     w, h = spec["w"], spec["h"]
     if spec["unknown"]:
         return [("side", {"a": w * h}, w, 1)]
@@ -160,9 +181,18 @@ def _both_forms(draw: Draw, kind: str, slots: dict, answer: int, step: int) -> l
     choices = multiple_choice.options(draw, answer, step)
     chosen = multiple_choice.letter(answer, choices)
     free = {**common, "question_type": "free_form", "choices": [], "answer_option": "", "answer_value": str(answer)}
-    multi = {**common, "question_type": "multi_choice", "answer_type": "text", "choices": choices, "answer_option": chosen, "answer_value": str(answer)}
-    return [QA(say(draw, template, **slots), str(answer), template, free),
-            QA(multiple_choice.with_options(say(draw, template, **slots), choices), chosen, template, multi)]  # fmt: skip
+    multi = {
+        **common,
+        "question_type": "multi_choice",
+        "answer_type": "text",
+        "choices": choices,
+        "answer_option": chosen,
+        "answer_value": str(answer),
+    }
+    return [
+        QA(say(draw, template, **slots), str(answer), template, free),
+        QA(multiple_choice.with_options(say(draw, template, **slots), choices), chosen, template, multi),
+    ]
 
 
 def _described(spec: Spec) -> str:

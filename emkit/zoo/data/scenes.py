@@ -1,6 +1,7 @@
 """Scenes of two to five coloured shapes, and relations between them; GQA and the grounding sub-tasks are about these.
 
-An object is {"shape", "color", "size", "striped", "x", "y", "r", "rgb"}: centre and half side in units of a 96-unit image.
+An object is {"shape", "color", "size", "striped", "x", "y", "r", "rgb"}: centre and half side in units of a 96-unit-wide
+image.
 """
 
 from __future__ import annotations
@@ -60,8 +61,16 @@ def sample_objects(draw: Draw, count: int, alike: float = 0.35) -> list[Object]:
             if objects and draw.chance(alike):
                 color = draw.pick(objects)["color"]
             large = draw.chance(0.5) if count <= 3 else draw.chance(0.25)
-            objects.append({"shape": shape, "color": color, "size": "large" if large else "small", "striped": draw.chance(0.15),
-                            "r": draw.integer(14, 17) if large else draw.integer(8, 10), "rgb": jitter(draw, COLORS[color])})  # fmt: skip
+            objects.append(
+                {
+                    "shape": shape,
+                    "color": color,
+                    "size": "large" if large else "small",
+                    "striped": draw.chance(0.15),
+                    "r": draw.integer(14, 17) if large else draw.integer(8, 10),
+                    "rgb": jitter(draw, COLORS[color]),
+                }
+            )
         centres = place(draw, [o["r"] for o in objects])
         if centres is not None:
             for o, (x, y) in zip(objects, centres, strict=True):
@@ -106,4 +115,7 @@ def dense(draw: Draw, objects: list[Object]) -> list[QA]:
     """All objects from left to right: by name with boxes, and with every attribute."""
     boxed = " ".join(f"{name(o)} {box_text(box(o))}" for o in objects)
     described = " , ".join(f"{o['size']} {'striped ' if o['striped'] else ''}{name(o)}" for o in objects)
-    return [QA(say(draw, "dense/caption"), boxed, "dense/caption"), QA(say(draw, "dense/objects"), described, "dense/objects")]
+    return [
+        QA(say(draw, "dense/caption"), boxed, "dense/caption"),
+        QA(say(draw, "dense/objects"), described, "dense/objects"),
+    ]

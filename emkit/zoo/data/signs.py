@@ -20,8 +20,17 @@ def _sign(draw: Draw, color: str, centre_y: int, tallest: int) -> dict:
     height = min(draw.integer(15, tallest), 24 - 2 * len(text))
     width = round(len(text) * height * 0.82) + 8
     x = draw.integer(width // 2 + 2, UNITS - width // 2 - 2)
-    return {"text": text, "color": color, "rgb": jitter(draw, COLORS[color], 10), "font": draw.pick(FONTS), "height": height, "width": width, "x": x,
-            "y": centre_y + draw.integer(-7, 7), "post": draw.chance(0.5)}  # fmt: skip
+    return {
+        "text": text,
+        "color": color,
+        "rgb": jitter(draw, COLORS[color], 10),
+        "font": draw.pick(FONTS),
+        "height": height,
+        "width": width,
+        "x": x,
+        "y": centre_y + draw.integer(-7, 7),
+        "post": draw.chance(0.5),
+    }
 
 
 def sample(draw: Draw) -> Spec:
@@ -29,7 +38,16 @@ def sample(draw: Draw) -> Spec:
     rows = (26, 68) if two else (draw.integer(30, 66),)
     colors = draw.sample(tuple(COLORS), len(rows))
     signs = [_sign(draw, color, y, 18 if two else 20) for color, y in zip(colors, rows, strict=True)]
-    clutter = [[draw.integer(0, 90), draw.integer(0, 90), draw.integer(6, 20), draw.integer(6, 20), jitter(draw, (200, 205, 210), 25)] for _ in range(draw.integer(0, 4))]
+    clutter = [
+        [
+            draw.integer(0, 90),
+            draw.integer(0, 90),
+            draw.integer(6, 20),
+            draw.integer(6, 20),
+            jitter(draw, (200, 205, 210), 25),
+        ]
+        for _ in range(draw.integer(0, 4))
+    ]
     return {"background": sample_background(draw), "clutter": clutter, "signs": signs}
 
 
@@ -67,7 +85,9 @@ def ask(spec: Spec, draw: Draw) -> list[QA]:
         if signs[0]["text"].isdigit():
             qas.append(_read(draw, "textvqa/number", signs[0]["text"]))
     else:
-        qas += [_read(draw, "textvqa/place", s["text"], a=place) for s, place in zip(signs, ("top", "bottom"), strict=True)]
+        qas += [
+            _read(draw, "textvqa/place", s["text"], a=place) for s, place in zip(signs, ("top", "bottom"), strict=True)
+        ]
         if signs[0]["text"] != signs[1]["text"]:
             asked = draw.pick(signs)
             qas.append(_read(draw, "textvqa/which", asked["color"], word=asked["text"]))

@@ -21,11 +21,39 @@ class _Brush:
     def at(self, u: float, v: float) -> tuple[float, float]:
         return self.thing["x"] + u * self.thing["r"], self.thing["y"] + v * self.thing["r"]
 
-    def box(self, u1: float, v1: float, u2: float, v2: float, fill: RGB | None = None, outline: RGB | None = None, width: float = 0) -> None:
-        self.canvas.rectangle((*self.at(u1, v1), *self.at(u2, v2)), fill or (None if outline else self.rgb), outline, width * self.thing["r"])
+    def box(
+        self,
+        u1: float,
+        v1: float,
+        u2: float,
+        v2: float,
+        fill: RGB | None = None,
+        outline: RGB | None = None,
+        width: float = 0,
+    ) -> None:
+        self.canvas.rectangle(
+            (*self.at(u1, v1), *self.at(u2, v2)),
+            fill or (None if outline else self.rgb),
+            outline,
+            width * self.thing["r"],
+        )
 
-    def oval(self, u1: float, v1: float, u2: float, v2: float, fill: RGB | None = None, outline: RGB | None = None, width: float = 0) -> None:
-        self.canvas.ellipse((*self.at(u1, v1), *self.at(u2, v2)), fill or (None if outline else self.rgb), outline, width * self.thing["r"])
+    def oval(
+        self,
+        u1: float,
+        v1: float,
+        u2: float,
+        v2: float,
+        fill: RGB | None = None,
+        outline: RGB | None = None,
+        width: float = 0,
+    ) -> None:
+        self.canvas.ellipse(
+            (*self.at(u1, v1), *self.at(u2, v2)),
+            fill or (None if outline else self.rgb),
+            outline,
+            width * self.thing["r"],
+        )
 
     def shape(self, points: list[tuple[float, float]], fill: RGB | None = None) -> None:
         self.canvas.polygon([self.at(u, v) for u, v in points], fill or self.rgb)
@@ -51,7 +79,20 @@ def _key(b: _Brush) -> None:
 
 
 def _shirt(b: _Brush) -> None:
-    b.shape([(-0.35, -0.9), (0.35, -0.9), (1.0, -0.4), (0.75, 0.1), (0.5, -0.1), (0.5, 0.95), (-0.5, 0.95), (-0.5, -0.1), (-0.75, 0.1), (-1.0, -0.4)])
+    b.shape(
+        [
+            (-0.35, -0.9),
+            (0.35, -0.9),
+            (1.0, -0.4),
+            (0.75, 0.1),
+            (0.5, -0.1),
+            (0.5, 0.95),
+            (-0.5, 0.95),
+            (-0.5, -0.1),
+            (-0.75, 0.1),
+            (-1.0, -0.4),
+        ]
+    )
     b.shape([(-0.25, -0.9), (0.25, -0.9), (0.0, -0.55)], b.edge)
 
 
@@ -68,7 +109,12 @@ def _book(b: _Brush) -> None:
 
 
 def _bowl(b: _Brush) -> None:
-    b.canvas.draw.pieslice([*b.canvas.points([b.at(-1.0, -1.2), b.at(1.0, 0.8)])[0], *b.canvas.points([b.at(1.0, 0.8)])[0]], 0, 180, fill=b.rgb)
+    b.canvas.draw.pieslice(
+        [*b.canvas.points([b.at(-1.0, -1.2), b.at(1.0, 0.8)])[0], *b.canvas.points([b.at(1.0, 0.8)])[0]],
+        0,
+        180,
+        fill=b.rgb,
+    )
     b.oval(-1.0, -0.45, 1.0, 0.05, b.edge)
     b.box(-0.4, 0.72, 0.4, 0.9, b.edge)
 
@@ -86,8 +132,16 @@ def _card(b: _Brush) -> None:
 
 
 _DRAWERS: dict[str, Callable[[_Brush], None]] = {
-    "cup": _cup, "bottle": _bottle, "key": _key, "shirt": _shirt, "phone": _phone, "book": _book, "bowl": _bowl, "lamp": _lamp, "card": _card,
-}  # fmt: skip
+    "cup": _cup,
+    "bottle": _bottle,
+    "key": _key,
+    "shirt": _shirt,
+    "phone": _phone,
+    "book": _book,
+    "bowl": _bowl,
+    "lamp": _lamp,
+    "card": _card,
+}
 
 
 def draw_thing(canvas: Canvas, thing: dict) -> None:

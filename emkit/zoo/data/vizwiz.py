@@ -26,7 +26,7 @@ def _thing(draw: Draw, kind: str, x: int, y: int, r: int) -> dict:
 
 
 def _defects(draw: Draw) -> dict:
-    """What is wrong with the photograph; blur in tenths of a unit, brightness in percent, tilt in degrees, noise in levels."""
+    """What is wrong with the photograph: blur (tenths of a unit), brightness (%), tilt (degrees), noise (levels)."""
     spoiled = draw.pick(("dark", "blurred")) if draw.chance(0.16) else ""
     return {
         "blur": draw.integer(110, 160) if spoiled == "blurred" else draw.pick((0, 0, 6, 9, 12, 15)),
@@ -44,10 +44,15 @@ def sample(draw: Draw) -> Spec:
     spec = {"wall": walls[0], "table": walls[1], "horizon": draw.integer(50, 75), "defects": _defects(draw)}
     if draw.chance(0.55):
         r = draw.integer(22, 30)
-        things = [_thing(draw, draw.pick(_KINDS), UNITS // 2 + draw.integer(-16, 16), UNITS // 2 + draw.integer(-12, 14), r)]
+        things = [
+            _thing(draw, draw.pick(_KINDS), UNITS // 2 + draw.integer(-16, 16), UNITS // 2 + draw.integer(-12, 14), r)
+        ]
     else:
         kinds = draw.sample(_KINDS, 2)
-        things = [_thing(draw, kind, x + draw.integer(-5, 5), 50 + draw.integer(-12, 12), draw.integer(17, 20)) for kind, x in zip(kinds, (26, 70), strict=True)]
+        things = [
+            _thing(draw, kind, x + draw.integer(-5, 5), 50 + draw.integer(-12, 12), draw.integer(17, 20))
+            for kind, x in zip(kinds, (26, 70), strict=True)
+        ]
     return spec | {"things": things}
 
 
@@ -123,4 +128,7 @@ def _dense(draw: Draw, things: list[dict], spoiled: bool) -> list[QA]:
     names = [f"{t['color']} {t['kind']}" + (f" {t['number']}" if "number" in t else "") for t in things]
     boxes = [box_text((t["x"] - t["r"], t["y"] - t["r"], t["x"] + t["r"], t["y"] + t["r"])) for t in things]
     boxed = " ".join(f"{name} {box}" for name, box in zip(names, boxes, strict=True))
-    return [QA(say(draw, "dense/objects"), " , ".join(names), "dense/objects"), QA(say(draw, "dense/caption"), boxed, "dense/caption")]
+    return [
+        QA(say(draw, "dense/objects"), " , ".join(names), "dense/objects"),
+        QA(say(draw, "dense/caption"), boxed, "dense/caption"),
+    ]

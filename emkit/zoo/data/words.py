@@ -13,21 +13,26 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES = ("small", "large")
 THINGS = ("cup", "bottle", "key", "shirt", "phone", "book", "bowl", "lamp")
 
-SIGN_WORDS = (
-    "OPEN", "STOP", "EXIT", "TAXI", "BANK", "CAFE", "FOOD", "SALE", "HOTEL", "PARK", "BUS", "ZOO", "GYM", "SPA", "BAR", "PUB",
-    "WAY", "NORTH", "SOUTH", "EAST", "WEST", "LEFT", "RIGHT", "UP", "DOWN", "PUSH", "PULL", "SLOW", "WAIT", "WALK", "TURN", "KEEP",
-    "MILK", "BREAD", "FISH", "TEA", "SOUP", "PIZZA", "FRUIT", "CAKE", "MEAT", "RICE", "SHOE", "TOY", "GIFT", "BIKE", "CAR", "BOAT",
-    "TRAIN", "METRO", "PORT", "ROAD", "LAKE", "HILL", "FARM", "BEACH", "RIVER", "CITY", "TOWN", "HOME", "CLUB", "KING", "QUEEN", "MUSIC",
-    "DANCE", "FILM", "NEWS", "MAIL", "POST", "LOST", "FREE", "COLD", "HOT", "NEW", "OLD", "BIG", "STAR", "MOON", "SUN", "SNOW",
-)  # fmt: skip
-TITLE_WORDS = (
-    "MOON", "RIVER", "NIGHT", "GOLD", "STORM", "HOUSE", "STONE", "GHOST", "QUEEN", "KING", "OCEAN", "DREAM", "LIGHT", "WOLF", "ROSE",
-    "WAR", "SNOW", "FIRE", "HEART", "CROWN", "SHIP", "CITY", "LOST", "LAST", "FIRST", "DARK", "WILD", "BLUE", "SECRET", "SILENT",
-)  # fmt: skip
-AUTHORS = (
-    "ADAMS", "BAKER", "CLARK", "DAVIS", "EVANS", "FOX", "GRANT", "HILL", "IRWIN", "JONES", "KELLY", "LEE", "MOORE", "NASH", "OWEN",
-    "PRICE", "QUINN", "REED", "SMITH", "TATE", "URBAN", "VANCE", "WOOD", "YOUNG",
-)  # fmt: skip
+SIGN_WORDS = tuple(
+    """
+    OPEN STOP EXIT TAXI BANK CAFE FOOD SALE HOTEL PARK BUS ZOO GYM SPA BAR PUB WAY NORTH SOUTH EAST WEST LEFT
+    RIGHT UP DOWN PUSH PULL SLOW WAIT WALK TURN KEEP MILK BREAD FISH TEA SOUP PIZZA FRUIT CAKE MEAT RICE SHOE
+    TOY GIFT BIKE CAR BOAT TRAIN METRO PORT ROAD LAKE HILL FARM BEACH RIVER CITY TOWN HOME CLUB KING QUEEN MUSIC
+    DANCE FILM NEWS MAIL POST LOST FREE COLD HOT NEW OLD BIG STAR MOON SUN SNOW
+    """.split()
+)
+TITLE_WORDS = tuple(
+    """
+    MOON RIVER NIGHT GOLD STORM HOUSE STONE GHOST QUEEN KING OCEAN DREAM LIGHT WOLF ROSE WAR SNOW FIRE HEART
+    CROWN SHIP CITY LOST LAST FIRST DARK WILD BLUE SECRET SILENT
+    """.split()
+)
+AUTHORS = tuple(
+    """
+    ADAMS BAKER CLARK DAVIS EVANS FOX GRANT HILL IRWIN JONES KELLY LEE MOORE NASH OWEN PRICE QUINN REED SMITH
+    TATE URBAN VANCE WOOD YOUNG
+    """.split()
+)
 GENRES: dict[str, tuple[int, int, int]] = {
     "cooking": (240, 140, 20),
     "history": (130, 85, 45),
@@ -39,4 +44,11 @@ GENRES: dict[str, tuple[int, int, int]] = {
 CHART_LABELS = ("A", "B", "C", "D", "E", "F", "G", "H", "K", "M")
 COLUMNS = ("left", "middle", "right")
 OPTION_LETTERS = ("A", "B", "C", "D")
-PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "star": "stars", "cross": "crosses", "ring": "rings"}
+PLURALS = {
+    "circle": "circles",
+    "square": "squares",
+    "triangle": "triangles",
+    "star": "stars",
+    "cross": "crosses",
+    "ring": "rings",
+}
