@@ -96,6 +96,11 @@ def write_json(path: str | Path, value: object) -> None:
         part.write_text(json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: str | Path) -> object:
+    """The value in a JSON file that emkit wrote."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 @contextlib.contextmanager
 def lock(path: str | Path) -> Iterator[None]:
     """Hold ``path`` locked among processes; the system releases it when its holder dies, however it dies."""

@@ -1,0 +1,234 @@
+"""Calibration: unlabeled samples of each task, answered by its own expert, with that teacher's states and logits.
+
+The paper takes five to ten unlabeled samples a task; the responses are the experts' own greedy ones (authors' code).
+Its samples carry long responses. Where answers are a word long, a *sample* here is a pack of questions (of whole
+images) whose responses together have at least ``response_tokens`` tokens, so that five samples still say something.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from emkit.errors import UserError
+from emkit.files import atomic_dir, lock, sha256_json
+from emkit.sequences import Folded, batches, collate, fold
+from emkit.sources import Item, JsonlSource, ZooSource
+from emkit.task_vectors import TaskVectors
+
+FORMAT = 1  # of the cache; part of its keys
+ROUND = 24  # images answered at a time; how many are needed is known only once their responses are counted
+TEACHER_TOKENS = 8192  # padded tokens in one pass of a teacher
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``samples`` per task of at least ``response_tokens`` tokens each (end tokens included); greedy responses of at
+    most ``max_new_tokens``; the hidden state after block ``hidden_layer``; losses over ``tokens`` (response, all)."""
+
+    samples: int
+    response_tokens: int
+    hidden_layer: int
+    tokens: str = "response"
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """One task's sequences. ``sample_of[i]`` is the sample that sequence i is a part of.
+
+    Per sequence: ``features`` [tiles, tokens, D] of its image from the base (nothing before the projector is
+    merged); the teacher's ``logits`` [n, V] and ``hidden`` [n, d] at the n positions where losses are taken. fp32.
+    """
+
+    name: str
+    sequences: list[Folded]
+    sample_of: list[int]
+    features: list[torch.Tensor]
+    logits: list[torch.Tensor]
+    hidden: list[torch.Tensor]
+    rows: list[list[dict]]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples N."""
+        return max(self.sample_of) + 1
+
+    @property
+    def response_tokens(self) -> int:
+        """Response tokens in all samples together."""
+        return sum(row["tokens"] for rows in self.rows for row in rows)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The samples of every task, the block after which hidden states are aligned, and each task's content key."""
+
+    tasks: dict[str, TaskSamples]
+    hidden_layer: int
+    keys: dict[str, str]
+
+
+def calibrate(
+    backbone: ModuleType,
+    base_model: torch.nn.Module,
+    task_vectors: TaskVectors,
+    source: ZooSource | JsonlSource,
+    settings: Settings,
+    seed: int,
+    cache: Path,
+    progress: bool = False,
+) -> Calibration:
+    """Samples and teacher targets of every expert's task, from ``cache`` where the same were made before.
+
+    ``base_model`` is used for its image features only. A cache entry's key is the content of everything that it
+    depends on. ``UserError`` for a calibration set that is empty or too small for the samples asked.
+    """
+    tasks, keys = {}, {}
+    for task, expert in task_vectors.checkpoints.items():
+        keys[task] = sha256_json(
+            {
+                "format": FORMAT,
+                "backbone": backbone.__name__,
+                "base": task_vectors.base.sha256(),
+                "expert": expert.sha256(),
+                "source": source.identity(task),
+                "settings": vars(settings),
+                "seed": seed,
+            }
+        )
+        folder = Path(cache) / "calibration" / keys[task]
+        with lock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                teacher, processor = backbone.load(expert.path, device=str(base_model.device))
+                maker = _Maker(backbone, base_model, teacher, processor, settings)
+                made = maker.make(task, source.items(task, seed), progress)
+                with atomic_dir(folder) as part:
+                    _save(made, part)
+        tasks[task] = _load(folder, task)
+    return Calibration(tasks, settings.hidden_layer, keys)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes one task's samples with its expert, the ``teacher``."""
+
+    backbone: ModuleType
+    base_model: torch.nn.Module
+    teacher: torch.nn.Module
+    processor: object
+    settings: Settings
+
+    def make(self, task: str, items: Iterator[Item], progress: bool) -> TaskSamples:
+        """Ask the expert until its responses fill the samples, then record its states and logits."""
+        settings = self.settings
+        made = TaskSamples(task, [], [], [], [], [], [])
+        teacher_features: list[torch.Tensor] = []
+        sample, tokens, wanted = 0, 0, settings.samples * settings.response_tokens
+        with tqdm(total=wanted, desc=f"calibration {task}", unit="token", disable=not progress) as bar:
+            for item, answers in self._answered(items):
+                found = self._add(made, teacher_features, item, answers)
+                made.sample_of.append(sample)
+                tokens += found
+                bar.update(min(found, wanted - bar.n))
+                if tokens >= settings.response_tokens:
+                    sample, tokens = sample + 1, 0
+                if sample == settings.samples:
+                    break
+        if sample < settings.samples:
+            filled = f"fills only {sample} samples of {settings.response_tokens} response tokens"
+            raise UserError(
+                f"the calibration set of task '{task}' {filled if made.sequences else 'is empty'}, {settings.samples} "
+                "are wanted: give more questions, or lower calibration.samples or calibration.response_tokens"
+            )
+        for logits, hidden in self._teach(made.sequences, teacher_features):
+            made.logits.append(logits)
+            made.hidden.append(hidden)
+        return made
+
+    def _add(self, made: TaskSamples, teacher_features: list, item: Item, answers: list[str]) -> int:
+        """Append one image's sequence; the number of its response tokens."""
+        encoded = self.backbone.encode(self.processor, [item.image] * len(answers), list(item.questions), answers)
+        folded, lengths = _folded(encoded, self.settings.tokens)
+        pixels = encoded["pixel_values"][: len(encoded["pixel_values"]) // len(answers)].to(self.base_model.device)
+        made.sequences.append(folded)
+        made.features.append(self.backbone.image_features(self.base_model, pixels).cpu())
+        teacher_features.append(self.backbone.image_features(self.teacher, pixels).cpu())
+        rows = zip(item.questions, answers, lengths, strict=True)
+        origin = {"subtask": item.subtask, "key": item.key}
+        made.rows.append([{**origin, "question": q, "response": a, "tokens": n} for q, a, n in rows])
+        return sum(lengths)
+
+    def _answered(self, items: Iterator[Item]) -> Iterator[tuple[Item, list[str]]]:
+        """Items with the expert's greedy responses, generated a round of images at a time."""
+        while asked := list(itertools.islice(items, ROUND)):
+            images = [item.image for item in asked for _ in item.questions]
+            questions = [question for item in asked for question in item.questions]
+            limit = self.settings.max_new_tokens
+            answers = iter(self.backbone.generate(self.teacher, self.processor, images, questions, limit))
+            for item in asked:
+                yield item, list(itertools.islice(answers, len(item.questions)))
+
+    @torch.no_grad()
+    def _teach(self, sequences: list[Folded], features: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The teacher's logits [n, V] and hidden states [n, d] at each sequence's positions, fp32 on the CPU."""
+        targets: list = [None] * len(sequences)
+        device = self.teacher.device
+        for indices in batches([len(s.ids) for s in sequences], TEACHER_TOKENS):
+            batch, taken = collate([sequences[i] for i in indices])
+            batch, taken = {name: value.to(device) for name, value in batch.items()}, taken.to(device)
+            images = torch.cat([features[i] for i in indices]).to(device)
+            layer = self.settings.hidden_layer
+            output = self.backbone.forward(self.teacher, batch, features=images, hidden_layer=layer, positions=taken)
+            sizes = [int((sequences[i].count > 0).sum()) for i in indices]
+            parts = (output.logits.float().cpu().split(sizes), output.hidden[taken].float().cpu().split(sizes))
+            for i, logits, hidden in zip(indices, *parts, strict=True):
+                targets[i] = (logits.clone(), hidden.clone())
+        return targets
+
+
+def _folded(encoded: dict, tokens: str) -> tuple[Folded, list[int]]:
+    """The rows of one image as one sequence, and each row's number of response tokens."""
+    lengths = encoded["attention_mask"].sum(1).tolist()
+    rows = [ids[:length].numpy() for ids, length in zip(encoded["input_ids"], lengths, strict=True)]
+    responses = encoded["response_mask"].sum(1).tolist()
+    return fold(rows, responses, tokens), responses
+
+
+def _save(made: TaskSamples, folder: Path) -> None:
+    entries = [
+        {"sample": sample, "sequence": sequence.to_json(), "rows": rows}
+        for sample, sequence, rows in zip(made.sample_of, made.sequences, made.rows, strict=True)
+    ]
+    (folder / "samples.json").write_text(json.dumps(entries, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = {}
+    for name in ("features", "logits", "hidden"):
+        parts = getattr(made, name)
+        tensors[name] = torch.cat(parts)
+        tensors[f"{name}.sizes"] = torch.tensor([len(part) for part in parts])
+    save_file(tensors, folder / "teacher.safetensors")
+
+
+def _load(folder: Path, task: str) -> TaskSamples:
+    entries = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "teacher.safetensors")
+    split = {
+        name: list(tensors[name].split(tensors[f"{name}.sizes"].tolist())) for name in ("features", "logits", "hidden")
+    }
+    return TaskSamples(
+        task,
+        [Folded.from_json(entry["sequence"]) for entry in entries],
+        [entry["sample"] for entry in entries],
+        split["features"],
+        split["logits"],
+        split["hidden"],
+        [entry["rows"] for entry in entries],
+    )

@@ -1,0 +1,162 @@
+"""The two learned methods from recipe to coefficients, with every finished fit kept under its content key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from emkit.calibration import Calibration, Settings, calibrate
+from emkit.coefficients import Coefficients
+from emkit.errors import UserError
+from emkit.files import atomic_dir, lock, read_json, sha256_json, write_json
+from emkit.fit import fit
+from emkit.importance import allocate_chunks, chunked_start, layer_importance
+from emkit.recipe import SCALE, Recipe
+from emkit.sources import source
+from emkit.task_vectors import TaskVectors
+
+FORMAT = 1  # of the kept fits; part of their keys
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Coefficients, and how they came about.
+
+    ``stages``: one entry a fit, with its ``history`` (losses per task and coefficients before each step) and, for
+    chunks, ``importance`` and ``chunks`` of every merged tensor. ``calibration``: samples and response tokens of each
+    task, so that what was learned from is told.
+    """
+
+    coefficients: Coefficients
+    stages: list[dict]
+    calibration: dict
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Fits coefficients for a recipe's models. ``cache`` keeps calibration sets and fits; ``scale`` is the chosen λ."""
+
+    backbone: ModuleType
+    task_vectors: TaskVectors
+    recipe: Recipe
+    seed: int
+    cache: Path
+    scale: float | None = None
+    progress: bool = False
+
+    def expert_merging(self, settings: Mapping) -> Learned:
+        """Expert Merging: one coefficient per merged tensor and expert (Section 3.2)."""
+        start = Coefficients.constant(self.task_vectors.names, self._initial(settings))
+        calibration = self._calibration(settings)
+        coefficients, stage = self._fit(settings, calibration, start, len(self.task_vectors.names))
+        return Learned(coefficients, [stage], _described(calibration))
+
+    def expert_merging_pp(self, first: Mapping, settings: Mapping) -> Learned:
+        """Expert Merging with the settings ``first``, importance, chunks, and a second fit (Section 3.3)."""
+        stage1 = self.expert_merging(first)
+        names = self.task_vectors.names
+        importance = layer_importance(stage1.coefficients, self.task_vectors, settings.get("normalise", "per_expert"))
+        chunks = allocate_chunks(importance, settings["budget"], settings["kappa"])
+        start = chunked_start(
+            stage1.coefficients,
+            Coefficients.constant(names, self._initial(settings)),
+            chunks,
+            settings["fixed"],
+            settings["start"],
+            {name: self.task_vectors.numel(name) for name in names},
+        )
+        calibration = self._calibration(settings)
+        coefficients, stage = self._fit(settings, calibration, start, settings["budget"] * len(names))
+        stage |= {"importance": importance, "chunks": chunks}
+        return Learned(coefficients, [*stage1.stages, stage], _described(calibration))
+
+    @cached_property
+    def _model(self) -> torch.nn.Module:
+        """The base in fp32, whose merged weights the fits overwrite (and nothing else of it)."""
+        model, _ = self.backbone.load(self.task_vectors.base.path, device=self.recipe.device)
+        self.task_vectors.hold(self.recipe.device)
+        return model
+
+    def _initial(self, settings: Mapping) -> dict[str, float]:
+        """ᾱ_k of each expert, in the experts' order: the chosen λ, a number, or a number for each."""
+        initial = settings["initial"]
+        if initial == SCALE:
+            if self.scale is None:
+                raise UserError(f"initial '{SCALE}' needs that scale: choose it on the validation items first")
+            initial = self.scale
+        if isinstance(initial, Mapping):
+            return {name: float(initial[name]) for name in self.task_vectors.experts}
+        return dict.fromkeys(self.task_vectors.experts, float(initial))
+
+    def _calibration(self, settings: Mapping) -> Calibration:
+        given = self.recipe.data["calibration"]
+        blocks = self.backbone.blocks(self._model)
+        layer = blocks // 2 if settings["hidden_layer"] == "middle" else settings["hidden_layer"]
+        if not 1 <= layer <= blocks:
+            raise UserError(f"hidden_layer is block {layer}, the model has blocks 1 to {blocks}")
+        wanted = {key: given[key] for key in ("samples", "response_tokens", "max_new_tokens") if key in given}
+        return calibrate(
+            self.backbone,
+            self._model,
+            self.task_vectors,
+            source(given),
+            Settings(hidden_layer=layer, tokens=settings["tokens"], **wanted),
+            self.seed,
+            self.cache,
+            self.progress,
+        )
+
+    def _fit(
+        self, settings: Mapping, calibration: Calibration, start: Coefficients, count: float
+    ) -> tuple[Coefficients, dict]:
+        """A fit's coefficients and stage entry; from the cache if the same fit was finished before."""
+        options, initial = self.recipe.fit_options(settings), self._initial(settings)
+        checkpoints = {"base": self.task_vectors.base, **self.task_vectors.checkpoints}
+        key = sha256_json(
+            {
+                "format": FORMAT,
+                "backbone": self.backbone.__name__,
+                "models": {name: checkpoint.sha256() for name, checkpoint in checkpoints.items()},
+                "calibration": calibration.keys,
+                "start": start.to_json(),
+                "initial": initial,
+                "options": repr(options),
+                "count": count,
+                "seed": self.seed,
+            }
+        )
+        folder = self.cache / "fits" / key
+        state = folder.with_suffix(".state.json")
+        with lock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                result = fit(
+                    self.backbone,
+                    self._model,
+                    self.task_vectors,
+                    start,
+                    initial,
+                    calibration,
+                    options,
+                    count,
+                    self.seed,
+                    state,
+                    self.progress,
+                )
+                with atomic_dir(folder) as part:
+                    result.coefficients.save(part / "coefficients.json")
+                    write_json(part / "history.json", result.history)
+            state.unlink(missing_ok=True)
+        coefficients = Coefficients.load(folder / "coefficients.json")
+        return coefficients, {"initial": initial, "history": read_json(folder / "history.json")}
+
+
+def _described(calibration: Calibration) -> dict:
+    return {
+        name: {"samples": task.samples, "response_tokens": task.response_tokens, "images": len(task.sequences)}
+        for name, task in calibration.tasks.items()
+    }

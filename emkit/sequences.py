@@ -1,0 +1,91 @@
+"""Calibration sequences: one image with its questions and responses, folded into one pass through the model.
+
+Rows about one image share everything up to their questions. A sequence holds that prefix once, then each row's own
+tokens; a block mask hides the rows from each other and positions start anew after the prefix, so every row gets
+exactly the states and logits that it would get alone, for about half the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One sequence of S tokens: ``ids`` and ``positions`` int64 [S], ``block`` int64 [S] (0: prefix, r: row r's own).
+
+    ``count`` float64 [S] says how many rows' losses are taken at a position: 0 where none is.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    block: np.ndarray
+    count: np.ndarray
+
+    def to_json(self) -> dict:
+        return {field: getattr(self, field).tolist() for field in ("ids", "positions", "block", "count")}
+
+    @classmethod
+    def from_json(cls, value: dict) -> Folded:
+        integers = [np.array(value[field], dtype=np.int64) for field in ("ids", "positions", "block")]
+        return cls(*integers, np.array(value["count"], dtype=np.float64))
+
+
+def fold(rows: Sequence[np.ndarray], responses: Sequence[int], tokens: str) -> Folded:
+    """Fold rows of token ids, each of which ends with ``responses[r]`` response tokens.
+
+    ``tokens`` says where losses are taken: ``response``, at the positions that predict a response token (the last
+    prompt token to the last but one), or ``all``, at every token, the prefix counting once for each of its rows.
+    """
+    shared = min(len(row) - response for row, response in zip(rows, responses, strict=True)) - 1
+    for row in rows[1:]:
+        differs = np.flatnonzero(row[:shared] != rows[0][:shared])
+        shared = int(differs[0]) if len(differs) else shared
+    prefix = np.arange(shared)
+    ids, positions, block = [rows[0][:shared]], [prefix], [np.zeros(shared, np.int64)]
+    count = [np.full(shared, len(rows) if tokens == "all" else 0.0)]
+    for number, (row, response) in enumerate(zip(rows, responses, strict=True), 1):
+        own = np.arange(shared, len(row))
+        ids.append(row[shared:])
+        positions.append(own)
+        block.append(np.full(len(own), number))
+        predicts = (own >= len(row) - response - 1) & (own < len(row) - 1)
+        count.append(np.ones(len(own)) if tokens == "all" else predicts.astype(np.float64))
+    parts = [np.concatenate(part).astype(np.int64) for part in (ids, positions, block)]
+    return Folded(*parts, np.concatenate(count).astype(np.float64))
+
+
+def collate(sequences: Sequence[Folded]) -> tuple[dict, torch.Tensor]:
+    """A batch for a backbone's ``forward``, and ``positions`` bool [B, S]: where losses are taken.
+
+    ``attention_mask`` is bool [B, 1, S, S] (True: may look at); padding looks at itself only, and nobody at it.
+    """
+    shape = (len(sequences), max(len(s.ids) for s in sequences))
+    ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    block, taken = np.full(shape, -1), np.zeros(shape, bool)
+    for i, s in enumerate(sequences):
+        here = slice(0, len(s.ids))
+        ids[i, here], positions[i, here], block[i, here], taken[i, here] = s.ids, s.positions, s.block, s.count > 0
+    seen = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
+    seen &= np.tri(shape[1], dtype=bool)[None] & (block[:, None, :] >= 0)
+    seen |= np.eye(shape[1], dtype=bool)[None]
+    batch = {"input_ids": ids, "position_ids": positions, "attention_mask": seen[:, None]}
+    return {name: torch.from_numpy(value) for name, value in batch.items()}, torch.from_numpy(taken)
+
+
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Split sequences (by their lengths) into batches of at most ``budget`` padded tokens, similar lengths together.
+
+    Every index appears once; a single sequence may exceed the budget.
+    """
+    out: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if out and (len(out[-1]) + 1) * lengths[i] <= budget:
+            out[-1].append(i)
+        else:
+            out.append([i])
+    return out

@@ -1,0 +1,126 @@
+"""Where calibration images and questions come from: drawn by the zoo, or listed in JSON-lines files."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from emkit.errors import UserError
+from emkit.files import sha256_file
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image with the questions asked about it; ``subtask`` and ``key`` say where it is from."""
+
+    subtask: str
+    key: str
+    image: Image.Image
+    questions: tuple[str, ...]
+
+
+class ZooSource:
+    """Drawn images of one ``split``; a task's sub-tasks take turns image by image, dense supervision left out.
+
+    Questions stand in the form in which a model is asked in evaluation. (Dense questions, which ask for everything in
+    an image, exist for training a base only.)
+    """
+
+    def __init__(self, split: str):
+        self.split = split
+
+    def identity(self, task: str) -> dict:
+        """What the items depend on besides the seed: the split and the code that draws them."""
+        from emkit.zoo import data
+
+        folder = Path(data.__file__).parent
+        code = hashlib.sha256("".join(sha256_file(file) for file in sorted(folder.glob("*.py"))).encode())
+        return {"source": "zoo", "split": self.split, "subtasks": self._subtasks(task), "code": code.hexdigest()}
+
+    def items(self, task: str, seed: int) -> Iterator[Item]:
+        """Endless; the same for the same seed, and no item twice."""
+        from emkit.zoo import data
+
+        # a stream of its own: the same image may be in the experts' training data, but not by having the same seed
+        stream = int(hashlib.sha256(f"calibration/{seed}".encode()).hexdigest()[:8], 16)
+        seen = set()
+        for index in itertools.count():
+            for subtask in self._subtasks(task):
+                example = data.example(subtask, self.split, index, stream)
+                questions = tuple(data.prompt(subtask, qa) for qa in example.benchmark_qas)
+                if questions and example.key not in seen:
+                    seen.add(example.key)
+                    yield Item(subtask, example.key, example.image, questions)
+
+    @staticmethod
+    def _subtasks(task: str) -> list[str]:
+        from emkit.zoo import data
+
+        if task not in data.DOMAINS:
+            known = ", ".join(data.DOMAINS)
+            raise UserError(f"calibration.source zoo knows no task '{task}': name the experts {known}, or use jsonl")
+        return list(data.DOMAINS[task])
+
+
+class JsonlSource:
+    """Files of ``{"image": path, "question": text}`` lines, one file a task; image paths are relative to the file.
+
+    A seed draws the order of the lines.
+    """
+
+    def __init__(self, files: Mapping[str, str]):
+        self.files = {task: Path(file) for task, file in files.items()}
+
+    def identity(self, task: str) -> dict:
+        """What the items depend on besides the seed: the lines and the images' bytes."""
+        images = sorted({str(image) for image, _ in self._lines(task)})
+        hashes = hashlib.sha256("".join(sha256_file(image) for image in images).encode()).hexdigest()
+        return {"source": "jsonl", "lines": sha256_file(self.files[task]), "images": hashes}
+
+    def items(self, task: str, seed: int) -> Iterator[Item]:
+        """Every line once."""
+        lines = self._lines(task)
+        lines.sort(key=lambda line: hashlib.sha256(f"{seed}/{line[0]}/{line[1]}".encode()).hexdigest())
+        for path, question in lines:
+            try:
+                with Image.open(path) as image:
+                    yield Item(task, f"{path.name}: {question}", image.convert("RGB"), (question,))
+            except (OSError, UnidentifiedImageError) as error:
+                raise UserError(f"{self.files[task]}: {path} is no readable image") from error
+
+    def _lines(self, task: str) -> list[tuple[Path, str]]:
+        if task not in self.files:
+            raise UserError(f"calibration.files has no file for task '{task}': add one, or drop that expert")
+        file = self.files[task]
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"calibration.files.{task}: cannot read {file}") from error
+        lines = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                image, question = file.parent / entry["image"], str(entry["question"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f'{file}, line {number}: not of the form {{"image": …, "question": …}}') from error
+            if not image.is_file():
+                raise UserError(f"{file}, line {number}: there is no image {image}")
+            lines.append((image, question))
+        if not lines:
+            raise UserError(f"the calibration set of task '{task}' is empty: {file} has no lines")
+        return lines
+
+
+def source(settings: Mapping) -> ZooSource | JsonlSource:
+    """The source that a recipe's ``calibration`` section names (``zoo`` unless it says otherwise)."""
+    if settings.get("source", "zoo") == "jsonl":
+        return JsonlSource(settings.get("files", {}))
+    return ZooSource(settings.get("split", "train"))
