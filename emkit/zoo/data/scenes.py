@@ -1,7 +1,7 @@
 """Scenes of two to five coloured shapes, and relations between them; GQA and the grounding sub-tasks are about these.
 
-An object is {"shape", "color", "size", "striped", "x", "y", "r", "rgb"}: centre and half side in units of a 96-unit-wide
-image.
+An object is {"shape", "color", "size", "striped", "x", "y", "r", "rgb"}: centre and half side in units of an image 96
+units wide.
 """
 
 from __future__ import annotations

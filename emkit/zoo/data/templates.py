@@ -1,5 +1,7 @@
 """Every wording of every question kind. Sub-tasks fill the slots; the lexicon is read from here."""
 
+from emkit.zoo.data.words import listed
+
 TEMPLATES: dict[str, tuple[str, ...]] = {
     # dense supervision for the base model
     "dense/caption": (
@@ -199,10 +201,10 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 OPTIONS = " choices: (A) {} (B) {} (C) {} (D) {}"
 
 # Words of answers and of phrases that fill slots and that stand in no word list; only the lexicon needs them.
-OTHER_WORDS = tuple(
+OTHER_WORDS = listed(
     """
     a above an angle at author bar bars below bottom box clock cubes genre grid high hour is left line long
     middle minute nothing object objects of path plain point points rectangle right ruler scale shaded slice
     slices striped that the times title to top triangle wide
-    """.split()
+    """
 )

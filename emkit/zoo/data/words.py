@@ -1,5 +1,11 @@
 """The words and colours that images and questions are made of."""
 
+
+def listed(text: str) -> tuple[str, ...]:
+    """The words of a text, in order."""
+    return tuple(text.split())
+
+
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
     "orange": (240, 140, 20),
@@ -13,25 +19,25 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES = ("small", "large")
 THINGS = ("cup", "bottle", "key", "shirt", "phone", "book", "bowl", "lamp")
 
-SIGN_WORDS = tuple(
+SIGN_WORDS = listed(
     """
     OPEN STOP EXIT TAXI BANK CAFE FOOD SALE HOTEL PARK BUS ZOO GYM SPA BAR PUB WAY NORTH SOUTH EAST WEST LEFT
     RIGHT UP DOWN PUSH PULL SLOW WAIT WALK TURN KEEP MILK BREAD FISH TEA SOUP PIZZA FRUIT CAKE MEAT RICE SHOE
     TOY GIFT BIKE CAR BOAT TRAIN METRO PORT ROAD LAKE HILL FARM BEACH RIVER CITY TOWN HOME CLUB KING QUEEN MUSIC
     DANCE FILM NEWS MAIL POST LOST FREE COLD HOT NEW OLD BIG STAR MOON SUN SNOW
-    """.split()
+    """
 )
-TITLE_WORDS = tuple(
+TITLE_WORDS = listed(
     """
     MOON RIVER NIGHT GOLD STORM HOUSE STONE GHOST QUEEN KING OCEAN DREAM LIGHT WOLF ROSE WAR SNOW FIRE HEART
     CROWN SHIP CITY LOST LAST FIRST DARK WILD BLUE SECRET SILENT
-    """.split()
+    """
 )
-AUTHORS = tuple(
+AUTHORS = listed(
     """
     ADAMS BAKER CLARK DAVIS EVANS FOX GRANT HILL IRWIN JONES KELLY LEE MOORE NASH OWEN PRICE QUINN REED SMITH
     TATE URBAN VANCE WOOD YOUNG
-    """.split()
+    """
 )
 GENRES: dict[str, tuple[int, int, int]] = {
     "cooking": (240, 140, 20),
