@@ -84,7 +84,7 @@ def _write(path: str | Path, cell: Cell) -> Cell:
 
 
 def read_cell(path: str | Path) -> Cell:
-    """The cell at ``path``, checked with its items; :class:`UserError` if it is absent, damaged or does not fit them."""
+    """The cell at ``path``, checked with its items; :class:`UserError` if absent, damaged or not fitting them."""
     path = Path(path)
     cell = _parse(path)
     _check(cell, path)

@@ -45,9 +45,9 @@ def _same(parse, answer: str, reference: str) -> bool:
 
 def _power(base, exponent):
     """``base ** exponent``, refused where the integer would be huge (``9**9**9``)."""
-    if isinstance(base, int) and isinstance(exponent, int):
-        if abs(exponent) * max(base.bit_length(), 1) > _MOST_BITS:
-            raise NotANumber("power too large")
+    whole = isinstance(base, int) and isinstance(exponent, int)
+    if whole and abs(exponent) * max(base.bit_length(), 1) > _MOST_BITS:
+        raise NotANumber("power too large")
     return base**exponent
 
 

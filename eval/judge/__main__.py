@@ -1,0 +1,7 @@
+"""``python -m eval.judge`` -- the same as ``python -m eval judge``."""
+
+import sys
+
+from eval.judge.server import cli
+
+sys.exit(cli(sys.argv[1:]))

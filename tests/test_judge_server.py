@@ -1,0 +1,169 @@
+"""The proxy as its clients see it: protocol, cache, upstream, and that a key is written nowhere."""
+
+import json
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from emkit.errors import UserError
+from eval import judge
+from eval.judge import rules
+from eval.judge.cache import Cache
+
+KEY = "sk-a-key-that-must-not-appear"
+HELLO = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+
+
+def post(url: str, body, headers=None) -> tuple[int, dict]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})})
+    try:
+        with urllib.request.urlopen(request) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.fixture
+def service():
+    """An OpenAI-compatible service that counts its calls, checks the key and echoes it when told to fail."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            server.calls += 1
+            server.keys.add(self.headers["Authorization"])
+            status = server.status
+            body = {"error": {"message": f"bad key {KEY}"}}
+            if status == 200:
+                message = {"role": "assistant", "content": f"heard {request['messages'][-1]['content']}"}
+                choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.calls, server.keys, server.status = 0, set(), 200
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_replies_follow_the_protocol_and_are_kept(tmp_path):
+    with judge.running(tmp_path) as url:
+        assert url.startswith("http://127.0.0.1:") and url.endswith("/v1/chat/completions")
+        status, reply = post(url, HELLO)
+        again = post(url, HELLO)
+    assert status == 200 and again == (200, reply)
+    assert reply["object"] == "chat.completion"
+    assert reply["choices"][0]["message"] == {"role": "assistant", "content": rules.GREETING}
+    (file,) = tmp_path.rglob("*.json")
+    record = json.loads(file.read_text())
+    assert record["request"] == HELLO and record["reply"] == reply
+    assert file.stem[:2] == file.parent.name
+
+
+def test_the_cache_answers_before_the_upstream(tmp_path, service, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    upstream = f"http://127.0.0.1:{service.server_address[1]}/v1"
+    for _ in range(2):
+        with judge.running(tmp_path, upstream) as url:
+            assert post(url, HELLO)[1]["choices"][0]["message"]["content"] == "heard hello"
+            post(url, {**HELLO, "temperature": 0.5})
+    assert service.calls == 2
+    assert service.keys == {f"Bearer {KEY}"}
+    assert not any(KEY in file.read_text() for file in tmp_path.rglob("*.json"))
+
+
+def test_a_failing_upstream_is_an_error_without_the_key_and_is_not_kept(tmp_path, service, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    service.status = 401
+    with judge.running(tmp_path, f"http://127.0.0.1:{service.server_address[1]}/v1") as url:
+        status, reply = post(url, HELLO)
+    assert status == 502 and KEY not in json.dumps(reply) and "401" in reply["error"]["message"]
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_calls_have_a_cap(tmp_path, service, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with judge.running(tmp_path, f"http://127.0.0.1:{service.server_address[1]}/v1", calls=1) as url:
+        assert post(url, HELLO)[0] == 200
+        status, reply = post(url, {**HELLO, "temperature": 1})
+    assert status == 502 and "cap" in reply["error"]["message"]
+
+
+def test_a_damaged_cache_file_is_made_anew(tmp_path):
+    with judge.running(tmp_path) as url:
+        good = post(url, HELLO)
+        (file,) = tmp_path.rglob("*.json")
+        file.write_text(file.read_text()[:40])
+        assert post(url, HELLO) == good
+    assert json.loads(file.read_text())["reply"] == good[1]
+
+
+def test_another_judge_has_other_replies(tmp_path):
+    Cache(tmp_path, "one").put(HELLO, {"a": 1})
+    assert Cache(tmp_path, "one").get(HELLO) == {"a": 1}
+    assert Cache(tmp_path, "two").get(HELLO) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"no json",
+        [],
+        {},
+        {"model": "m"},
+        {"model": "m", "messages": []},
+        {"model": "m", "messages": ["hello"]},
+        {**HELLO, "n": 2},
+        {**HELLO, "stream": True},
+    ],
+)
+def test_bad_requests_get_a_clear_400(tmp_path, body):
+    with judge.running(tmp_path) as url:
+        status, reply = post(url, body)
+    assert status == 400 and reply["error"]["message"]
+
+
+def test_other_paths_are_refused(tmp_path):
+    with judge.running(tmp_path) as url:
+        assert post(url.replace("/chat/", "/other/"), HELLO)[0] == 404
+
+
+def test_upstreams_that_cannot_be(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="unknown judge upstream"), judge.running(tmp_path, "http://example.org/v1"):
+        pass
+    with pytest.raises(UserError, match="OPENAI_API_KEY"), judge.running(tmp_path, "https://example.org/v1"):
+        pass
+
+
+def test_command_line(tmp_path):
+    bad = subprocess.run(
+        [sys.executable, "-m", "eval.judge", "--cache", str(tmp_path), "--upstream", "nobody"],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        bad.returncode == 2 and bad.stderr.startswith("error: unknown judge upstream") and bad.stderr.count("\n") == 1
+    )
+    command = [sys.executable, "-m", "eval.judge", "--cache", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().strip()
+        assert post(url, HELLO)[0] == 200
+        process.terminate()
+        assert process.wait(10) == 0
