@@ -65,16 +65,31 @@ def processor_of(recipe: dict):
 
 
 def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
-    """Train every member that is not finished under ``out``; states and data live under ``work``."""
+    """Train every member that has no finished folder under ``out``; training states live under ``work``.
+
+    Run it again after a kill and it goes on at the last saved step. Raises ``UserError`` when ``out`` holds members
+    of another recipe, since a zoo's models belong together.
+    """
+    names = members(recipe)
+    finished = [name for name in names if (out / name / "card.json").exists()]
+    for name in finished:
+        if card.read(out / name)["recipe_sha256"] != card.recipe_hash(recipe):
+            raise UserError(f"{out / name} was trained by another recipe: remove {out} or choose another folder")
+    key = card.recipe_hash(recipe)[:12]
+    work = work / key
     work.mkdir(parents=True, exist_ok=True)
-    if not (out / "base" / "card.json").exists():
+    if "base" not in finished:
         torch.set_num_threads(jobs)
         train_member(recipe, "base", out, work, 0)
-    waiting = [m for m in members(recipe)[1:] if not (out / m / "card.json").exists()]
-    waiting.sort(key=lambda m: -stage(recipe, m)["steps"])
+    waiting = [name for name in names[1:] if name not in finished]
+    waiting.sort(key=lambda name: -stage(recipe, name)["steps"])
+    if jobs == 1:
+        for name in waiting:
+            train_member(recipe, name, out, work, 0)
+        return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(train_member, recipe, m, out, work, i) for i, m in enumerate(waiting)]
+        futures = [pool.submit(train_member, recipe, name, out, work, line) for line, name in enumerate(waiting)]
         for future in as_completed(futures):
             future.result()
 
@@ -91,8 +106,7 @@ def train_member(recipe: dict, member: str, out: Path, work: Path, line: int) ->
     data = _data(recipe, member, settings, processor, line)
     if member != "base":
         cache_features(model, data)
-    wanted = settings["shares"] if "shares" in settings else {}
-    shares = np.array([wanted.get(s, 1.0) for s in sorted(subtasks_of(member))])
+    shares = np.array([settings.get("shares", {}).get(s, 1.0) for s in sorted(subtasks_of(member))])
     with tqdm(total=settings["steps"], desc=f"train {member}", position=line, unit="step", mininterval=2) as bar:
 
         def progress(step: int, loss: float) -> None:
