@@ -19,7 +19,7 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, unwritable
-from eval import scores
+from eval import models, notebooks, scale, scores, tables
 from eval.plan import EVALUATION, VALIDATION, Job, Plan
 from eval.progress import Display
 
@@ -29,14 +29,16 @@ TAIL = 15  # lines of the log shown when a job broke
 
 def reproduce(plan: Plan, jobs: int) -> int:
     """Bring a recipe's table and notebook up to date; returns the exit status (1: some cell failed)."""
-    plan.check()
-    log = plan.run / "log" / "table1.log"
+    models.check(plan)
+    log, started = plan.run / "log" / "table1.log", time.time()
     with _lock(plan.run / "lock") as handle:
         _writable(plan.home)
-        missing = prune(plan)
-        if missing or not plan.notebook.is_file():
-            print(f"profile {plan.recipe.profile}: {missing} of {len(plan.jobs)} rows to score; details in {log}")
-        _snakemake(plan, jobs, log, handle)
+        standing = prune(plan)
+        if plan.notebook.is_file():
+            print("nothing to do: every score stands")
+        else:
+            print(f"profile {plan.recipe.profile}, {jobs} jobs at once; log: {log}", flush=True)
+            _snakemake(plan, jobs, log, handle, Display(lambda: count(plan, standing, started)))
         publish(plan)
     return report(plan)
 
@@ -68,33 +70,33 @@ def _writable(folder: Path) -> None:
         (folder / name / ".writable").unlink()
 
 
-def prune(plan: Plan) -> int:
-    """Remove the stamps that no longer hold and what a killed job left; returns how many rows have to be scored."""
+def prune(plan: Plan) -> set[Path]:
+    """Remove the stamps that no longer hold and what a killed job left; returns the cells that stand."""
     shutil.rmtree(plan.run / "tmp", ignore_errors=True)
-    for source in plan.scale_rows:
-        points = [point for point in plan.points(source) if not plan.is_done(point)]
-        for point in points:
-            plan.stamp(point).unlink(missing_ok=True)
-        if points or not plan.scale_is_current(source):
-            plan.scale_file(source).unlink(missing_ok=True)
-    stale = [job for job in plan.jobs if not plan.is_done(job)]
-    for job in stale:
-        plan.stamp(job).unlink(missing_ok=True)
-    if not plan.zoo_is_built():
+    if not models.are_there(plan):
         plan.zoo_stamp.unlink(missing_ok=True)
-    if not plan.table_is_current():
+    standing = set()
+    points = {source: plan.points(source) for source in plan.scale_rows}
+    for job in [*(point for of in points.values() for point in of), *plan.jobs]:
+        valid = {plan.cell(job, name) for name in plan.benchmarks if plan.is_valid(job, name)}
+        if len(valid) < len(plan.benchmarks):
+            plan.stamp(job).unlink(missing_ok=True)
+        standing |= valid
+    for source, of in points.items():
+        if not all(plan.stamp(point).is_file() for point in of) or not scale.is_current(plan, source):
+            plan.scale_file(source).unlink(missing_ok=True)
+    if not all(plan.stamp(job).is_file() for job in plan.jobs) or not tables.is_current(plan):
         plan.table.unlink(missing_ok=True)
-    if not plan.notebook_is_current():
+    if not plan.table.is_file() or not notebooks.is_current(plan):
         plan.notebook.unlink(missing_ok=True)
-    return len(stale)
+    return standing
 
 
-def _snakemake(plan: Plan, jobs: int, log: Path, lock: int) -> None:
+def _snakemake(plan: Plan, jobs: int, log: Path, lock: int, display: Display) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--cores", str(jobs), "--nolock"]
     command += ["--rerun-incomplete", "--keep-going", "--rerun-triggers", "mtime", "params", "input"]
     command += ["--config", f"recipe={plan.path}", f"results={plan.home.parent}", f"python={sys.executable}"]
     log.parent.mkdir(parents=True, exist_ok=True)
-    display = Display(lambda: count(plan))
     with open(log, "w", encoding="utf-8") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, pass_fds=(lock,))
         try:
@@ -116,29 +118,27 @@ def _what_broke(log: Path) -> str:
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if said:
         return f"{said[0]} (log: {log})"
-    return f"a job broke off; the log's end:\n" + "\n".join(lines[-TAIL:]) + f"\n(whole log: {log})"
+    return "a job broke off; the log's end:\n" + "\n".join(lines[-TAIL:]) + f"\n(whole log: {log})"
 
 
-def count(plan: Plan) -> list[tuple[str, int, int, str]]:
-    """How far each stage is: ``(stage, done, total, note)``."""
+def count(plan: Plan, standing: set[Path], started: float) -> list[tuple[str, int, int, str]]:
+    """How far each stage is: ``(stage, done, total, note)``; a cell counts if it stood before or is new."""
     splits = ([VALIDATION] if plan.scale_rows else []) + [EVALUATION]
     points = [point for source in plan.scale_rows for point in plan.points(source)]
-    ready = sum(plan.manifest(split).is_file() for split in splits)
-    stages = [("models", int(plan.zoo_stamp.is_file()), 1, ""), ("data", ready, len(splits), "")]
-    if points:
-        stages.append(("scale", *_cells(plan, points)))
-    stages.append(("rows", *_cells(plan, plan.jobs)))
+
+    def is_done(path: Path) -> bool:
+        return path in standing or (path.is_file() and path.stat().st_mtime >= started)
+
+    def cells(jobs: list[Job]) -> tuple[int, int, str]:
+        paths = [plan.cell(job, name) for job in jobs for name in plan.benchmarks]
+        ended = sum(plan.stamp(job).is_file() for job in jobs)
+        return sum(map(is_done, paths)), len(paths), f"cells, {ended}/{len(jobs)} rows"
+
+    stages = [("models", int(plan.zoo_stamp.is_file()), 1, "")]
+    stages.append(("data", sum(plan.manifest(split).is_file() for split in splits), len(splits), ""))
+    stages += [("scale", *cells(points))] if points else []
+    stages.append(("rows", *cells(plan.jobs)))
     return stages + [("table", int(plan.table.is_file()), 1, ""), ("notebook", int(plan.notebook.is_file()), 1, "")]
-
-
-def _cells(plan: Plan, jobs: list[Job]) -> tuple[int, int, str]:
-    """Score files of the rows that have ended or are being scored, out of all, and how many rows have ended."""
-    benchmarks = plan.recipe.benchmarks
-    ended = [job for job in jobs if plan.stamp(job).is_file()]
-    open_jobs = [job for job in jobs if job not in ended]
-    done = sum(plan.cell(job, benchmark).is_file() for job in open_jobs for benchmark in benchmarks)
-    done = min(done, len(open_jobs) * len(benchmarks) - bool(open_jobs))
-    return len(ended) * len(benchmarks) + done, len(jobs) * len(benchmarks), f"cells, {len(ended)}/{len(jobs)} rows"
 
 
 def publish(plan: Plan) -> None:
@@ -156,7 +156,7 @@ def report(plan: Plan) -> int:
     """Say where the results are, and which cells failed: then the exit status is 1."""
     failed = []
     for job in plan.jobs:
-        for benchmark in plan.recipe.benchmarks:
+        for benchmark in plan.benchmarks:
             cell = scores.read_cell(plan.cell(job, benchmark))
             if cell.status == "failed":
                 failed.append(f"{job.name} {benchmark}: {cell.reason}")

@@ -7,18 +7,15 @@ the validation split at one value of a free scale. Snakefile, launcher and ``mak
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
+from emkit import methods
 from emkit import recipe as recipes
 from emkit.errors import UserError
 from emkit.files import sha256_json
-from emkit.methods import REGISTRY
-from eval import keys, scores
+from eval import benchmarks, keys, scores
 
 VALIDATION, EVALUATION = "validation", "evaluation"
 
@@ -46,44 +43,49 @@ class Plan:
         self.recipe = recipes.load(self.path)
         self.home = Path(results) / self.recipe.profile
         self.run = self.home / ".run"
-        self.rows = {row.id: row for row in self.recipe.rows}
+        self.rows = {row["id"]: row for row in self.recipe.rows}
 
     # ---- what runs
     @cached_property
     def protocol(self) -> dict:
-        """The benchmarks' settings; raises ``UserError`` when a benchmark of the recipe has none."""
-        path = Path(self.recipe.protocol)
-        if not path.is_file():
-            raise UserError(f"{self.path}: protocol: there is no file {path}")
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for benchmark in self.recipe.benchmarks:
+        """How each benchmark is asked; raises ``UserError`` when a benchmark of the recipe is not in it."""
+        path = self.recipe.data["protocol"]
+        settings = benchmarks.load(path)
+        for benchmark in self.benchmarks:
             if benchmark not in settings["benchmarks"]:
                 known = ", ".join(settings["benchmarks"])
                 raise UserError(f"{self.path}: unknown benchmark '{benchmark}': {path} has {known}")
         return settings
 
+    def method(self, row: str) -> methods.Method:
+        """The method of a row that runs."""
+        return methods.get(self.rows[row]["method"])
+
     def runs(self, row: str) -> bool:
         """Whether the row is computed; one without method or checkpoint stands in the table as "not run yet"."""
-        return self.rows[row].method is not None
-
-    def is_random(self, row: str) -> bool:
-        """Whether the seed matters: the method draws calibration samples or drops entries."""
-        return bool({"calibration", "seed"} & set(REGISTRY[self.rows[row].method].needs))
+        return self.rows[row]["method"] is not None
 
     def seeds(self, row: str) -> list[int]:
         """The recipe's seeds for a random method, the first alone for the others."""
-        return list(self.recipe.seeds) if self.is_random(row) else list(self.recipe.seeds)[:1]
+        return self.recipe.seeds if self.method(row).random else self.recipe.seeds[:1]
 
-    def options(self, row: str) -> dict:
-        """The recipe's settings of the row's method."""
-        return dict(self.recipe.methods.get(self.rows[row].method) or {})
+    def settings(self, row: str) -> dict:
+        """The settings of the row's method: those of a fit for a learned one, else none."""
+        return self.recipe.settings(self.rows[row]) if "calibration" in self.method(row).needs else {}
 
     def scale_row(self, row: str) -> str | None:
-        """The row on whose validation curve this row's scale is chosen: itself, another one, or none."""
-        if "scale" in REGISTRY[self.rows[row].method].needs:
+        """The row on whose validation curve this row's scale is chosen: itself, Task Arithmetic's, or none."""
+        if "scale" in self.rows[row] or "scale" not in self.method(row).needs:
+            return None
+        if "calibration" not in self.method(row).needs:
             return row
-        borrowed = re.fullmatch(r"scale of (\w+)", str(self.options(row).get("initial", "")))
-        return borrowed[1] if borrowed else None
+        borrows = self.settings(row)["initial"] == recipes.SCALE
+        return next(r for r in self.rows if self.rows[r]["method"] == "task_arithmetic") if borrows else None
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The table's columns, without the average."""
+        return self.recipe.data["benchmarks"]
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -97,7 +99,7 @@ class Plan:
 
     def points(self, row: str) -> list[Job]:
         """The validation jobs of a row's scale, one per value of the grid."""
-        return [Job(row, self.recipe.seeds[0], VALIDATION, float(value)) for value in self.recipe.scale["grid"]]
+        return [Job(row, self.recipe.seeds[0], VALIDATION, float(value)) for value in self.recipe.data["scale"]["grid"]]
 
     # ---- where files lie
     def data(self, split: str) -> Path:
@@ -144,7 +146,9 @@ class Plan:
     def chosen_scale(self, row: str) -> float | None:
         """The scale the validation split chose for ``row``, or None where it has none or none is chosen yet."""
         source = self.scale_row(row)
-        if source is None or not self.scale_file(source).is_file():
+        if source is None:
+            return self.rows[row].get("scale")
+        if not self.scale_file(source).is_file():
             return None
         return json.loads(self.scale_file(source).read_text(encoding="utf-8"))["scale"]
 
@@ -156,24 +160,21 @@ class Plan:
 
     def model_names(self, row: str) -> dict[str, str]:
         """The checkpoints that a row reads: folder or hub id by role."""
-        models, entry = self.recipe.models, self.rows[row]
-        if entry.method == "checkpoint":
-            return {entry.model: _checkpoint(models, entry.model)}
-        if entry.model is not None:
-            return {"base": models["base"], entry.model: _checkpoint(models, entry.model)}
-        return {"base": models["base"], **models["experts"]}
+        entry = self.rows[row]
+        roles = {"checkpoint": [], "reset_expert": ["base"]}.get(entry["method"], ["base", *self.recipe.experts])
+        return {role: self.recipe.model(role) for role in [*roles, *([entry["model"]] if "model" in entry else [])]}
 
     def expected(self, job: Job, benchmark: str) -> dict:
         """The hashes that a valid score file of this cell carries; ``data_sha256`` is None before the data exist."""
         recipe, row = self.recipe, self.rows[job.row]
         part = {
             "backbone": recipe.backbone,
-            "method": row.method,
-            "model": row.model,
-            "options": self.options(job.row),
+            "method": row["method"],
+            "model": row.get("model"),
+            "settings": self.settings(job.row),
             "seed": job.seed,
             "scale": job.scale,
-            "calibration": dict(recipe.calibration) if self.is_random(job.row) else None,
+            "calibration": recipe.data["calibration"] if self.method(job.row).random else None,
             "benchmark": self.protocol["benchmarks"][benchmark],
         }
         models = {role: keys.model_identity(name) for role, name in self.model_names(job.row).items()}
@@ -198,6 +199,6 @@ class Plan:
         expected = self.expected(self.resolved(job), benchmark)
         return cell.status == "ok" and all(getattr(cell, name) == value for name, value in expected.items())
 
-
-def _checkpoint(models: dict, name: str) -> str:
-    return models[name] if name in ("base", "mixture") else models["experts"][name]
+    def is_done(self, job: Job) -> bool:
+        """Whether every cell of the job stands."""
+        return all(self.is_valid(job, benchmark) for benchmark in self.benchmarks)

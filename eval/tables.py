@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from emkit.errors import UserError
+from emkit.files import atomic_write
 from eval import scores
 from eval.plan import Job, Plan
 
@@ -88,15 +89,15 @@ def average(label: str, cells: Sequence[Sequence[scores.Cell]]) -> Entry:
 
 def entries(plan: Plan) -> list[Entry]:
     """Every line of the table, in the recipe's order; raises ``UserError`` when a score file is missing."""
-    lines, benchmarks = [], plan.recipe.benchmarks
+    lines, benchmarks = [], plan.benchmarks
     for row in plan.recipe.rows:
-        if not plan.runs(row.id):
-            lines += [Entry(row.label, name) for name in [*benchmarks, AVERAGE]]
+        if not plan.runs(row["id"]):
+            lines += [Entry(row["label"], name) for name in [*benchmarks, AVERAGE]]
             continue
-        jobs = [Job(row.id, seed) for seed in plan.seeds(row.id)]
+        jobs = [Job(row["id"], seed) for seed in plan.seeds(row["id"])]
         cells = [[scores.read_cell(plan.cell(job, name)) for job in jobs] for name in benchmarks]
-        lines += [column(row.label, name, of) for name, of in zip(benchmarks, cells)]
-        lines.append(average(row.label, cells))
+        lines += [column(row["label"], name, of) for name, of in zip(benchmarks, cells)]
+        lines.append(average(row["label"], cells))
     return lines
 
 
@@ -117,7 +118,8 @@ def read_csv(path: str | Path) -> list[Entry]:
             raise UserError(f"{path}: its columns are {reader.fieldnames}, not {', '.join(FIELDS)}")
         number = {"score": float, "stderr": float, "n": int, "seeds": int}
         return [
-            Entry(**{k: (number[k](v) if v else None) if k in number else v for k, v in line.items()}) for line in reader
+            Entry(**{k: (number[k](v) if v else None) if k in number else v for k, v in line.items()})
+            for line in reader
         ]
 
 
@@ -159,7 +161,10 @@ def as_markdown(lines: Sequence[Entry], profile: str) -> str:
         "",
         *_markdown(
             [f"ours (`{profile}`)", "published"],
-            {method: [_ours(row[AVERAGE]), _score(paper.get(method, {}).get(AVERAGE))] for method, row in table.items()},
+            {
+                method: [_ours(row[AVERAGE]), _score(paper.get(method, {}).get(AVERAGE))]
+                for method, row in table.items()
+            },
         ),
     ]
     return "\n".join(text) + "\n"
@@ -176,3 +181,25 @@ def _ours(entry: Entry) -> str:
 
 def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def write(plan: Plan) -> None:
+    """Write ``table1.csv`` and ``table1.md`` where the run keeps them; the CSV last, as it is what counts."""
+    lines = entries(plan)
+    for path, text in (
+        (plan.table.with_suffix(".md"), as_markdown(lines, plan.recipe.profile)),
+        (plan.table, as_csv(lines)),
+    ):
+        with atomic_write(path) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def is_current(plan: Plan) -> bool:
+    """Whether the written table is what the score files say now."""
+    try:
+        lines = entries(plan)
+        return plan.table.read_text(encoding="utf-8") == as_csv(lines) and plan.table.with_suffix(".md").read_text(
+            encoding="utf-8"
+        ) == as_markdown(lines, plan.recipe.profile)
+    except (UserError, FileNotFoundError):
+        return False

@@ -1,0 +1,135 @@
+"""``emkit …``: zoos, single merges and layer importance on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from emkit.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a :class:`UserError` is one line on stderr and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.call(options) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="emkit", description="Merge expert models (Expert Merging, arXiv 2509.25712)."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    zoo = commands.add_parser("zoo", help="train the miniature models, or compare two zoos")
+    actions = zoo.add_subparsers(required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="train a zoo from nothing; goes on where it was interrupted")
+    build.add_argument("name", help="a recipe of emkit/recipes/zoo, such as internvl-mini")
+    build.add_argument("--out", type=Path, required=True, help="folder of the finished models")
+    build.add_argument("--against", type=Path, help="committed models whose skills to compare with")
+    build.add_argument("--jobs", type=int, default=2, help="models trained at once")
+    build.set_defaults(call=_zoo_build)
+    check = actions.add_parser("check", help="check the models' hashes against their cards")
+    check.add_argument("folder", type=Path)
+    check.set_defaults(call=_zoo_check)
+
+    row = commands.add_parser("merge-row", help="merge one row of a recipe into a checkpoint folder")
+    row.add_argument("recipe")
+    row.add_argument("row")
+    row.add_argument("--out", type=Path, required=True)
+    row.add_argument("--seed", type=int, default=0)
+    row.add_argument("--scale", type=float, help="λ, for a method with a free scale")
+    row.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
+    row.set_defaults(call=_merge_row)
+
+    importance = commands.add_parser("importance", help="layer importance and chunk counts (Section 3.3, Eq. 4)")
+    importance.add_argument("recipe")
+    importance.add_argument("coefficients", type=Path, help="coefficients.json of an Expert Merging run")
+    importance.set_defaults(call=_importance)
+
+    plan = commands.add_parser("plan", help="list a recipe's rows")
+    plan.add_argument("recipe")
+    plan.set_defaults(call=_plan)
+    return parser
+
+
+def _zoo_build(options) -> int:
+    from emkit.zoo import build
+
+    recipe = build.load_recipe(options.name)
+    build.build(recipe, options.out, options.out / ".work", options.jobs)
+    return _compare(options.out, options.against) if options.against else 0
+
+
+def _zoo_check(options) -> int:
+    from emkit.checkpoints import Checkpoint
+    from emkit.zoo import card
+
+    folders = sorted(path.parent for path in options.folder.glob("*/card.json"))
+    if not folders:
+        raise UserError(f"there is no zoo in {options.folder}")
+    for folder in folders:
+        if Checkpoint.open(folder).sha256() != card.read(folder)["weights_sha256"]:
+            raise UserError(f"{folder}: the weights are not those of its card; `git checkout` them again")
+        print(f"{folder}: weights are those of its card")
+    return 0
+
+
+def _compare(new: Path, old: Path) -> int:
+    """Print the skills of two zoos side by side."""
+    from emkit.zoo import card
+
+    print(f"{'model':<12}{'kind':<12}{'trained now':>12}{'committed':>12}")
+    for folder in sorted(path.parent for path in old.glob("*/card.json")):
+        here, there = card.read(new / folder.name)["skills"], card.read(folder)["skills"]
+        for kind, value in there.items():
+            print(f"{folder.name:<12}{kind:<12}{here[kind]:>12.1f}{value:>12.1f}")
+    return 0
+
+
+def _merge_row(options) -> None:
+    from emkit import methods, recipe
+
+    cache = options.cache or options.out.parent / ".cache"
+    report = methods.merge_row(
+        recipe.load(options.recipe), options.row, options.seed, options.out, cache, options.scale, progress=True
+    )
+    print(json.dumps(report, indent=1, sort_keys=True))
+
+
+def _importance(options) -> None:
+    from emkit import backbones, recipe
+    from emkit.checkpoints import Checkpoint
+    from emkit.coefficients import Coefficients
+    from emkit.importance import allocate_chunks, layer_importance
+    from emkit.task_vectors import TaskVectors
+
+    loaded = recipe.load(options.recipe)
+    settings = loaded.data["methods"]["expert_merging_pp"]
+    experts = {name: Checkpoint.open(path) for name, path in loaded.experts.items()}
+    names = backbones.get(loaded.backbone).merged_names
+    vectors = TaskVectors(Checkpoint.open(loaded.model("base")), experts, names)
+    found = layer_importance(Coefficients.load(options.coefficients), vectors, settings.get("normalise", "per_expert"))
+    chunks = allocate_chunks(found, settings["budget"], settings["kappa"])
+    for name in sorted(found, key=found.get, reverse=True):
+        print(f"{found[name]:.4f} {chunks[name]:>3} {name}")
+
+
+def _plan(options) -> None:
+    from emkit import recipe
+
+    for row in recipe.load(options.recipe).rows:
+        print(f"{row['id']:<20}{row['label']:<40}{row['method'] or 'not run yet'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""``python -m eval …``: the steps behind a table, one sub-command each. `make` and Snakefile call these."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from emkit.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command; a :class:`UserError` is one line on stderr and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.call(options) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
+    steps = parser.add_subparsers(required=True, metavar="STEP")
+
+    def step(name: str, call, about: str, *extra: str) -> argparse.ArgumentParser:
+        sub = steps.add_parser(name, help=about, description=about)
+        sub.add_argument("recipe", help="a recipe file, such as emkit/recipes/mini/internvl.yaml")
+        for argument in extra:
+            sub.add_argument(argument)
+        sub.add_argument("--results", default="results", help="the folder of all profiles' results")
+        sub.set_defaults(call=call)
+        return sub
+
+    step("plan", _plan, "list the jobs behind the table; runs nothing")
+    run = step("reproduce", _reproduce, "run whatever is missing, then publish table and notebook")
+    run.add_argument("--jobs", type=int, default=2, help="jobs at once, one thread each")
+    step("zoo", _zoo, "make sure that the recipe's models are there").add_argument("--stamp", type=Path, required=True)
+    data = step("data", _data, "write a split's benchmark files")
+    data.add_argument("--split", choices=("evaluation", "validation"), required=True)
+    data.add_argument("--out", type=Path, help="another folder for them than the profile's own")
+    step("point", _point, "score a row on the validation split at one scale", "row", "scale")
+    step("scale", _scale, "choose a row's scale from its points", "row")
+    step("row", _row, "merge and score one row", "row", "seed")
+    step("table", _table, "write the table from the score files")
+    notebook = step("notebook", _notebook, "execute the table's notebook")
+    notebook.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
+    _judge_step(steps)
+    return parser
+
+
+def _judge_step(steps) -> None:
+    judge = steps.add_parser("judge", help="serve the judge on 127.0.0.1", add_help=False)
+    judge.add_argument("rest", nargs=argparse.REMAINDER)
+    judge.set_defaults(call=_judge)
+
+
+def _load(options):
+    from eval.plan import Plan
+
+    return Plan(options.recipe, options.results)
+
+
+def _known(plan, row: str) -> str:
+    if row not in plan.rows or not plan.runs(row):
+        known = ", ".join(name for name in plan.rows if plan.runs(name))
+        raise UserError(f"unknown row '{row}': {plan.path} runs {known}")
+    return row
+
+
+def _plan(options) -> None:
+    from eval.listing import listing
+
+    print(listing(_load(options)), end="")
+
+
+def _reproduce(options) -> int:
+    from eval.pipeline import reproduce
+
+    if options.jobs < 1:
+        raise UserError(f"--jobs is {options.jobs}; it must be 1 or more")
+    return reproduce(_load(options), options.jobs)
+
+
+def _zoo(options) -> None:
+    from eval.models import provide
+
+    provide(_load(options), options.stamp)
+
+
+def _data(options) -> None:
+    from eval import benchmarks
+
+    plan = _load(options)
+    benchmarks.write(plan.protocol, options.split, options.out or plan.data(options.split))
+
+
+def _point(options) -> None:
+    from eval.rows import run_job
+
+    plan = _load(options)
+    points = {str(point.scale): point for point in plan.points(_known(plan, options.row))}
+    if options.scale not in points:
+        raise UserError(f"{options.scale} is not in the grid of {plan.path}: {', '.join(points)}")
+    run_job(plan, points[options.scale])
+
+
+def _scale(options) -> None:
+    from eval import scale
+
+    plan = _load(options)
+    scale.write(plan, _known(plan, options.row))
+
+
+def _row(options) -> None:
+    from eval.plan import Job
+    from eval.rows import run_job
+
+    plan = _load(options)
+    seeds = [str(seed) for seed in plan.seeds(_known(plan, options.row))]
+    if options.seed not in seeds:
+        raise UserError(f"{options.row} runs with seed {', '.join(seeds)}, not {options.seed}")
+    run_job(plan, Job(options.row, int(options.seed)))
+
+
+def _table(options) -> None:
+    from eval import tables
+
+    tables.write(_load(options))
+
+
+def _notebook(options) -> None:
+    from eval.notebooks import execute
+
+    given = {}
+    for pair in options.parameters:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise UserError(f"-p {pair}: write NAME=VALUE")
+        given[name] = value
+    execute(_load(options), given)
+
+
+def _judge(options) -> int:
+    from eval.judge import cli as serve
+
+    return serve(options.rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

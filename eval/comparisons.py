@@ -1,0 +1,45 @@
+"""Rows against each other, paired over items: what the table's standard errors cannot show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval import scores, stats
+from eval.plan import Job, Plan
+from eval.tables import AVERAGE
+
+
+def row_items(plan: Plan, row: str, benchmark: str) -> list[dict]:
+    """A row's items on one benchmark; an item's score is its mean over the row's seeds."""
+    runs = [scores.read_items(plan.cell(Job(row, seed), benchmark)) for seed in plan.seeds(row)]
+    by_index = [{item["index"]: item["score"] for item in run} for run in runs]
+    return [item | {"score": sum(scored[item["index"]] for scored in by_index) / len(by_index)} for item in runs[0]]
+
+
+def compare(plan: Plan, pairs: Sequence[tuple[str, str]]) -> list[dict]:
+    """First row minus second row, in percentage points, on every benchmark and on Avg, with 95 % intervals.
+
+    A row of the result: ``rows``, ``benchmark``, ``delta``, ``low``, ``high``, ``p`` and ``holm`` (p adjusted over the
+    comparisons of the same benchmark, so over ``pairs``). Seeds are averaged item by item, so the intervals speak of
+    other items, not of other calibration draws.
+    """
+    found = []
+    for benchmark in [*plan.benchmarks, AVERAGE]:
+        names = plan.benchmarks if benchmark == AVERAGE else [benchmark]
+        results = []
+        for first, second in pairs:
+            items = [(row_items(plan, first, name), row_items(plan, second, name)) for name in names]
+            results.append(
+                stats.paired_average_difference(items) if benchmark == AVERAGE else stats.paired_difference(*items[0])
+            )
+        for pair, result, adjusted in zip(pairs, results, stats.holm([result.p for result in results])):
+            labels = " − ".join(plan.rows[row]["label"] for row in pair)
+            found.append({"rows": labels, "benchmark": benchmark, **result._asdict(), "holm": adjusted})
+    return found
+
+
+def verdict(comparison: dict, level: float = 0.05) -> str:
+    """A comparison in words, by a rule fixed before any run: ahead or behind if Holm's p is below ``level``."""
+    if not comparison["holm"] < level:
+        return "no difference shown"
+    return "ahead" if comparison["delta"] > 0 else "behind"

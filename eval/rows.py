@@ -1,0 +1,114 @@
+"""One row as a job: merge, answer and score every benchmark, one file per cell, then throw the merged weights away.
+
+Cells that stand already are kept, so a killed job loses at most the cell in progress. What goes wrong in a merge or in
+a benchmark becomes a cell with status ``failed`` and its reason; the other cells are scored all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from emkit import backbones, methods
+from emkit.files import atomic_write, lock, write_json
+from eval import judge, scores
+from eval.plan import Job, Plan
+from eval.vlm import client
+from eval.vlm.benchmarks import BENCHMARKS
+
+KEPT = ("coefficients.json", "history.json")  # what a fit leaves beside the weights and a reader may want
+
+
+def run_job(plan: Plan, job: Job) -> None:
+    """Score what is missing of a job and leave its stamp; raises ``UserError`` when nothing can be recorded at all."""
+    with lock(plan.run / "locks" / job.split / f"{job.name}.lock"):
+        resolved = plan.resolved(job)
+        missing = [name for name in plan.benchmarks if not plan.is_valid(job, name)]
+        if missing:
+            with _workspace(plan, job) as folder:
+                _score(plan, resolved, missing, folder)
+        with atomic_write(plan.stamp(job)) as part:
+            part.write_text(f"{job.name}: {len(plan.benchmarks)} cells\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _workspace(plan: Plan, job: Job) -> Iterator[Path]:
+    """A folder for merged weights, removed at the end; one that a killed job left is removed first."""
+    folder = plan.run / "tmp" / job.split / job.name
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
+    about = {
+        name: {"row": job.row, "seed": job.seed, "benchmark": name, **plan.expected(job, name)} for name in benchmarks
+    }
+    try:
+        model, processor = _merged(plan, job, folder)
+    except Exception as error:
+        for name in benchmarks:
+            scores.write_unscored(plan.cell(job, name), "failed", _reason("merging", error), **about[name])
+        return
+    with _judge(plan, benchmarks) as judge_url:
+        for name in benchmarks:
+            path, started = plan.cell(job, name), time.monotonic()
+            try:
+                items, harness = _evaluate(plan, job, name, model, processor, judge_url)
+                scores.write_scored(path, items, harness=harness, **about[name])
+            except client.NoJudge as error:
+                scores.write_unscored(path, "no judge", str(error), **about[name])
+            except Exception as error:
+                scores.write_unscored(path, "failed", _reason("scoring", error), **about[name])
+            print(f"{job.name} {name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def _merged(plan: Plan, job: Job, folder: Path):
+    """Merge into ``folder`` and open the result; what a fit learned is kept beside the cells."""
+    report = methods.merge_row(
+        plan.recipe, job.row, job.seed, folder / "model", cache=plan.run / "cache", scale=job.scale
+    )
+    write_json(plan.cells(job) / "merge.json", report)
+    for name in KEPT:
+        if (folder / name).is_file():
+            with atomic_write(plan.cells(job) / name) as part:
+                shutil.copyfile(folder / name, part)
+    return backbones.get(plan.recipe.backbone).load(folder / "model")
+
+
+def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judge_url: str | None) -> tuple[list[dict], dict]:
+    """Answer a benchmark's questions in batches and let its own class score them: ``(items, harness)``."""
+    settings, data = plan.protocol["benchmarks"][benchmark], plan.data(job.split)
+    prompts = client.prompts(data, benchmark)
+    answers = backbones.get(plan.recipe.backbone).generate(
+        model,
+        processor,
+        [prompt.image for prompt in prompts],
+        [prompt.text + settings["suffix"] for prompt in prompts],
+        settings["max_new_tokens"],
+    )
+    predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
+    result = client.evaluate(data, benchmark, predictions, judge_url=judge_url)
+    return result.items, result.harness
+
+
+@contextlib.contextmanager
+def _judge(plan: Plan, benchmarks: list[str]) -> Iterator[str | None]:
+    """The judge's address while a judged benchmark is among those to score."""
+    if not any(BENCHMARKS[name].judged for name in benchmarks):
+        yield None
+        return
+    with judge.running(plan.run / "judge", plan.protocol.get("judge_upstream", "rules")) as url:
+        yield url
+
+
+def _reason(step: str, error: Exception) -> str:
+    """One line that says what went wrong where."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{step}: {text}"

@@ -1,0 +1,55 @@
+"""The one rule by which a free scale is chosen, for whatever method has one.
+
+For each value of the recipe's grid the row is merged and scored on the validation split by the same harness classes as
+the table; the value with the best mean over the benchmarks wins, the smaller one on ties. No evaluation item is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from emkit.errors import UserError
+from emkit.files import read_json, write_json
+from eval import scores
+from eval.plan import Plan
+
+RULE = "best mean over the benchmarks' validation items, smaller on ties"
+
+
+def best(curve: Mapping[float, float]) -> float:
+    """The scale with the highest mean, the smallest of those that share it."""
+    return min(curve, key=lambda scale: (-curve[scale], scale))
+
+
+def choose(plan: Plan, row: str) -> dict:
+    """The chosen scale and the curve behind it; raises ``UserError`` when a point of the grid has no score."""
+    curve = []
+    for point in plan.points(row):
+        cells = [scores.read_cell(plan.cell(point, name)) for name in plan.benchmarks]
+        bad = next((cell for cell in cells if cell.status != "ok"), None)
+        if bad:
+            raise UserError(f"no scale for {row}: {bad.benchmark} at {point.scale} {bad.status}: {bad.reason}")
+        by_benchmark = {cell.benchmark: cell.value for cell in cells}
+        curve.append(
+            {
+                "scale": point.scale,
+                "mean": sum(by_benchmark.values()) / len(cells),
+                "stderr": sum((cell.stderr or 0.0) ** 2 for cell in cells) ** 0.5 / len(cells),
+                "benchmarks": by_benchmark,
+            }
+        )
+    scale = best({point["scale"]: point["mean"] for point in curve})
+    return {"row": row, "rule": RULE, "scale": scale, "curve": curve}
+
+
+def write(plan: Plan, row: str) -> None:
+    """Choose and record the scale of ``row``."""
+    write_json(plan.scale_file(row), choose(plan, row))
+
+
+def is_current(plan: Plan, row: str) -> bool:
+    """Whether the recorded choice is what the points' scores say now."""
+    try:
+        return plan.scale_file(row).is_file() and read_json(plan.scale_file(row)) == choose(plan, row)
+    except (UserError, ValueError):
+        return False
