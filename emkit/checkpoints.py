@@ -22,7 +22,11 @@ from emkit.files import atomic_dir, unwritable
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-SIDE_FILES = (".json", ".txt", ".jinja", ".model")
+# configuration, tokenizer, processor and chat template; never a card, a log or code
+SIDE_FILES = (
+    *("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab*", "merges.txt", "chat_template*", "*.model"),
+)
 SHARD_BYTES = 5 * 10**9
 DTYPES = {
     "BF16": torch.bfloat16,
@@ -165,7 +169,7 @@ def write_checkpoint(
     out = Path(out)
     with atomic_dir(out) as part:
         for file in sorted(like.path.iterdir()):
-            if file.is_file() and file.suffix in SIDE_FILES and file.name != INDEX:
+            if file.is_file() and any(file.match(pattern) for pattern in SIDE_FILES):
                 shutil.copyfile(file, part / file.name)
         if card is not None:
             (part / "README.md").write_text(card, encoding="utf-8")

@@ -95,7 +95,7 @@ def fit(
     on ``seed`` and the step only. ``UserError`` when the loss is not finite.
     """
     variable = _Variable(start, options)
-    anchor = torch.tensor([list(initial.values())[k] for k in start.flat_experts()], dtype=torch.float64)
+    anchor = torch.tensor([initial[start.experts[k]] for k in start.flat_experts()], dtype=torch.float64)
     identity = sha256_json({"start": start.to_json(), "initial": dict(initial), "seed": seed, "options": repr(options)})
     history = variable.resume(state, identity)
     merged = MergedModel(model, task_vectors, start, backbone.parameter_name)
