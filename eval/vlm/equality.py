@@ -10,6 +10,7 @@ Where this differs from the stock function, the stock function is wrong:
 * code is never run: ``len("abc")`` is not 3, ``__import__("os").system("...")`` is not 0;
 * ``^`` is a power, not Python's XOR: ``2^3`` is 8, not also 1;
 * ``2(3)`` is 6 (stock 5); ``1\\,000`` is 1000 (stock 0); ``3 3`` and ``12 000`` are no numbers (stock 6 and 0);
+* ``a`` and ``b`` are letters; the stock function takes them for its own variables of that name;
 * ``\\sqrt``, ``\\pi``, ``\\frac12`` and factorials have values (stock: a ``NameError``, hence "different").
 """
 
@@ -168,7 +169,11 @@ class _Latex:
             elif mixed and token == r"\frac":  # a mixed number: 1\frac{1}{2}
                 fraction = self._atom()
                 result, mixed = result + (fraction if result >= 0 else -fraction), False
-            elif token == "(" or token.startswith("\\"):
+            elif (
+                token == "("
+                or token.startswith("\\")
+                or (token[:1].isdigit() and self.tokens[self.position - 1] == ")")
+            ):
                 result, mixed = result * self._power(), False
             else:
                 return result

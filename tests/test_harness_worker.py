@@ -1,0 +1,224 @@
+"""The scoring worker end to end: prompts, scores worked out by hand, the judge, and a worker that is killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import pytest
+import tiny_benchmarks
+
+from emkit.errors import UserError
+from eval import judge
+from eval.judge import rules
+from eval.judge.upstream import UpstreamError
+from eval.vlm import client
+from eval.vlm.benchmarks import BENCHMARKS
+
+RIGHT_BOX, WRONG_BOX = "[250,250,500,500]", "[0,0,100,100]"  # thousandths; the true box is (8, 6, 16, 12) of 32 x 24
+
+# benchmark -> (predictions in order, value, scores)
+CASES = {
+    "VizWiz": (["7", "red cup", "unanswerable"], 100 * (1 + (2 * 1 / 3 + 8 * 2 / 3) / 10 + 1) / 3, None),
+    "GQA": (["No", "blue", "none"], 200 / 3, [1, 0, 1]),
+    "OCRVQA": (["042", "7", ""], 200 / 3, [1, 1, 0]),  # stock VLMEvalKit: 0.0
+    "ChartQA": (["104", "0.53", "red", "twenty"], 50.0, [1, 0, 1, 0]),  # within 5 %, or the same text
+    "TextVQA": (["7", "stop."], 100.0, [1, 1]),
+    "RefCOCO": ([RIGHT_BOX, WRONG_BOX], 50.0, [1, 0]),
+    "RefCOCO+": (["no\tbox\r\n\"'[", f"it is at {RIGHT_BOX}."], 50.0, [0, 1]),
+    "RefCOCOg": (["[260,240,500,510]", RIGHT_BOX], 100.0, [1, 1]),
+    # geometry reasoning: items 0, 1, 3 right of 0, 1, 3; algebraic: 0, 3 of 0, 2, 3; solving: 0, 1, 3; item 4 in none
+    "MathVista": (["the answer is 12.", "20", "2", "about 1.5 cm", "four"], 100 * (1 + 2 / 3 + 1) / 3, [1, 1, 0, 1, 0]),
+    # angle 1/1, area 1/2, length 1/1, solid 0/1; item 5 is of no counted category
+    "MATH-Vision": (["30", "(B)", "0.5", "43", "9**9**9", "9"], 100 * (1 + 0.5 + 1 + 0) / 4, [1, 1, 1, 0, 0, 1]),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder with its own worker, which ends with the folder's socket."""
+    folder = tmp_path_factory.mktemp("data").resolve()
+    tiny_benchmarks.write_all(folder)
+    yield folder
+    client.socket_path(folder).unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def judge_url(tmp_path_factory):
+    with judge.running(tmp_path_factory.mktemp("judge")) as url:
+        yield url
+
+
+def predictions(data, benchmark: str, texts: list[str]) -> dict[str, str]:
+    return dict(zip([prompt.index for prompt in client.prompts(data, benchmark)], texts, strict=True))
+
+
+def worker_pid(data) -> int:
+    client.versions(data)
+    return int(client.socket_path(data).with_suffix(".alive").read_text())
+
+
+def test_every_benchmark_has_a_case():
+    assert set(CASES) == set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("benchmark", CASES)
+def test_scores_are_those_worked_out_by_hand(data, judge_url, benchmark):
+    texts, value, scores = CASES[benchmark]
+    result = client.evaluate(data, benchmark, predictions(data, benchmark, texts), judge_url=judge_url)
+    assert result.value == pytest.approx(value)
+    assert [item["prediction"] for item in result.items] == texts
+    assert [item["index"] for item in result.items] == [prompt.index for prompt in client.prompts(data, benchmark)]
+    if scores:
+        assert [item["score"] for item in result.items] == scores
+    assert result.n == sum(bool(item["groups"]) for item in result.items) or not BENCHMARKS[benchmark].parts
+    assert result.harness["name"] == "VLMEvalKit" and result.harness["dataset"] == BENCHMARKS[benchmark].dataset
+
+
+def test_prompts_are_the_class_own(data):
+    suffix = "\nAnswer the question using a single word or phrase."
+    assert [p.text for p in client.prompts(data, "GQA")] == [
+        f"is it red{suffix}",
+        f"what color{suffix}",
+        f"sport{suffix}",
+    ]
+    assert client.prompts(data, "MathVista")[2].text == "what is x"
+    (first, second) = client.prompts(data, "RefCOCO+")
+    assert (first.index, second.index) == ("RefCOCO+_val_2", "RefCOCO+_val_3")
+    assert first.image.size == (32, 24) and first.image.getpixel((0, 0)) == (14, 80, 160)
+
+
+def test_prompts_are_kept_until_the_table_changes(data):
+    kept = data / "prompts" / "TextVQA.jsonl"
+    before = [p.text for p in client.prompts(data, "TextVQA")]
+    stamp = kept.stat().st_mtime_ns
+    client.prompts(data, "TextVQA")
+    assert kept.stat().st_mtime_ns == stamp
+    tsv = data / "TextVQA_VAL.tsv"
+    original = tsv.read_text()
+    tsv.write_text(original.replace("what number", "which number"))
+    try:
+        assert client.prompts(data, "TextVQA")[0].text == before[0].replace("what", "which")
+    finally:
+        tsv.write_text(original)
+    assert [p.text for p in client.prompts(data, "TextVQA")] == before
+
+
+def test_a_model_that_writes_programs_runs_none(data, judge_url, tmp_path):
+    target = tmp_path / "made"
+    program = f'__import__("os").system("touch {target}")'
+    for benchmark in CASES:
+        count = len(client.prompts(data, benchmark))
+        result = client.evaluate(data, benchmark, predictions(data, benchmark, [program] * count), judge_url=judge_url)
+        assert result.value == 0.0
+    assert not target.exists()
+
+
+def test_scoring_twice_gives_the_same(data, judge_url):
+    answers = predictions(data, "MathVista", CASES["MathVista"][0])
+    first, second = (client.evaluate(data, "MathVista", answers, judge_url=judge_url) for _ in range(2))
+    assert asdict(first) == asdict(second)
+
+
+def test_predictions_must_fit_the_items(data):
+    answers = predictions(data, "GQA", ["a", "b", "c"])
+    with pytest.raises(UserError, match="1 missing, 1 of unknown"):
+        client.evaluate(data, "GQA", {**{k: v for k, v in answers.items() if k != "0"}, "x": "y"})
+    with pytest.raises(UserError, match="no text"):
+        client.evaluate(data, "GQA", {**answers, "0": None})
+    with pytest.raises(UserError, match="unknown benchmark 'Vizwiz'; known: VizWiz"):
+        client.evaluate(data, "Vizwiz", answers)
+    with pytest.raises(UserError, match="no data folder"):
+        client.prompts(data / "absent", "GQA")
+
+
+class TestJudge:
+    """A judge that fails leaves no score: VLMEvalKit alone would count its items as wrong."""
+
+    def test_none_given(self, data):
+        with pytest.raises(client.NoJudge, match="none was given"):
+            client.evaluate(data, "MathVista", predictions(data, "MathVista", ["1"] * 5))
+
+    def test_nobody_listens(self, data):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{free.getsockname()[1]}/v1/chat/completions"
+        start = time.monotonic()
+        with pytest.raises(client.NoJudge, match="does not answer"):
+            client.evaluate(data, "MATH-Vision", predictions(data, "MATH-Vision", ["1"] * 6), judge_url=url)
+        assert time.monotonic() - start < 15
+
+    def test_it_fails_after_hello(self, data, tmp_path, monkeypatch):
+        def reply(prompt):
+            if prompt == "hello":
+                return rules.GREETING
+            raise UpstreamError("down")
+
+        monkeypatch.setattr(rules, "reply", reply)
+        with judge.running(tmp_path) as url, pytest.raises(client.NoJudge, match="failed on 2 of 5 items"):
+            client.evaluate(
+                data, "MathVista", predictions(data, "MathVista", ["12", "20", "0", "1.5", "x"]), judge_url=url
+            )
+
+
+class TestWorker:
+    def test_one_worker_serves_all(self, data):
+        assert worker_pid(data) == worker_pid(data)
+
+    def test_a_killed_worker_is_replaced(self, data):
+        pid = worker_pid(data)
+        os.kill(pid, signal.SIGKILL)
+        assert client.versions(data)["ms-vlmeval"]
+        assert worker_pid(data) != pid
+
+    def test_two_clients_at_once_share_one_worker(self, data):
+        os.kill(worker_pid(data), signal.SIGKILL)
+        code = f"from eval.vlm import client; client.versions({str(data)!r})"
+        processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+        assert [process.wait() for process in processes] == [0, 0]
+        pid = worker_pid(data)
+        assert json.loads(json.dumps(client.versions(data)))["ms-vlmeval"] and worker_pid(data) == pid
+
+    def test_it_holds_no_key(self, data, monkeypatch):
+        os.kill(worker_pid(data), signal.SIGKILL)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-a-key-that-must-not-appear")
+        monkeypatch.setenv("HF_TOKEN", "hf-a-token-that-must-not-appear")
+        with open(f"/proc/{worker_pid(data)}/environ") as file:
+            environment = file.read()
+        assert "must-not-appear" not in environment and f"LMUData={data}" in environment
+
+    def test_it_ends_when_its_socket_is_removed(self, data):
+        pid = worker_pid(data)
+        client.socket_path(data).unlink()
+        deadline = time.monotonic() + 10
+        while _alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not _alive(pid)
+        assert worker_pid(data) != pid
+
+    def test_a_worker_that_cannot_start_shows_its_log(self, data, tmp_path, monkeypatch):
+        other = tmp_path / "data"
+        other.mkdir()
+        (tmp_path / "pandas.py").write_text("raise RuntimeError('this pandas is broken')")
+        whole = client._environment
+        monkeypatch.setattr(client, "_environment", lambda folder: whole(folder) | {"PYTHONPATH": str(tmp_path)})
+        with pytest.raises(UserError, match="could not start") as caught:
+            client.versions(other)
+        assert "this pandas is broken" in str(caught.value)
+
+    def test_a_missing_table_is_one_clear_line(self, data, tmp_path):
+        with pytest.raises(UserError, match="no benchmark data"):
+            client.prompts(tmp_path, "GQA")
+
+
+def _alive(pid: int) -> bool:
+    """Whether the process runs still (a zombie, not yet waited for by us, does not)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
