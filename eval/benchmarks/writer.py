@@ -38,6 +38,7 @@ def write(protocol: dict, split: str, out: str | Path) -> dict:
     if split not in _COUNT_KEY:
         raise UserError(f"unknown split {split!r}: benchmarks are written for {' or '.join(_COUNT_KEY)}")
     out, benchmarks = Path(out), protocol["benchmarks"]
+    _require_writable(out)
     total = sum(settings[_COUNT_KEY[split]] for settings in benchmarks.values())
     entries, tables = {}, {}
     with tqdm(total=total, desc=f"benchmarks ({split})", unit="item", mininterval=0.5) as progress:
@@ -95,6 +96,13 @@ def _png(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _require_writable(folder: Path) -> None:
+    """Say before the drawing rather than after it that nothing can be written."""
+    with atomic_write(folder / ".writable"):
+        pass
+    (folder / ".writable").unlink()
 
 
 def _write_table(path: Path, rows: list[Row]) -> None:

@@ -1,0 +1,264 @@
+"""The benchmark tables: the columns VLMEvalKit's classes read, hashes, splits, errors, and scores of known answers."""
+
+import ast
+import base64
+import csv
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from emkit.errors import UserError
+from emkit.zoo import data
+from eval import benchmarks
+from eval.benchmarks.__main__ import main
+from eval.benchmarks.writer import committed_hashes
+
+FOLDER = Path(benchmarks.__file__).parent
+PROTOCOLS = [FOLDER / f"internvl-{profile}.yaml" for profile in ("mini", "smoke", "paper")]
+COLUMNS = (
+    "VizWiz",
+    "GQA",
+    "MathVista",
+    "MATH-Vision",
+    "ChartQA",
+    "TextVQA",
+    "OCRVQA",
+    "RefCOCO",
+    "RefCOCO+",
+    "RefCOCOg",
+)
+
+
+def read(path: Path) -> list[dict]:
+    csv.field_size_limit(sys.maxsize)
+    with open(path, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+@pytest.fixture(scope="module")
+def smoke() -> dict:
+    return benchmarks.load(FOLDER / "internvl-smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def written(smoke, tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    return folder, benchmarks.write(smoke, "evaluation", folder)
+
+
+@pytest.mark.parametrize("path", PROTOCOLS, ids=lambda p: p.stem)
+def test_every_protocol_is_valid_and_covers_table_1(path):
+    protocol = benchmarks.load(path)
+    assert protocol["name"] == path.stem and tuple(protocol["benchmarks"]) == COLUMNS
+
+
+def test_mini_is_as_large_as_the_table_needs():
+    for name, settings in benchmarks.load(FOLDER / "internvl-mini.yaml")["benchmarks"].items():
+        assert settings["judge"] == (name in ("MathVista", "MATH-Vision"))
+        assert (settings["n"], settings["validation_n"]) == (400 if settings["judge"] else 500, 100)
+
+
+def test_the_profiles_differ_in_numbers_alone():
+    mini, smoke, paper = (benchmarks.load(path)["benchmarks"] for path in PROTOCOLS)
+    for name in COLUMNS:
+        for key in ("harness_dataset", "harness_split", "judge", "metric", "suffix"):
+            assert mini[name][key] == smoke[name][key] == paper[name][key], (name, key)
+
+
+def test_tables_have_the_columns_their_classes_read(written):
+    folder, manifest = written
+    expected = {
+        "VizWiz.tsv": {"answers"},
+        "GQA_TestDev_Balanced.tsv": {"answer"},
+        "MathVista_MINI.tsv": {"answer", "question_type", "answer_type", "choices", "answer_option", "task", "skills"},
+        "MathVision_MINI.tsv": {"answer", "choices", "category"},
+        "ChartQA_TEST.tsv": {"answer", "split"},
+        "TextVQA_VAL.tsv": {"answer"},
+        "OCRVQA_TESTCORE.tsv": {"answer"},
+        "RefCOCO.tsv": {"answer", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "width", "height", "split"},
+    }
+    assert set(manifest["files"]) == set(expected)
+    for file, columns in expected.items():
+        rows = read(folder / file)
+        assert set(rows[0]) == columns | {"index", "image", "question"}
+        assert [row["index"] for row in rows] == [str(i) for i in range(len(rows))]
+        for row in rows:
+            image = Image.open(io.BytesIO(base64.b64decode(row["image"], validate=True)))
+            assert (image.size, image.mode, image.format) == ((96, 96), "RGB", "PNG")
+            assert row["question"] and "\n" not in row["question"]
+            for name in {"answers", "choices", "skills"} & columns:
+                assert isinstance(ast.literal_eval(row[name]), list)
+    assert {row["split"] for row in read(folder / "ChartQA_TEST.tsv")} == {"human", "augmented"}
+
+
+def test_an_item_is_one_image_of_the_split_with_one_of_its_own_short_questions(written, smoke):
+    folder, _ = written
+    for name, settings in smoke["benchmarks"].items():
+        rows = [
+            r
+            for r in read(folder / f"{settings['harness_dataset']}.tsv")
+            if r.get("split", "") == (settings["harness_split"] or r.get("split", ""))
+        ]
+        drawn = data.examples(settings["subtask"], "evaluation", settings["n"], settings["seed"])
+        assert len(rows) == settings["n"]
+        for row, example in zip(rows, drawn, strict=True):
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["image"]))))
+            assert np.array_equal(pixels, np.asarray(example.image)), name
+            asked = [qa for qa in example.qas if qa.question == row["question"]]
+            assert asked and not asked[0].kind.startswith("dense/")
+
+
+def test_refcoco_boxes_are_pixels_of_the_image(written):
+    folder, _ = written
+    rows = read(folder / "RefCOCO.tsv")
+    assert {row["split"] for row in rows} == {"RefCOCO_val", "RefCOCO+_val", "RefCOCOg_val"}
+    for row in rows:
+        corners = [float(row[f"bbox_{c}"]) for c in ("x1", "y1", "x2", "y2")]
+        assert row["width"] == row["height"] == "96" and min(corners) >= 0 and max(corners) <= 96
+        assert np.allclose(np.array(ast.literal_eval(row["answer"])) * 0.096, corners, atol=0.6)
+
+
+def test_writing_again_gives_the_same_bytes_and_the_manifest_names_them(written, smoke, tmp_path):
+    folder, manifest = written
+    assert (
+        benchmarks.write(smoke, "evaluation", tmp_path)
+        == manifest
+        == json.loads((folder / "manifest.json").read_text())
+    )
+    for file, digest in manifest["files"].items():
+        assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
+        assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*manifest["files"], "manifest.json"])
+
+
+def test_the_content_hash_is_of_columns_and_pixels(written):
+    folder, manifest = written
+    digest = hashlib.sha256()
+    for row in read(folder / "GQA_TestDev_Balanced.tsv"):
+        pixels = Image.open(io.BytesIO(base64.b64decode(row["image"]))).tobytes()
+        content = {"question": row["question"], "answer": row["answer"], "pixels": hashlib.sha256(pixels).hexdigest()}
+        digest.update(json.dumps(content, sort_keys=True).encode())
+    assert manifest["benchmarks"]["GQA"] == {"file": "GQA_TestDev_Balanced.tsv", "n": 10, "sha256": digest.hexdigest()}
+
+
+@pytest.mark.parametrize("profile", ["mini", "smoke"])
+def test_drawn_items_are_the_committed_ones(profile, tmp_path):
+    """After a wanted change: `python -m eval.benchmarks eval/benchmarks/internvl-<profile>.yaml`."""
+    protocol = benchmarks.load(FOLDER / f"internvl-{profile}.yaml")
+    found = {}
+    for split in ("evaluation", "validation"):
+        entries = benchmarks.write(protocol, split, tmp_path / split)["benchmarks"]
+        found |= {f"{split}/{name}": entry["sha256"] for name, entry in entries.items()}
+    assert found == committed_hashes(f"internvl-{profile}")
+
+
+def test_no_item_of_evaluation_is_in_validation(smoke, written, tmp_path):
+    benchmarks.write(smoke, "validation", tmp_path)
+    for file in written[1]["files"]:
+        images = [{row["image"] for row in read(folder / file)} for folder in (tmp_path, written[0])]
+        assert images[0].isdisjoint(images[1])
+
+
+def test_a_difference_from_the_committed_items_is_said(smoke, tmp_path, capsys):
+    changed = json.loads(json.dumps(smoke))
+    changed["benchmarks"] = {"GQA": changed["benchmarks"]["GQA"] | {"seed": 26}}
+    benchmarks.write(changed, "validation", tmp_path)
+    assert "the validation items of GQA differ from the committed ones" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"subtask": "docvqa"}, "unknown sub-task 'docvqa'"),
+        ({"n": "many"}, "benchmarks.GQA.n: 'many' has the wrong type"),
+        ({"n": True}, "benchmarks.GQA.n: True has the wrong type"),
+        ({"seed": None}, "drawn items need a seed"),
+        ({"judge": "no"}, "benchmarks.GQA.judge"),
+    ],
+)
+def test_a_wrong_protocol_is_one_clear_line(smoke, tmp_path, change, message):
+    protocol = {**smoke, "benchmarks": {"GQA": smoke["benchmarks"]["GQA"] | change}}
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(protocol))
+    with pytest.raises(UserError, match=message) as caught:
+        benchmarks.load(path)
+    assert "\n" not in str(caught.value) and "wrong.yaml" in str(caught.value)
+    with pytest.raises(UserError, match=message):
+        benchmarks.write(protocol, "evaluation", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_keys_files_splits_and_published_sets_are_refused(smoke, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        benchmarks.load(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="not valid YAML"):
+        benchmarks.load(tmp_path / "broken.yaml")
+    (tmp_path / "empty.yaml").write_text("name: x\n")
+    with pytest.raises(UserError, match="needs a mapping `benchmarks`"):
+        benchmarks.load(tmp_path / "empty.yaml")
+    gqa = {k: v for k, v in smoke["benchmarks"]["GQA"].items() if k != "suffix"}
+    with pytest.raises(UserError, match="`suffix` is missing"):
+        benchmarks.write({**smoke, "benchmarks": {"GQA": gqa}}, "evaluation", tmp_path)
+    with pytest.raises(UserError, match="unknown split 'test'"):
+        benchmarks.write(smoke, "test", tmp_path)
+    with pytest.raises(UserError, match="VizWiz is a published set"):
+        benchmarks.write(benchmarks.load(FOLDER / "internvl-paper.yaml"), "evaluation", tmp_path / "paper")
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(smoke, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        benchmarks.write(smoke, "evaluation", tmp_path / "file" / "out")
+
+
+def test_the_command_prints_an_error_and_no_traceback(tmp_path, capsys):
+    assert main([str(tmp_path / "none.yaml")]) == 2 and main([]) == 2
+    assert capsys.readouterr().err.startswith("error: protocol ")
+
+
+# ------------------------------------------------------------------------------------ the harness's own verdict
+
+
+@pytest.mark.parametrize("name", [n for n in COLUMNS if n not in ("MathVista", "MATH-Vision")])
+def test_the_harness_asks_as_in_training_and_scores_right_answers_full(name, smoke, written):
+    """Its prompt plus our suffix is `emkit.zoo.data.prompt`; gold answers score 100 and another item's do not."""
+    from eval.vlm import client
+
+    folder, _ = written
+    settings = smoke["benchmarks"][name]
+    drawn = data.examples(settings["subtask"], "evaluation", settings["n"], settings["seed"])
+    prompts = client.prompts(folder, name)
+    right = {}
+    for prompt, example in zip(prompts, drawn, strict=True):
+        by_prompt = {data.prompt(example.subtask, qa): qa.answer for qa in example.qas}
+        assert prompt.text + settings["suffix"] in by_prompt
+        right[prompt.index] = by_prompt[prompt.text + settings["suffix"]]
+    assert client.evaluate(folder, name, right).value == pytest.approx(100)
+    assert client.evaluate(folder, name, dict.fromkeys(right, "lost")).value == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", ["MathVista", "MATH-Vision"])
+def test_the_mathematical_sets_reach_the_judge_and_score_right_answers_full(name, smoke, written, tmp_path):
+    from eval import judge
+    from eval.vlm import client
+
+    folder, _ = written
+    settings = smoke["benchmarks"][name]
+    drawn = data.examples(settings["subtask"], "evaluation", settings["n"], settings["seed"])
+    prompts = client.prompts(folder, name)
+    right = {}
+    for prompt, example in zip(prompts, drawn, strict=True):
+        right[prompt.index] = {data.prompt(example.subtask, qa): qa.answer for qa in example.qas}[prompt.text]
+    with judge.running(tmp_path / "cache", "rules") as url:
+        assert client.evaluate(folder, name, right, judge_url=url).value == pytest.approx(100)
