@@ -24,7 +24,7 @@ from emkit.task_vectors import TaskVectors
 
 PARAMETERISATIONS = ("plain", "sigmoid")
 SCHEDULES = ("constant", "cosine", "cosine_restarts")
-BATCH_TOKENS = 4096  # padded tokens in one pass: enough to keep a core busy, little enough to stay in memory
+BATCH_TOKENS = 2048  # padded tokens in one pass: enough to keep a core busy, little enough for its cache
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from emkit.zoo.data import lexicon
 from emkit.zoo.model import create
 from emkit.zoo.tokenizer import create_processor
 
+torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they do
 BLOCKS = 3
 TINY = {
     "image_size": 32,

@@ -1,0 +1,111 @@
+"""Nothing half-written under a final name, whatever goes wrong."""
+
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import traceback
+from pathlib import Path
+
+import pytest
+
+from emkit.errors import UserError
+from emkit.files import atomic_dir, atomic_write, lock, read_json, sha256_file, sha256_json, write_json
+
+
+def in_child(action) -> None:
+    """Run ``action`` in a forked process that may give up rights or take on limits; fails if it fails there."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "value.json"
+    with pytest.raises(RuntimeError), atomic_write(target) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert list(target.parent.iterdir()) == []
+    with atomic_write(target) as part:
+        part.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole"
+
+
+def test_a_folder_replaces_an_older_one_as_a_whole(tmp_path):
+    target = tmp_path / "model"
+    for content in ("first", "second"):
+        with atomic_dir(target) as part:
+            (part / content).write_text(content)
+    assert [file.name for file in target.iterdir()] == ["second"]
+    with pytest.raises(RuntimeError), atomic_dir(target) as part:
+        (part / "third").write_text("third")
+        raise RuntimeError
+    assert [file.name for file in target.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, kind):
+    """A limit on file size stands in for the full disk: the system refuses the write in the same way."""
+
+    def write():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        with pytest.raises(UserError, match=r"cannot write .*free some space"):
+            if kind == "file":
+                write_json(tmp_path / "big.json", "x" * 100_000)
+            else:
+                with atomic_dir(tmp_path / "big") as part:
+                    (part / "weights").write_bytes(bytes(100_000))
+        assert list(tmp_path.iterdir()) == []
+
+    in_child(write)
+
+
+def test_a_read_only_folder_is_one_line():
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o555)
+
+    def write():
+        if os.getuid() == 0:
+            os.setuid(65534)  # nobody: root may write anywhere
+        for attempt in (lambda: write_json(folder / "a.json", 1), lambda: write_json(folder / "new" / "a.json", 1)):
+            with pytest.raises(UserError, match="permission denied: choose a folder"):
+                attempt()
+
+    try:
+        in_child(write)
+        assert list(folder.iterdir()) == []
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_json_is_always_the_same_bytes_and_exact(tmp_path):
+    value = {"b": [0.1, 1e-300, 2 / 3], "a": "α"}
+    write_json(tmp_path / "1.json", value)
+    write_json(tmp_path / "2.json", dict(reversed(value.items())))
+    assert sha256_file(tmp_path / "1.json") == sha256_file(tmp_path / "2.json")
+    assert read_json(tmp_path / "1.json") == value
+    assert sha256_json(value) == sha256_json(dict(reversed(value.items())))
+
+
+def test_a_lock_is_released_when_its_holder_is_killed(tmp_path):
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with lock(tmp_path / "lock"):
+            os.write(writer, b"held")
+            signal.pause()
+    assert os.read(reader, 4) == b"held"
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with lock(tmp_path / "lock"):
+        pass
