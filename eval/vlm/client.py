@@ -77,16 +77,14 @@ def evaluate(
     data_dir: str | Path,
     benchmark: str,
     predictions: dict[str, str],
-    work_dir: str | Path | None = None,
     judge_url: str | None = None,
 ) -> Evaluation:
     """Score one row's answers with the class's own ``evaluate``; ``predictions`` maps every prompt's index to a text.
 
     ``judge_url`` is the judge's whole path (:func:`eval.judge.running`), needed by MathVista and MATH-Vision.
-    ``work_dir`` is unused: the harness's files live in a temporary folder of the worker.
+    The harness's own files live in a temporary folder for the time of the call.
     Raises :class:`NoJudge` when the judge did not answer, :class:`UserError` for any other failure.
     """
-    del work_dir
     benchmarks.get(benchmark)
     if not all(isinstance(text, str) for text in predictions.values()):
         raise UserError(f"{benchmark}: a prediction is no text")
