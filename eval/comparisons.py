@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from eval import scores, stats
 from eval.plan import Job, Plan
-from eval.tables import AVERAGE
+from eval.tables import AVERAGE, COLUMN_EXPERT, Entry, grid
 
 
 def row_items(plan: Plan, row: str, benchmark: str) -> list[dict]:
@@ -43,3 +43,45 @@ def verdict(comparison: dict, level: float = 0.05) -> str:
     if not comparison["holm"] < level:
         return "no difference shown"
     return "ahead" if comparison["delta"] > 0 else "behind"
+
+
+def seed_interval(plan: Plan, row: str) -> tuple[float, float, float]:
+    """Mean and 95 % t interval of the row's Avg over its seeds: what another calibration draw would change."""
+    averages = []
+    for seed in plan.seeds(row):
+        cells = [scores.read_cell(plan.cell(Job(row, seed), name)) for name in plan.benchmarks]
+        averages.append(sum(cell.value for cell in cells) / len(cells))
+    return stats.t_interval(averages)
+
+
+def reach(plan: Plan, lines: Sequence[Entry]) -> list[dict]:
+    """Per benchmark in percent: the base, the column's own expert, that expert with its unmerged tensors reset to the
+    base, and which of the experts leads the column."""
+    table = grid(lines)
+    rows = {(row["method"], row.get("model")): row["label"] for row in plan.recipe.rows}
+    experts = {name: rows[("checkpoint", name)] for name in plan.recipe.experts if ("checkpoint", name) in rows}
+    found = []
+    for benchmark in plan.benchmarks:
+        own = COLUMN_EXPERT[benchmark]
+        labels = {"base": rows.get(("checkpoint", "base")), "expert": experts.get(own)}
+        labels["merged tensors only"] = rows.get(("reset_expert", own))
+        scored = {name: table[label][benchmark].score for name, label in labels.items() if label in table}
+        leader = max(experts, key=lambda name: table[experts[name]][benchmark].score or 0.0)
+        found.append({"benchmark": benchmark, "own expert": own, **scored, "leading expert": leader})
+    return found
+
+
+def as_markdown(records: Sequence[dict]) -> str:
+    """Records with equal keys as a Markdown table; numbers with two decimals, p values with three."""
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    lines = ["| " + " | ".join(keys) + " |", "|---" * len(keys) + "|"]
+    for record in records:
+        texts = [_text(key, record.get(key)) for key in keys]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _text(key: str, value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if key in ("p", "holm") else f"{value:.2f}"
+    return "–" if value is None else str(value)

@@ -22,7 +22,7 @@ VALIDATION, EVALUATION = "validation", "evaluation"
 
 @dataclass(frozen=True)
 class Job:
-    """One merge to score: a row and a seed, on one split, at a scale (``None``: the row has none, or it is not chosen)."""
+    """One merge to score: a row and a seed, on one split, at a scale (None: it has none, or none is chosen yet)."""
 
     row: str
     seed: int

@@ -139,40 +139,53 @@ def grid(lines: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
     return table
 
 
+def ours(lines: Sequence[Entry]) -> str:
+    """Our table in Markdown: score ± one standard error, or the status where there is no score."""
+    table = grid(lines)
+    columns = list(next(iter(table.values())))
+    return _markdown(columns, {method: [_ours(row[name]) for name in columns] for method, row in table.items()})
+
+
+def theirs(number: int = 1) -> str:
+    """A published table in Markdown."""
+    paper = published(number)
+    columns = list(next(iter(paper.values())))
+    return _markdown(columns, {method: [_score(row[name]) for name in columns] for method, row in paper.items()})
+
+
+def averages(lines: Sequence[Entry], profile: str) -> str:
+    """Our averages and the published ones beside each other, in Markdown."""
+    paper = published()
+    rows = {
+        method: [_ours(row[AVERAGE]), _score(paper.get(method, {}).get(AVERAGE))] for method, row in grid(lines).items()
+    }
+    return _markdown([f"ours (`{profile}`)", "published"], rows)
+
+
 def as_markdown(lines: Sequence[Entry], profile: str) -> str:
     """Our table, named with its profile, and the published one beside it."""
-    table, paper = grid(lines), published()
-    columns = list(next(iter(table.values())))
-    text = [
-        f"# Table 1, profile `{profile}`",
-        "",
-        f"Scores in percent on the `{profile}` models and benchmarks, `±` one standard error. They stand beside the "
-        "paper's numbers, which are of other models on other data, and do not reproduce them.",
-        "",
-        f"## Ours (`{profile}`)",
-        "",
-        *_markdown(columns, {method: [_ours(row[name]) for name in columns] for method, row in table.items()}),
-        "",
-        "## Published (InternVL2.5-1B, the paper's Table 1)",
-        "",
-        *_markdown(columns, {method: [_score(row.get(name)) for name in columns] for method, row in paper.items()}),
-        "",
-        "## Averages beside each other",
-        "",
-        *_markdown(
-            [f"ours (`{profile}`)", "published"],
-            {
-                method: [_ours(row[AVERAGE]), _score(paper.get(method, {}).get(AVERAGE))]
-                for method, row in table.items()
-            },
-        ),
-    ]
-    return "\n".join(text) + "\n"
+    return f"""# Table 1, profile `{profile}`
+
+Scores in percent on the `{profile}` models and benchmarks, `±` one standard error. They stand beside the paper's
+numbers, which are of other models on other data, and do not reproduce them.
+
+## Ours (`{profile}`)
+
+{ours(lines)}
+
+## Published (InternVL2.5-1B, the paper's Table 1)
+
+{theirs()}
+
+## Averages beside each other
+
+{averages(lines, profile)}
+"""
 
 
-def _markdown(columns: Sequence[str], rows: dict[str, list[str]]) -> list[str]:
-    header = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    return header + [f"| {method} | " + " | ".join(values) + " |" for method, values in rows.items()]
+def _markdown(columns: Sequence[str], rows: dict[str, list[str]]) -> str:
+    lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    return "\n".join(lines + [f"| {method} | " + " | ".join(values) + " |" for method, values in rows.items()])
 
 
 def _ours(entry: Entry) -> str:

@@ -1,0 +1,116 @@
+"""The figures of Table 1's notebook. Each function draws what its arguments say and returns the matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from emkit.coefficients import Coefficients
+from eval.plan import Plan
+from eval.tables import AVERAGE, COLUMN_EXPERT, Entry, grid
+
+
+def column_references(plan: Plan, lines: Sequence[Entry]) -> dict[str, float]:
+    """Benchmark → the score of that column's own expert, in percent (where that expert is a scored row)."""
+    table = grid(lines)
+    labels = {row.get("model"): row["label"] for row in plan.recipe.rows if row["method"] == "checkpoint"}
+    found = {}
+    for benchmark in plan.benchmarks:
+        entry = table.get(labels.get(COLUMN_EXPERT[benchmark], ""), {}).get(benchmark)
+        if entry is not None and entry.score:
+            found[benchmark] = entry.score
+    return found
+
+
+def relative_heatmap(lines: Sequence[Entry], references: Mapping[str, float], title: str) -> Figure:
+    """Methods × benchmarks: each score as a percentage of the column's own expert; the numbers are the scores."""
+    table = {method: row for method, row in grid(lines).items() if any(e.score is not None for e in row.values())}
+    columns = list(references)
+    scores = np.array([[_or_nan(row[name].score) for name in columns] for row in table.values()])
+    relative = 100 * scores / np.array([references[name] for name in columns])
+    figure, axes = plt.subplots(figsize=(1.0 + 0.85 * (len(columns) + 3), 0.36 * len(table) + 1.6))
+    norm = TwoSlopeNorm(vcenter=100, vmin=0, vmax=max(130.0, float(np.nanmax(relative)) if relative.size else 0))
+    image = axes.imshow(relative, cmap="RdBu", norm=norm, aspect="auto")
+    for (i, j), score in np.ndenumerate(scores):
+        text = "–" if np.isnan(score) else f"{score:.1f}"
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color=_ink(relative[i, j]))
+    axes.set_xticks(range(len(columns)), [f"{name}\n({COLUMN_EXPERT[name]})" for name in columns], fontsize=7)
+    axes.set_yticks(range(len(table)), [_with_average(method, row) for method, row in table.items()], fontsize=8)
+    figure.colorbar(image, ax=axes, label="% of the column's own expert", pad=0.01)
+    axes.set_title(title, fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def differences(comparisons: Sequence[Mapping], title: str) -> Figure:
+    """Paired differences with 95 % intervals, one panel a pair of rows; the average is the lowest line."""
+    pairs = list(dict.fromkeys(comparison["rows"] for comparison in comparisons))
+    size = (3.0 * len(pairs) + 1.2, 4.2)
+    figure, panels = plt.subplots(1, len(pairs), figsize=size, sharey=True, sharex=True, squeeze=False)
+    for axes, pair in zip(panels[0], pairs):
+        found = [comparison for comparison in comparisons if comparison["rows"] == pair]
+        places = range(len(found))
+        delta = np.array([comparison["delta"] for comparison in found])
+        reach = np.array([[c["delta"] - c["low"], c["high"] - c["delta"]] for c in found]).T
+        axes.errorbar(delta, places, xerr=reach, fmt="o", markersize=4, capsize=2, color="tab:blue")
+        axes.axvline(0, color="0.6", linewidth=0.8)
+        axes.set_title(pair, fontsize=8)
+        axes.set_xlabel("points", fontsize=8)
+        axes.set_yticks(places, [comparison["benchmark"] for comparison in found], fontsize=8)
+    panels[0][0].invert_yaxis()
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def scale_curve(choice: Mapping, title: str) -> Figure:
+    """The mean validation score against the scale, with one standard error and the chosen value."""
+    scales = [point["scale"] for point in choice["curve"]]
+    means = np.array([point["mean"] for point in choice["curve"]])
+    errors = np.array([point["stderr"] for point in choice["curve"]])
+    figure, axes = plt.subplots(figsize=(5.2, 3.0))
+    axes.fill_between(scales, means - errors, means + errors, alpha=0.2)
+    axes.plot(scales, means, marker="o", markersize=4)
+    axes.axvline(choice["scale"], color="0.4", linestyle="--", linewidth=1)
+    axes.set_xlabel("λ")
+    axes.set_ylabel("mean validation score, %")
+    axes.set_title(f"{title} (chosen: λ = {choice['scale']:g})", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def coefficient_map(coefficients: Coefficients, title: str) -> Figure:
+    """Learned coefficients, experts × merged tensors in model order; a chunked tensor shows its mean."""
+    names = list(coefficients.values)
+    means = np.array([coefficients.values[name].mean(axis=1) for name in names]).T  # [K, L]
+    figure, axes = plt.subplots(figsize=(9.5, 2.6))
+    reach = float(np.abs(means).max()) or 1.0
+    image = axes.imshow(means, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
+    axes.set_yticks(range(len(coefficients.experts)), coefficients.experts, fontsize=8)
+    axes.set_xticks(range(len(names)), [_short(name) for name in names], rotation=90, fontsize=5)
+    figure.colorbar(image, ax=axes, label="α", pad=0.01)
+    axes.set_title(title, fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _ink(relative: float) -> str:
+    return "white" if relative < 45 or relative > 125 else "black"
+
+
+def _with_average(method: str, row: Mapping[str, Entry]) -> str:
+    average = row[AVERAGE].score
+    return method if average is None else f"{method}   Avg {average:.1f}"
+
+
+def _short(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in ("language_model", "model", "layers", "weight")]
+    return ".".join(part for part in parts if part not in ("self_attn", "mlp"))
