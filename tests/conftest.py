@@ -54,11 +54,16 @@ def tiny_zoo(tmp_path_factory) -> Path:
     return write_tiny_zoo(tmp_path_factory.mktemp("tiny-zoo"))
 
 
+def open_task_vectors(zoo: Path) -> TaskVectors:
+    """Base and experts of a tiny zoo, opened."""
+    experts = {name: Checkpoint.open(zoo / name) for name in EXPERTS}
+    return TaskVectors(Checkpoint.open(zoo / "base"), experts, internvl.merged_names)
+
+
 @pytest.fixture
 def task_vectors(tiny_zoo) -> TaskVectors:
-    """Base and experts of the tiny zoo, opened."""
-    experts = {name: Checkpoint.open(tiny_zoo / name) for name in EXPERTS}
-    return TaskVectors(Checkpoint.open(tiny_zoo / "base"), experts, internvl.merged_names)
+    """:func:`open_task_vectors` of the session's tiny zoo."""
+    return open_task_vectors(tiny_zoo)
 
 
 def recipe_data(zoo: Path) -> dict:

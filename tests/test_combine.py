@@ -71,7 +71,7 @@ def test_linear_merges_agree_with_float64(dtype, chunks):
     expected = (b + sum(a * (x - b) for a, x in zip(per_element, e))).reshape(13, 11)
     ulp = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}[dtype]
     # half a unit in the last place of the result's dtype, and a few fp32 roundings of terms of size 4
-    tolerance = dict(rtol=2 * ulp, atol=3e-6)
+    tolerance = {"rtol": 2 * ulp, "atol": 3e-6}
     np.testing.assert_allclose(merge_experts(base, experts, alpha).double(), expected, **tolerance)
     tau = torch.stack([x.float() - base.float() for x in experts])
     np.testing.assert_allclose(merge_tensor(base, tau, alpha).double(), expected, **tolerance)

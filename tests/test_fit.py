@@ -1,0 +1,255 @@
+"""The training loop: gradients against finite differences, losses against numpy, and exact resumption."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import open_task_vectors
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+from emkit import fit as fitting
+from emkit.backbones import internvl
+from emkit.calibration import Calibration, Settings, calibrate
+from emkit.coefficients import Coefficients
+from emkit.errors import UserError
+from emkit.fit import FitOptions, Optimiser, chosen_samples, fit, learning_rate
+from emkit.merged_model import MergedModel
+from emkit.sequences import collate
+from emkit.sources import ZooSource
+
+BETA = {"VQA": 1.0, "Chart": 2.5}
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny_zoo, tmp_path_factory) -> Calibration:
+    model, _ = internvl.load(tiny_zoo / "base")
+    settings = Settings(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
+    cache = tmp_path_factory.mktemp("cache")
+    return calibrate(internvl, model, open_task_vectors(tiny_zoo), ZooSource("train"), settings, 0, cache)
+
+
+@pytest.fixture
+def float64_norms(monkeypatch):
+    """transformers' RMSNorm always computes in fp32, whose rounding would drown a finite difference."""
+
+    def forward(self, hidden):
+        scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * (hidden * scale)
+
+    monkeypatch.setattr(Qwen2RMSNorm, "forward", forward)
+
+
+def base_model(task_vectors, dtype=torch.float32):
+    return internvl.load(task_vectors.base.path)[0].to(dtype)
+
+
+def chunked(task_vectors) -> Coefficients:
+    """Different values everywhere; one, two or three chunks, and two fixed tensors."""
+    rng = np.random.default_rng(3)
+    values, fixed = {}, set()
+    for i, name in enumerate(task_vectors.names):
+        m = 1 + i % 3
+        if i in (1, 9):
+            m, _ = 1, fixed.add(name)
+        values[name] = rng.uniform(0.1, 0.6, size=(2, m))
+    return Coefficients(task_vectors.experts, values, frozenset(fixed))
+
+
+def reference_losses(model, coefficients, task_vectors, calibration, options) -> dict:
+    """Each task's L_hid and L_logit in numpy, from a model merged in numpy: Eq. 1, 2 and 5 word by word."""
+    state = model.state_dict()
+    for name in task_vectors.names:
+        base = task_vectors.base.read(name).double().numpy()
+        total = base.reshape(-1).copy()
+        spread = coefficients.expand(name, total.size)
+        for k, expert in enumerate(task_vectors.checkpoints.values()):
+            total += spread[k] * (expert.read(name).double().numpy() - base).reshape(-1)
+        state[internvl.parameter_name(name)] = torch.from_numpy(total.reshape(base.shape))
+    model.load_state_dict(state)
+    losses = {}
+    for task in calibration.tasks.values():
+        hidden, logit = [], []
+        for sample in range(task.samples):
+            squares, divergences = [], []
+            for i in [i for i, s in enumerate(task.sample_of) if s == sample]:
+                batch, taken = collate([task.sequences[i]])
+                with torch.no_grad():
+                    out = internvl.forward(model, batch, task.features[i].double(), calibration.hidden_layer)
+                h, z = out.hidden[taken].numpy(), out.logits[taken].numpy()
+                hk, zk = task.hidden[i].double().numpy(), task.logits[i].double().numpy()
+                squares += [float(x) for x in ((h - hk) ** 2).sum(axis=1)]
+                z, zk = (x / options.temperature for x in (z, zk))
+                logq = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+                logp = zk - np.log(np.exp(zk).sum(axis=1, keepdims=True))
+                divergences += [float(x) for x in (np.exp(logp) * (logp - logq)).sum(axis=1)]
+            hidden.append(np.mean(squares) / (1 if options.hidden_loss == "squared_norm" else hk.shape[1]))
+            logit.append(options.temperature**2 * np.mean(divergences))
+        losses[task.name] = {"hidden": np.mean(hidden), "logit": np.mean(logit)}
+    return losses
+
+
+def objective(losses) -> float:
+    return sum(BETA[task] * sum(terms.values()) for task, terms in losses.items())
+
+
+@pytest.mark.parametrize("hidden_loss", ["mean_squared", "squared_norm"])
+@pytest.mark.parametrize("layerwise", [True, False])
+@pytest.mark.usefixtures("float64_norms")
+def test_losses_are_eq_1_2_and_gradients_are_finite_differences(task_vectors, calibration, hidden_loss, layerwise):
+    options = FitOptions(beta=BETA, hidden_loss=hidden_loss, temperature=1.7)
+    start = chunked(task_vectors)
+    if layerwise:
+        start = Coefficients(start.experts, {name: value[:, :1] for name, value in start.values.items()})
+    model = base_model(task_vectors, torch.float64)
+    merged = MergedModel(model, task_vectors, start, internvl.parameter_name)
+    found = fitting._alignment(internvl, model, calibration, options, step=0, seed=0)
+    gradient = merged.gradient(start)
+    reference = base_model(task_vectors, torch.float64)
+    expected = reference_losses(reference, start, task_vectors, calibration, options)
+    for task, terms in expected.items():
+        for term, value in terms.items():
+            assert math.isclose(found[task][term], value, rel_tol=1e-8), (task, term)
+    flat, step = start.flat(), 1e-4
+    assert len(gradient) == len(flat)
+    for i in np.random.default_rng(0).choice(len(flat), 10, replace=False):
+        shifted = []
+        for sign in (1, -1):
+            moved = flat.copy()
+            moved[i] += sign * step
+            losses = reference_losses(reference, start.with_flat(moved), task_vectors, calibration, options)
+            shifted.append(objective(losses))
+        difference = (shifted[0] - shifted[1]) / (2 * step)
+        assert math.isclose(gradient[i], difference, rel_tol=1e-5, abs_tol=1e-8), i
+
+
+@pytest.mark.parametrize("parameterisation", ["plain", "sigmoid"])
+@pytest.mark.parametrize("regulariser", ["paper", "authors"])
+def test_the_first_step_is_adamw_on_the_whole_objective(task_vectors, calibration, parameterisation, regulariser):
+    """With betas' bias correction the first Adam step is lr · g / (|g| + ε), here with decoupled weight decay."""
+    start = chunked(task_vectors)
+    initial = {"VQA": 0.35, "Chart": 0.2}
+    settings = Optimiser(lr=0.01, weight_decay=0.1, steps=1, schedule="constant")
+    options = FitOptions(parameterisation, beta=BETA, gamma=3.0, regulariser=regulariser, optimiser=settings)
+    model, count = base_model(task_vectors), 20.0
+    found = fit(internvl, model, task_vectors, start, initial, calibration, options, count)
+    check = base_model(task_vectors, torch.float64)
+    merged = MergedModel(check, task_vectors, start, internvl.parameter_name)
+    fitting._alignment(internvl, check, calibration, options, 0, 0)
+    alpha = start.flat()
+    anchor = np.array([initial[start.experts[k]] for k in start.flat_experts()])
+    weight = 1 / (2 * count) if regulariser == "paper" else 2 * 2 / len(alpha)
+    g = merged.gradient(start) + 3.0 * weight * np.sign(alpha - anchor)
+    w = alpha if parameterisation == "plain" else np.log(alpha / (1 - alpha))
+    g = g if parameterisation == "plain" else g * alpha * (1 - alpha)
+    w = w * (1 - 0.01 * 0.1) - 0.01 * g / (np.abs(g) + 1e-8)
+    expected = w if parameterisation == "plain" else 1 / (1 + np.exp(-w))
+    np.testing.assert_allclose(found.coefficients.flat(), expected, atol=2e-5)
+    penalty = weight * np.abs(alpha - anchor).sum()
+    entry = found.history[0]
+    assert math.isclose(entry["regulariser"], penalty, rel_tol=1e-12)
+    assert math.isclose(entry["loss"], objective(entry["tasks"]) + 3.0 * penalty, rel_tol=1e-12)
+    for name in start.fixed:
+        assert found.coefficients.values[name].tolist() == start.values[name].tolist()
+
+
+def plain_fit(task_vectors, calibration, steps=6, state=None, **changes):
+    optimiser = Optimiser(
+        lr=0.03, steps=steps, schedule=changes.pop("schedule", "cosine"), batch=changes.pop("batch", "all")
+    )
+    options = FitOptions(beta=BETA, gamma=0.1, optimiser=optimiser, **changes)
+    initial = {"VQA": 0.3, "Chart": 0.3}
+    start = Coefficients.constant(task_vectors.names, initial)
+    count = len(task_vectors.names)
+    return fit(internvl, base_model(task_vectors), task_vectors, start, initial, calibration, options, count, 0, state)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kill_at", [1, 4])
+@pytest.mark.parametrize("batch", ["all", 1])
+def test_a_killed_fit_resumes_to_the_identical_end(task_vectors, calibration, tmp_path, monkeypatch, kill_at, batch):
+    whole = plain_fit(task_vectors, calibration, batch=batch)
+    state = tmp_path / "state.json"
+    real = fitting._alignment
+
+    def dies(backbone, model, calibration, options, step, seed):
+        if step == kill_at:
+            raise Killed
+        return real(backbone, model, calibration, options, step, seed)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(fitting, "_alignment", dies)
+        plain_fit(task_vectors, calibration, batch=batch, state=state)
+    steps = []
+    monkeypatch.setattr(fitting, "_alignment", lambda *a: steps.append(a[4]) or real(*a))
+    resumed = plain_fit(task_vectors, calibration, batch=batch, state=state)
+    assert steps == list(range(kill_at, 6))
+    assert resumed.coefficients.to_json() == whole.coefficients.to_json()
+    assert resumed.history == whole.history
+
+
+def test_another_fits_state_is_not_taken_up(task_vectors, calibration, tmp_path):
+    state = tmp_path / "state.json"
+    plain_fit(task_vectors, calibration, steps=3, state=state)
+    other = plain_fit(task_vectors, calibration, steps=4, state=state)
+    assert other.coefficients.to_json() == plain_fit(task_vectors, calibration, steps=4).coefficients.to_json()
+
+
+def test_the_loss_falls(task_vectors, calibration):
+    history = plain_fit(task_vectors, calibration, steps=12).history
+    assert [entry["step"] for entry in history] == list(range(12))
+    assert history[-1]["loss"] < 0.95 * history[0]["loss"]
+
+
+def test_a_diverging_fit_is_one_line(task_vectors, calibration):
+    broken = dict(calibration.tasks)
+    before = float(broken["VQA"].logits[0][0, 0])
+    broken["VQA"].logits[0][0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"the fit diverged at step 1 .*lower optimiser.lr"):
+        plain_fit(task_vectors, Calibration(broken, calibration.hidden_layer, calibration.keys))
+    broken["VQA"].logits[0][0, 0] = before
+
+
+def test_sigmoid_needs_initial_values_between_0_and_1(task_vectors, calibration):
+    start = Coefficients.constant(task_vectors.names, {"VQA": 1.0, "Chart": 0.3})
+    options = FitOptions("sigmoid")
+    with pytest.raises(UserError, match="between 0 and 1"):
+        fit(
+            internvl,
+            base_model(task_vectors),
+            task_vectors,
+            start,
+            {"VQA": 1.0, "Chart": 0.3},
+            calibration,
+            options,
+            24,
+        )
+
+
+def test_nothing_to_learn_is_one_line(task_vectors, calibration):
+    start = Coefficients.constant(task_vectors.names, {"VQA": 0.3, "Chart": 0.3})
+    start = Coefficients(start.experts, start.values, frozenset(start.values))
+    with pytest.raises(UserError, match="no coefficient to learn"):
+        fit(internvl, base_model(task_vectors), task_vectors, start, {}, calibration, FitOptions(), 24)
+
+
+def test_schedules():
+    rates = {
+        s: [learning_rate(Optimiser(lr=2.0, steps=4, schedule=s, period=2), i) for i in range(4)]
+        for s in fitting.SCHEDULES
+    }
+    np.testing.assert_allclose(rates["constant"], [2, 2, 2, 2])
+    np.testing.assert_allclose(rates["cosine"], [2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)])
+    np.testing.assert_allclose(rates["cosine_restarts"], [2, 1, 2, 1])
+
+
+def test_a_batch_takes_each_sample_once_an_epoch():
+    assert chosen_samples(5, "all", 3, 0, 0) == [0, 1, 2, 3, 4] == chosen_samples(5, 9, 3, 0, 0)
+    for epoch in range(3):
+        steps = [chosen_samples(5, 2, 3 * epoch + i, 1, 0) for i in range(3)]
+        assert [len(s) for s in steps] == [2, 2, 1] and sorted(itertools.chain(*steps)) == [0, 1, 2, 3, 4]
+    assert any(chosen_samples(5, 1, 0, seed, 0) != chosen_samples(5, 1, 0, 0, 0) for seed in range(1, 9))
