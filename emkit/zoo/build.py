@@ -1,7 +1,8 @@
 """Train a whole zoo from its recipe: base, five experts, Mixture Training (``emkit zoo build``).
 
 Stages are resumable: a finished model is a complete folder, an unfinished one a training state under the work
-folder. The base uses two threads; experts and mixture train two at a time on one thread each.
+folder. The base is trained by two processes that share each batch; experts and mixture train two at a time. Every
+process has one thread: two threads that wait for each other lose far more when anything else runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from torch import distributed
 from tqdm import tqdm
 
 from emkit import files
@@ -75,47 +77,71 @@ def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
     for name in finished:
         if card.read(out / name)["recipe_sha256"] != card.recipe_hash(recipe):
             raise UserError(f"{out / name} was trained by another recipe: remove {out} or choose another folder")
-    key = card.recipe_hash(recipe)[:12]
-    work = work / key
+    work = work / card.recipe_hash(recipe)[:12]
     work.mkdir(parents=True, exist_ok=True)
     if "base" not in finished:
-        torch.set_num_threads(jobs)
-        train_member(recipe, "base", out, work, 0)
+        train_base(recipe, out, work)
     waiting = [name for name in names[1:] if name not in finished]
     waiting.sort(key=lambda name: -stage(recipe, name)["steps"])
     if jobs == 1:
         for name in waiting:
-            train_member(recipe, name, out, work, 0)
+            train_from_base(recipe, name, out, work, 0)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(train_member, recipe, name, out, work, line) for line, name in enumerate(waiting)]
+        futures = [pool.submit(train_from_base, recipe, name, out, work, line) for line, name in enumerate(waiting)]
         for future in as_completed(futures):
             future.result()
 
 
-def train_member(recipe: dict, member: str, out: Path, work: Path, line: int) -> None:
-    """Train one member and write its folder: weights, processor, card, log."""
-    settings = stage(recipe, member)
+def train_base(recipe: dict, out: Path, work: Path) -> None:
+    """Train the base from nothing, in ``recipe['workers']`` processes of one thread that share each batch."""
+    world = recipe["workers"]
+    data = _data(recipe, "base", recipe["base"], processor_of(recipe), 0)
+    if world == 1:
+        _base_worker(0, 1, recipe, data, out, work)
+        return
+    (work / "rendezvous").unlink(missing_ok=True)
+    torch.multiprocessing.spawn(_base_worker, (world, recipe, data, out, work), nprocs=world)
+
+
+def _base_worker(rank: int, world: int, recipe: dict, data: TrainingSet, out: Path, work: Path) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        distributed.init_process_group("gloo", f"file://{(work / 'rendezvous').resolve()}", rank=rank, world_size=world)
+    processor = processor_of(recipe)
+    seed = recipe["seed"] * 1000
+    model = create(recipe["model"], processor, seed)
+    _train(recipe, "base", model, processor, data, seed, out, work, 0, rank, world)
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+def train_from_base(recipe: dict, member: str, out: Path, work: Path, line: int) -> None:
+    """Fine-tune an expert, or Mixture Training, from the finished base with the vision tower frozen."""
+    model, processor = internvl.load(out / "base")
+    data = _data(recipe, member, stage(recipe, member), processor, line)
+    cache_features(model, data)
     seed = recipe["seed"] * 1000 + members(recipe).index(member)
-    if member == "base":
-        processor = processor_of(recipe)
-        model = create(recipe["model"], processor, seed)
-    else:
-        model, processor = internvl.load(out / "base")
-    data = _data(recipe, member, settings, processor, line)
-    if member != "base":
-        cache_features(model, data)
+    _train(recipe, member, model, processor, data, seed, out, work, line)
+
+
+def _train(recipe, member, model, processor, data, seed, out, work, line, rank=0, world=1) -> None:
+    """Run the training loop under a progress bar; rank 0 writes the member's folder."""
+    settings = stage(recipe, member)
+    state = work / f"{member}.pt"
     shares = np.array([settings.get("shares", {}).get(s, 1.0) for s in sorted(subtasks_of(member))])
-    with tqdm(total=settings["steps"], desc=f"train {member}", position=line, unit="step", mininterval=2) as bar:
+    bar = tqdm(total=settings["steps"], desc=f"train {member}", position=line, unit="step", mininterval=2, disable=rank > 0)
 
-        def progress(step: int, loss: float) -> None:
-            bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+    def progress(step: int, loss: float) -> None:
+        bar.update(step - bar.n)
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
-        log = train(model, processor, data, settings, seed, work / f"{member}.pt", shares, progress)
-    _write(recipe, member, model, processor, log, out)
-    (work / f"{member}.pt").unlink(missing_ok=True)
+    log = train(model, processor, data, settings, seed, state, shares, progress, rank, world)
+    bar.close()
+    if rank == 0:
+        _write(recipe, member, model, processor, log, out)
+        state.unlink(missing_ok=True)
 
 
 def _data(recipe: dict, member: str, settings: dict, processor, line: int) -> TrainingSet:

@@ -36,6 +36,7 @@ def create(settings: dict, processor, seed: int) -> InternVLForConditionalGenera
     )
     torch.manual_seed(seed)
     model = InternVLForConditionalGeneration(config)
+    _place_patches(model.model.vision_tower.embeddings.position_embeddings)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -44,3 +45,17 @@ def create(settings: dict, processor, seed: int) -> InternVLForConditionalGenera
 def image_tokens(settings: dict) -> int:
     """Image tokens an image takes in the sequence: patches after the 2 × 2 pixel shuffle."""
     return (settings["image_size"] // settings["patch_size"] // 2) ** 2
+
+
+@torch.no_grad()
+def _place_patches(embeddings: torch.Tensor, scale: float = 0.5) -> None:
+    """Start the vision tower's position embeddings [1, 1 + patches, d] as two-dimensional sinusoids.
+
+    transformers starts them at zero, from where a small tower takes long to learn where things are.
+    """
+    side, quarter = int((embeddings.shape[1] - 1) ** 0.5), embeddings.shape[2] // 4
+    frequencies = 100.0 ** -(torch.arange(quarter) / quarter)
+    phases = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([phases.sin(), phases.cos()], dim=1)
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    embeddings[0, 1:] = scale * torch.cat([rows, columns], dim=2).reshape(side * side, 4 * quarter)
