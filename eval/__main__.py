@@ -128,9 +128,13 @@ def _row(options) -> None:
 
 
 def _table(options) -> None:
-    from eval import tables
+    from eval import figures, tables
 
-    tables.write(_load(options))
+    plan = _load(options)
+    lines = tables.entries(plan)
+    picture = figures.relative_heatmap(lines, figures.column_references(plan, lines), f"profile {plan.recipe.profile}")
+    figures.save(picture, plan.table.with_suffix(".png"))
+    tables.write(plan)
 
 
 def _notebook(options) -> None:

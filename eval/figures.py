@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from emkit.coefficients import Coefficients
+from emkit.files import atomic_write
 from eval.plan import Plan
 from eval.tables import AVERAGE, COLUMN_EXPERT, Entry, grid
 
@@ -24,6 +26,13 @@ def column_references(plan: Plan, lines: Sequence[Entry]) -> dict[str, float]:
         if entry is not None and entry.score:
             found[benchmark] = entry.score
     return found
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as PNG, in the same bytes whenever it is the same figure."""
+    with atomic_write(path) as part:
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
 
 
 def relative_heatmap(lines: Sequence[Entry], references: Mapping[str, float], title: str) -> Figure:

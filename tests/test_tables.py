@@ -1,0 +1,123 @@
+"""Table 1 from hand-made score files: numbers computed by hand, and what has no number."""
+
+import csv
+import math
+
+import pytest
+from small_plan import score, small_plan
+
+from emkit.errors import UserError
+from eval import scores, tables
+from eval.plan import Job
+
+
+@pytest.fixture
+def plan(tmp_path):
+    found = small_plan(tmp_path)
+    for row in ("base", "task_arithmetic"):
+        score(found, Job(row, 0), "VizWiz", 1, 0, 1, 0)  # 50, standard error 100 * sqrt(1/3) / 2
+        score(found, Job(row, 0), "GQA", 1, 1, 1, 0)  # 75, standard error 25
+    score(found, Job("expert_merging", 0), "VizWiz", 1, 1, 1, 0)  # 75
+    score(found, Job("expert_merging", 1), "VizWiz", 1, 0, 1, 0)  # 50
+    score(found, Job("expert_merging", 0), "GQA", 1, 1, 0, 0)  # 50
+    score(found, Job("expert_merging", 1), "GQA", 1, 1, 1, 0)  # 75
+    return found
+
+
+def lines(plan):
+    return {(line["method"], line["benchmark"]): line for line in csv.DictReader(tables.as_csv(tables.entries(plan)).splitlines())}
+
+
+def test_columns_and_order(plan):
+    text = tables.as_csv(tables.entries(plan)).splitlines()
+    assert text[0] == "method,benchmark,score,stderr,n,seeds,status"
+    assert [line.split(",")[:2] for line in text[1:4]] == [["Base", "VizWiz"], ["Base", "GQA"], ["Base", "Avg"]]
+    assert len(text) == 1 + 4 * 3
+
+
+def test_one_seed_is_the_cell_itself(plan):
+    assert tuple(lines(plan)["Base", "VizWiz"].values())[2:] == ("50.00", f"{100 * math.sqrt(1 / 3) / 2:.2f}", "4", "1", "ok")
+
+
+def test_the_average_joins_independent_columns(plan):
+    line = lines(plan)["Base", "Avg"]
+    assert line["score"] == "62.50"
+    assert line["stderr"] == f"{math.hypot(100 * math.sqrt(1 / 3) / 2, 25) / 2:.2f}"
+    assert (line["n"], line["seeds"], line["status"]) == ("8", "1", "ok")
+
+
+def test_seeds_are_averaged_and_their_spread_is_in_the_error(plan):
+    line = lines(plan)["Expert Merging", "VizWiz"]
+    within = (25**2 + (100 * math.sqrt(1 / 3) / 2) ** 2) / 2
+    between = ((75 - 62.5) ** 2 + (50 - 62.5) ** 2) / 1 / 2
+    assert (line["score"], line["seeds"]) == ("62.50", "2")
+    assert line["stderr"] == f"{math.sqrt(within + between):.2f}"
+
+
+def test_the_average_over_seeds_uses_each_seeds_own_average(plan):
+    # both seeds average 62.5 over the columns, so nothing is added for their spread
+    line = lines(plan)["Expert Merging", "Avg"]
+    within = (25**2 + (100 * math.sqrt(1 / 3) / 2) ** 2) / 4
+    assert (line["score"], line["stderr"]) == ("62.50", f"{math.sqrt(within):.2f}")
+
+
+def test_a_row_without_method_is_not_run_yet_never_blank(plan):
+    for benchmark in ("VizWiz", "GQA", "Avg"):
+        assert list(lines(plan)["TIES Merging", benchmark].values())[2:] == ["", "", "", "", "not run yet"]
+
+
+def test_a_failed_cell_is_shown_and_never_averaged_over(plan):
+    job = Job("base", 0)
+    about = {"row": "base", "seed": 0, "benchmark": "GQA"}
+    scores.write_unscored(plan.cell(job, "GQA"), "failed", "scoring: the harness said no", **about)
+    assert list(lines(plan)["Base", "GQA"].values())[2:] == ["", "", "", "", "failed"]
+    assert list(lines(plan)["Base", "Avg"].values())[2:] == ["", "", "", "", "failed"]
+    assert lines(plan)["Base", "VizWiz"]["status"] == "ok"
+
+
+def test_a_column_with_one_failed_seed_has_no_score(plan):
+    about = {"row": "expert_merging", "seed": 1, "benchmark": "GQA"}
+    scores.write_unscored(plan.cell(Job("expert_merging", 1), "GQA"), "no judge", "no key", **about)
+    assert lines(plan)["Expert Merging", "GQA"]["status"] == "no judge"
+    assert lines(plan)["Expert Merging", "GQA"]["score"] == ""
+
+
+def test_a_missing_score_file_is_an_error(plan):
+    plan.cell(Job("base", 0), "GQA").unlink()
+    with pytest.raises(UserError, match=r"GQA\.json"):
+        tables.entries(plan)
+
+
+def test_reading_back_gives_the_rounded_entries(plan, tmp_path):
+    path = tmp_path / "table1.csv"
+    path.write_text(tables.as_csv(tables.entries(plan)), encoding="utf-8")
+    read = tables.read_csv(path)
+    assert read[0] == tables.Entry("Base", "VizWiz", 50.0, 28.87, 4, 1, "ok")
+    path.write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(UserError, match="columns"):
+        tables.read_csv(path)
+
+
+def test_markdown_names_the_profile_and_keeps_ours_apart_from_theirs(plan):
+    text = tables.as_markdown(tables.entries(plan), "smoke")
+    ours, theirs = text.split("## Published")
+    assert "profile `smoke`" in text.splitlines()[0]
+    assert "| Base | 50.00 ± 28.87 | 75.00 ± 25.00 | 62.50 ± 19.09 |" in ours
+    assert "58.45" in theirs and "58.45" not in ours  # Expert Merging++'s published average
+
+
+def test_published_tables_are_all_there():
+    shapes = {number: tables.published(number) for number in range(1, 14)}
+    assert shapes[1]["Expert Merging++"]["Avg"] == 58.45
+    assert shapes[1]["VQA Expert"]["RefCOCO"] is None
+    assert len(shapes[1]) == 20 and all(shapes.values())
+
+
+def test_writing_is_deterministic_and_current(plan):
+    tables.write(plan)
+    first = plan.table.read_bytes()
+    assert tables.is_current(plan)
+    tables.write(plan)
+    assert plan.table.read_bytes() == first
+    score(plan, Job("base", 0), "GQA", 0, 0, 0, 1)
+    assert not tables.is_current(plan)
