@@ -196,10 +196,13 @@ def load(path: str | Path) -> Recipe:
     data = load_yaml(content, str(path))
     where = f"{path}: "
     _RECIPE(data, where)
-    backbones.get(data["backbone"])
+    if data["backbone"] not in backbones.NAMES:
+        raise fail(
+            f"{where}backbone", f"unknown backbone '{data['backbone']}': {nearest(data['backbone'], backbones.NAMES)}"
+        )
     recipe = Recipe(path, data)
-    _check_rows(recipe, where)
     _check_experts(data, where)
+    _check_rows(recipe, where)
     _check_sources(data, where)
     return recipe
 

@@ -30,9 +30,9 @@ def fail(where: str, message: str) -> UserError:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """ ", did you mean 'x'?" for the closest known word, or the list of all."""
-    known = sorted(map(str, known))
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known)}"
+    folded = {str(entry).lower(): str(entry) for entry in known}
+    close = difflib.get_close_matches(str(word).lower(), sorted(folded), n=1, cutoff=0.5)
+    return f"did you mean '{folded[close[0]]}'?" if close else f"choose one of {', '.join(sorted(folded.values()))}"
 
 
 def mapping(keys: Mapping[str, Key]) -> Check:

@@ -1,0 +1,169 @@
+"""Calibration samples: packs of the experts' own responses with their teacher's targets, cached by content."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import open_task_vectors
+from PIL import Image
+
+from emkit.backbones import internvl
+from emkit.calibration import Settings, calibrate
+from emkit.errors import UserError
+from emkit.sources import JsonlSource, ZooSource, source
+from emkit.zoo import data
+
+SETTINGS = Settings(samples=3, response_tokens=20, hidden_layer=1, max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def base_model(tiny_zoo):
+    return internvl.load(tiny_zoo / "base")[0]
+
+
+def made(tiny_zoo, base_model, cache, settings=SETTINGS, seed=0, given=None):
+    vectors = open_task_vectors(tiny_zoo)
+    return calibrate(internvl, base_model, vectors, given or ZooSource("train"), settings, seed, cache)
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny_zoo, base_model, tmp_path_factory):
+    return made(tiny_zoo, base_model, tmp_path_factory.mktemp("cache"))
+
+
+def test_every_sample_has_the_response_tokens_asked_and_no_image_more(calibration):
+    for task in calibration.tasks.values():
+        assert task.samples == 3
+        for sample in range(3):
+            tokens = [sum(row["tokens"] for row in rows) for rows, s in zip(task.rows, task.sample_of) if s == sample]
+            assert sum(tokens) >= 20 > sum(tokens[:-1])
+        losses_at = sum(int(sequence.count.sum()) for sequence in task.sequences)
+        assert losses_at == task.response_tokens == sum(row["tokens"] for rows in task.rows for row in rows)
+
+
+def test_sub_tasks_take_turns_and_questions_are_as_in_evaluation(calibration):
+    turns = [rows[0]["subtask"] for rows in calibration.tasks["VQA"].rows]
+    assert turns == [("vizwiz", "gqa")[i % 2] for i in range(len(turns))]
+    assert {rows[0]["subtask"] for rows in calibration.tasks["Chart"].rows} == {"chartqa"}
+    for rows in calibration.tasks["VQA"].rows:
+        assert all(row["question"].endswith("single word or phrase.") for row in rows)
+
+
+def test_no_item_of_another_split_is_used(calibration):
+    keys = {rows[0]["key"] for task in calibration.tasks.values() for rows in task.rows}
+    assert keys and all(int(key[:8], 16) % 10 <= 7 for key in keys)
+
+
+def test_responses_and_targets_are_the_experts_own(calibration, tiny_zoo):
+    """Against one question at a time: greedy generation, then the expert's logits and states on its own response."""
+    task = calibration.tasks["VQA"]
+    model, processor = internvl.load(tiny_zoo / "VQA")
+    rows = task.rows[0]
+    images = {
+        data.example("vizwiz", "train", i, stream()).key: data.example("vizwiz", "train", i, stream()) for i in range(2)
+    }
+    image = images[rows[0]["key"]].image
+    at = 0
+    for row in rows:
+        alone = internvl.generate(model, processor, [image], [row["question"]], 4)
+        assert alone == [row["response"]]
+        batch = internvl.encode(processor, [image], [row["question"]], alone)
+        with torch.no_grad():
+            out = internvl.forward(model, batch, hidden_layer=1)
+        predicts = slice(-row["tokens"] - 1, -1)
+        here = slice(at, at + row["tokens"])
+        torch.testing.assert_close(task.logits[0][here], out.logits[0, predicts], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(task.hidden[0][here], out.hidden[0, predicts], rtol=1e-4, atol=1e-4)
+        at += row["tokens"]
+    assert at == len(task.logits[0])
+
+
+def stream() -> int:
+    return int(hashlib.sha256(b"calibration/0").hexdigest()[:8], 16)
+
+
+def test_features_are_the_bases(calibration, base_model, tiny_zoo):
+    """Nothing before the projector is merged, so the merged model sees the image as the base does."""
+    task = calibration.tasks["VQA"]
+    found = data.example("vizwiz", "train", 0, stream())
+    _, processor = internvl.load(tiny_zoo / "base")
+    pixels = internvl.encode(processor, [found.image], ["what?"], ["red"])["pixel_values"]
+    torch.testing.assert_close(task.features[0], internvl.image_features(base_model, pixels))
+
+
+def test_a_second_call_reads_the_cache_and_another_seed_draws_anew(tiny_zoo, base_model, tmp_path, monkeypatch):
+    first = made(tiny_zoo, base_model, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(internvl, "generate", None)
+        again = made(tiny_zoo, base_model, tmp_path)
+    assert again.keys == first.keys
+    for name, task in first.tasks.items():
+        assert again.tasks[name].rows == task.rows
+        assert all(torch.equal(a, b) for a, b in zip(task.logits, again.tasks[name].logits))
+    other = made(tiny_zoo, base_model, tmp_path, seed=1)
+    assert other.keys["VQA"] != first.keys["VQA"]
+    assert {r[0]["key"] for r in other.tasks["VQA"].rows}.isdisjoint({r[0]["key"] for r in first.tasks["VQA"].rows})
+
+
+def test_tokens_all_takes_every_position_of_every_row(tiny_zoo, base_model, tmp_path, calibration):
+    settings = Settings(samples=3, response_tokens=20, hidden_layer=1, tokens="all", max_new_tokens=4)
+    found = made(tiny_zoo, base_model, tmp_path, settings).tasks["VQA"]
+    _, processor = internvl.load(tiny_zoo / "base")
+    rows = found.rows[0]
+    image = data.example("vizwiz", "train", 0, stream()).image
+    batch = internvl.encode(
+        processor, [image] * len(rows), [r["question"] for r in rows], [r["response"] for r in rows]
+    )
+    assert found.sequences[0].count.sum() == int(batch["attention_mask"].sum())
+    assert len(found.logits[0]) == len(found.sequences[0].ids)
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    lines = [{"image": f"{i}.png", "question": f"how many circles are there? {i}"} for i in range(3)]
+    for task in ("VQA", "Chart"):
+        (tmp_path / f"{task}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return {task: str(tmp_path / f"{task}.jsonl") for task in ("VQA", "Chart")}
+
+
+def test_a_jsonl_source(jsonl, tiny_zoo, base_model, tmp_path):
+    given = source({"source": "jsonl", "files": jsonl})
+    settings = Settings(samples=2, response_tokens=1, hidden_layer=1, max_new_tokens=4)
+    found = made(tiny_zoo, base_model, tmp_path / "cache", settings, given=given)
+    assert found.tasks["VQA"].samples == 2 and found.tasks["VQA"].rows[0][0]["question"].startswith("how many")
+    orders = {tuple(item.key for item in given.items("VQA", seed)) for seed in range(8)}
+    assert len(orders) > 1 and {tuple(sorted(order)) for order in orders} == {tuple(sorted(next(iter(orders))))}
+    with pytest.raises(UserError, match="task 'VQA' fills only 3 samples of 1 response tokens, 9 are wanted"):
+        made(tiny_zoo, base_model, tmp_path / "cache", Settings(9, 1, 1), given=given)
+
+
+@pytest.mark.parametrize(
+    "content, match",
+    [
+        ("\n\n", "the calibration set of task 'VQA' is empty"),
+        ("{", r"line 1: not of the form"),
+        ('{"question": "what?"}', r"line 1: not of the form"),
+        ('{"image": "none.png", "question": "what?"}', r"line 1: there is no image"),
+        ('\n{"image": "VQA.jsonl", "question": "what?"}', "VQA.jsonl is no readable image"),
+    ],
+)
+def test_a_bad_calibration_file_is_one_line(jsonl, content, match):
+    Path(jsonl["VQA"]).write_text(content)
+    with pytest.raises(UserError, match=match) as error:
+        given = JsonlSource(jsonl)
+        given.identity("VQA")
+        list(given.items("VQA", 0))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_task_is_one_line():
+    with pytest.raises(UserError, match="knows no task 'Law'"):
+        next(ZooSource("train").items("Law", 0))
+    with pytest.raises(UserError, match="no file for task 'Law'"):
+        JsonlSource({}).identity("Law")
