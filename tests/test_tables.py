@@ -25,7 +25,10 @@ def plan(tmp_path):
 
 
 def lines(plan):
-    return {(line["method"], line["benchmark"]): line for line in csv.DictReader(tables.as_csv(tables.entries(plan)).splitlines())}
+    return {
+        (line["method"], line["benchmark"]): line
+        for line in csv.DictReader(tables.as_csv(tables.entries(plan)).splitlines())
+    }
 
 
 def test_columns_and_order(plan):
@@ -36,7 +39,13 @@ def test_columns_and_order(plan):
 
 
 def test_one_seed_is_the_cell_itself(plan):
-    assert tuple(lines(plan)["Base", "VizWiz"].values())[2:] == ("50.00", f"{100 * math.sqrt(1 / 3) / 2:.2f}", "4", "1", "ok")
+    assert tuple(lines(plan)["Base", "VizWiz"].values())[2:] == (
+        "50.00",
+        f"{100 * math.sqrt(1 / 3) / 2:.2f}",
+        "4",
+        "1",
+        "ok",
+    )
 
 
 def test_the_average_joins_independent_columns(plan):

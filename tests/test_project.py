@@ -1,0 +1,189 @@
+"""The house's own promises: versions, targets, what imports what, what is committed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from emkit import recipe
+from eval import tables
+from eval.plan import Plan
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "emkit" / "recipes").glob("*/internvl.yaml"))
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def committed() -> list[str]:
+    """Tracked files (of an export without a repository: every file that is not ignored has been committed)."""
+    run = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return run.stdout.splitlines()
+
+
+# ---- environment
+def locked() -> dict[str, str]:
+    return dict(re.findall(r"^([A-Za-z0-9_.\-]+)==(\S+)", text("requirements.lock"), re.MULTILINE))
+
+
+def asked() -> list[str]:
+    lines = [line.split("#")[0].strip() for line in text("requirements.in").splitlines()]
+    return [re.split(r"[=<>!~]", line)[0] for line in lines if line]
+
+
+def test_environment_yml_carries_the_locks_versions():
+    entries = yaml.safe_load(text("environment.yml"))["dependencies"]
+    pip = next(entry["pip"] for entry in entries if isinstance(entry, dict))
+    assert dict(line.split("==") for line in pip) == {name: locked()[name] for name in asked()}
+    assert "python=3.11" in entries
+
+
+def test_the_lock_has_hashes_and_no_urls():
+    content = text("requirements.lock")
+    assert "://" not in content and "--index" not in content and "--find-links" not in content
+    blocks = re.split(r"^(?=[A-Za-z0-9_.\-]+==)", content, flags=re.MULTILINE)[1:]
+    assert len(blocks) > 100 and all("--hash=sha256:" in block for block in blocks)
+
+
+def test_the_lock_fits_what_is_asked():
+    pinned = [line.split("==") for line in text("requirements.in").splitlines() if "==" in line]
+    assert pinned and all(locked()[name] == version.strip() for name, version in pinned)
+
+
+# ---- Makefile
+def targets() -> set[str]:
+    names = re.findall(r"^([a-z][a-z0-9-]*):(?!=)", text("Makefile"), re.MULTILINE)
+    return set(names)
+
+
+def explained() -> list[list[str]]:
+    lines = re.findall(r"^#: (.*\|.*)$", text("Makefile"), re.MULTILINE)
+    return [[part.strip() for part in line.split("|")] for line in lines if "target | what" not in line]
+
+
+def test_make_explains_every_target_with_needs_and_duration():
+    lines = [line for line in explained() if len(line) == 4]
+    assert {line[0] for line in lines} == targets()
+    assert all(all(line) for line in lines)
+
+
+def test_make_alone_prints_every_target():
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(f"make {name}" in shown for name in targets())
+
+
+def test_every_target_is_phony():
+    phony = re.search(r"^\.PHONY: (.*)$", text("Makefile"), re.MULTILINE)[1].split()
+    assert set(phony) == targets()
+
+
+def test_a_wrong_python_gives_one_clear_line(tmp_path):
+    (tmp_path / "Makefile").write_text(text("Makefile"), encoding="utf-8")
+    for name in ("requirements.lock", "pyproject.toml"):
+        (tmp_path / name).touch()
+    fake = tmp_path / "python2.7"
+    fake.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 2.7.18"\nexit 1\n', encoding="utf-8")
+    fake.chmod(0o755)
+    run = subprocess.run(["make", "setup", f"PYTHON={fake}"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = [line for line in run.stderr.splitlines() if line.startswith("error:")]
+    assert run.returncode != 0 and len(said) == 1 and "Python 3.11" in said[0] and "2.7.18" in said[0]
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_ci_calls_make_test():
+    assert "make test" in text(".ci/run") and "set -euo pipefail" in text(".ci/run")
+
+
+# ---- arrows only go down
+def test_importing_emkit_needs_neither_harness_nor_jupyter():
+    code = """
+import sys
+import emkit, emkit.cli, emkit.methods, emkit.recipe, emkit.backbones.internvl
+unwanted = {"vlmeval", "papermill", "nbformat", "IPython", "jupyter_client", "snakemake", "eval"}
+print(*sorted(unwanted & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout.strip()) == (0, ""), run.stderr
+
+
+def test_emkit_never_imports_eval():
+    for path in (ROOT / "emkit").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) eval\b", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+# ---- recipes
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+def test_every_value_of_a_recipe_has_its_source(path):
+    data = recipe.load(path).data
+    named = set(data["sources"])
+    for method, settings in data["methods"].items():
+        for key in settings:
+            assert f"methods.{method}.{key}" in named, f"methods.{method}.{key} has no source"
+    for key in data["calibration"]:
+        assert f"calibration.{key}" in named or key == "files", f"calibration.{key} has no source"
+    assert {"scale.grid", "seeds"} <= named
+
+
+@pytest.mark.parametrize("profile", ["mini", "paper"])
+def test_the_rows_are_table_1_in_its_order(profile):
+    plan = Plan(ROOT / "emkit" / "recipes" / profile / "internvl.yaml")
+    labels = [row["label"] for row in plan.recipe.rows if row["method"] != "reset_expert"]
+    assert labels == list(tables.published())
+    assert [*plan.benchmarks, "Avg"] == list(tables.published()["Weight Average"])
+    assert set(plan.benchmarks) == set(tables.COLUMN_EXPERT)
+
+
+def test_paper_and_mini_list_the_same_jobs():
+    plans = [Plan(ROOT / "emkit" / "recipes" / profile / "internvl.yaml") for profile in ("mini", "paper")]
+    rows = [[(row["id"], row["label"]) for row in plan.recipe.rows] for plan in plans]
+    assert rows[0] == rows[1] and plans[0].benchmarks == plans[1].benchmarks
+    jobs = [{job.row for job in plan.jobs} for plan in plans]
+    assert jobs[0] - jobs[1] == {"mixture"}  # of which no checkpoint is public
+
+
+# ---- what is committed
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+def test_no_committed_file_is_a_target_of_the_pipeline(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plan = Plan(path.relative_to(ROOT))
+    points = [point for row in plan.scale_rows for point in plan.points(row)]
+    produced = {plan.zoo_stamp, plan.table, plan.notebook}
+    produced |= {plan.manifest(split) for split in ("evaluation", "validation")}
+    produced |= {plan.stamp(job) for job in [*plan.jobs, *points]} | {plan.scale_file(row) for row in plan.scale_rows}
+    produced |= {plan.cell(job, name) for job in [*plan.jobs, *points] for name in plan.benchmarks}
+    assert not {str(file) for file in produced} & set(committed())
+    names = "\n".join(sorted(map(str, produced)))
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        input=names,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert set(ignored.stdout.splitlines()) == set(map(str, produced))
+
+
+def test_source_notebooks_are_prose_and_a_few_lines_of_code():
+    sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert sources
+    for path in sources:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        assert not any(cell.get("outputs") for cell in cells), f"{path.name} carries outputs"
+        assert not any(re.search(r"^\s*(def|class) ", cell, re.MULTILINE) for cell in code), path.name
+        assert max(len([line for line in cell.splitlines() if line]) for cell in code) <= 10, path.name
+        assert sum(map(len, prose)) >= sum(map(len, code)), path.name
+
+
+def test_committed_text_has_no_local_paths():
+    for name in committed():
+        if name.endswith((".py", ".md", ".yaml", ".toml", ".ipynb", "Makefile", "Snakefile", ".cff", ".csv")):
+            assert str(ROOT.parent) + "/" not in text(name) or ROOT.parent == Path("/"), name

@@ -1,0 +1,256 @@
+"""The row job, the scale rule and what counts as a finished cell, with a merge and a harness that cost nothing."""
+
+from types import SimpleNamespace
+
+import pytest
+from small_plan import items, score, small_plan
+
+from emkit import methods
+from emkit.errors import UserError
+from emkit.files import read_json, write_json
+from eval import keys, pipeline, rows, scale, scores
+from eval.plan import EVALUATION, VALIDATION, Job
+from eval.vlm import client
+
+RIGHT = "yes"
+
+
+class Fakes:
+    """Stands in for merging, model and harness; counts what was asked of it."""
+
+    def __init__(self, monkeypatch):
+        self.merged, self.evaluated, self.broken = [], [], {}
+        monkeypatch.setattr(methods, "merge_row", self.merge)
+        monkeypatch.setattr(rows.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate))
+        monkeypatch.setattr(client, "prompts", self.prompts)
+        monkeypatch.setattr(client, "evaluate", self.evaluate)
+
+    def merge(self, recipe, row, seed, out, cache, scale):
+        self.merged.append((row, seed, scale))
+        if "merge" in self.broken:
+            raise self.broken["merge"]
+        out.mkdir(parents=True)
+        (out / "model.safetensors").write_bytes(b"weights")
+        write_json(out.parent / "coefficients.json", {"scale": scale})
+        self.folder = out
+        return {"row": row, "scale": scale}
+
+    def load(self, folder):
+        return (folder / "model.safetensors").read_bytes(), None
+
+    def generate(self, model, processor, images, questions, max_new_tokens):
+        assert model == b"weights"
+        return [RIGHT for _ in questions]
+
+    def prompts(self, data, benchmark):
+        return [SimpleNamespace(index=str(i), image=None, text="?") for i in range(4)]
+
+    def evaluate(self, data, benchmark, predictions, judge_url=None):
+        self.evaluated.append(benchmark)
+        if benchmark in self.broken:
+            raise self.broken[benchmark]
+        assert set(predictions.values()) == {RIGHT}
+        return SimpleNamespace(items=items(1, 1, 1, 0), harness={"name": "fake"})
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    return Fakes(monkeypatch)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    found = small_plan(tmp_path)
+    for split in (EVALUATION, VALIDATION):
+        entries = {name: {"sha256": f"{split} {name}"} for name in found.benchmarks}
+        write_json(found.manifest(split), {"benchmarks": entries})
+    return found
+
+
+BASE = Job("base", 0)
+
+
+def test_a_row_scores_every_benchmark_and_removes_the_merged_weights(plan, fakes):
+    rows.run_job(plan, BASE)
+    for name in plan.benchmarks:
+        cell = scores.read_cell(plan.cell(BASE, name))
+        assert (cell.status, cell.value, cell.n) == ("ok", 75.0, 4)
+        assert plan.is_valid(BASE, name)
+    assert plan.stamp(BASE).is_file()
+    assert not fakes.folder.exists() and not fakes.folder.parent.exists()
+    assert read_json(plan.cells(BASE) / "merge.json")["row"] == "base"
+
+
+def test_a_finished_row_merges_nothing_again(plan, fakes):
+    rows.run_job(plan, BASE)
+    rows.run_job(plan, BASE)
+    assert len(fakes.merged) == 1 and len(fakes.evaluated) == 2
+
+
+def test_a_killed_row_scores_only_what_is_missing(plan, fakes):
+    rows.run_job(plan, BASE)
+    plan.cell(BASE, "GQA").unlink()
+    plan.stamp(BASE).unlink()
+    rows.run_job(plan, BASE)
+    assert fakes.evaluated == ["VizWiz", "GQA", "GQA"]
+
+
+@pytest.mark.parametrize("what", ["data", "code", "items", "half a file"])
+def test_a_cell_of_other_data_code_or_items_is_scored_again(plan, fakes, monkeypatch, what):
+    rows.run_job(plan, BASE)
+    path = plan.cell(BASE, "GQA")
+    if what == "data":
+        manifest = read_json(plan.manifest(EVALUATION))
+        manifest["benchmarks"]["GQA"]["sha256"] = "drawn anew"
+        write_json(plan.manifest(EVALUATION), manifest)
+    elif what == "code":
+        monkeypatch.setattr(keys, "versions", lambda: {"code": "another"})
+    elif what == "items":
+        scores.items_path(path).write_text("", encoding="utf-8")
+    else:
+        path.write_text(path.read_text(encoding="utf-8")[:40], encoding="utf-8")
+    assert not plan.is_valid(BASE, "GQA")
+    rows.run_job(plan, BASE)
+    assert plan.is_valid(BASE, "GQA")
+    assert fakes.evaluated == ["VizWiz", "GQA"] * 2 if what == "code" else ["VizWiz", "GQA", "GQA"]
+
+
+def test_another_method_setting_makes_only_its_own_row_stale(tmp_path, fakes):
+    plan = small_plan(tmp_path)
+    write_json(plan.manifest(EVALUATION), {"benchmarks": {name: {"sha256": name} for name in plan.benchmarks}})
+    write_json(plan.scale_file("task_arithmetic"), {"scale": 0.1})
+    learned = Job("expert_merging", 0)
+    for job in (BASE, learned):
+        rows.run_job(plan, job)
+    methods_of = {name: dict(settings) for name, settings in plan.recipe.data["methods"].items()}
+    methods_of["expert_merging"]["gamma"] = 3.0
+    changed = small_plan(tmp_path, methods=methods_of)
+    assert changed.is_done(BASE) and not changed.is_done(learned)
+    write_json(plan.scale_file("task_arithmetic"), {"scale": 0.5})
+    assert plan.is_done(BASE) and not plan.is_done(learned)
+
+
+def test_a_failed_merge_becomes_failed_cells_with_its_reason(plan, fakes):
+    fakes.broken["merge"] = UserError("the fit diverged at step 3")
+    rows.run_job(plan, BASE)
+    cells = [scores.read_cell(plan.cell(BASE, name)) for name in plan.benchmarks]
+    assert {(cell.status, cell.reason) for cell in cells} == {("failed", "merging: the fit diverged at step 3")}
+    assert plan.stamp(BASE).is_file() and not plan.is_done(BASE)
+
+
+def test_one_failed_benchmark_leaves_the_others_alone_and_is_tried_again(plan, fakes, capsys):
+    fakes.broken["VizWiz"] = RuntimeError("two\nlines")
+    rows.run_job(plan, BASE)
+    assert scores.read_cell(plan.cell(BASE, "VizWiz")).reason == "scoring: two lines"
+    assert scores.read_cell(plan.cell(BASE, "GQA")).status == "ok"
+    del fakes.broken["VizWiz"]
+    rows.run_job(plan, BASE)
+    assert plan.is_done(BASE) and fakes.evaluated == ["VizWiz", "GQA", "VizWiz"]
+
+
+def test_no_judge_is_a_status_of_its_own(plan, fakes):
+    fakes.broken["GQA"] = client.NoJudge("no key")
+    rows.run_job(plan, BASE)
+    cell = scores.read_cell(plan.cell(BASE, "GQA"))
+    assert (cell.status, cell.reason, cell.value) == ("no judge", "no key", None)
+
+
+def test_a_learned_row_uses_the_chosen_scale_and_keeps_its_coefficients(plan, fakes):
+    write_json(plan.scale_file("task_arithmetic"), {"scale": 0.3})
+    rows.run_job(plan, Job("expert_merging", 1))
+    assert fakes.merged == [("expert_merging", 1, 0.3)]
+    assert read_json(plan.cells(Job("expert_merging", 1)) / "coefficients.json") == {"scale": 0.3}
+
+
+def test_points_of_the_grid_are_scored_on_the_validation_split(plan, fakes):
+    for point in plan.points("task_arithmetic"):
+        rows.run_job(plan, point)
+    assert fakes.merged == [("task_arithmetic", 0, 0.1), ("task_arithmetic", 0, 0.5)]
+    cell = scores.read_cell(plan.cell(plan.points("task_arithmetic")[0], "GQA"))
+    assert cell.data_sha256 == "validation GQA"
+    assert not plan.cell(Job("task_arithmetic", 0), "GQA").exists()
+
+
+# ---- which jobs there are
+def test_random_rows_run_with_every_seed_and_others_once(plan):
+    assert [job.name for job in plan.jobs] == ["base/0", "task_arithmetic/0", "expert_merging/0", "expert_merging/1"]
+    assert plan.scale_rows == ["task_arithmetic"]
+    assert [plan.scale_row(row) for row in ("base", "expert_merging")] == [None, "task_arithmetic"]
+
+
+def test_a_fixed_scale_needs_no_points(tmp_path):
+    rows_ = [{"id": "ta", "label": "TA", "method": "task_arithmetic", "scale": 0.1}]
+    plan = small_plan(tmp_path, rows=rows_)
+    assert plan.scale_rows == [] and plan.resolved(plan.jobs[0]).scale == 0.1
+
+
+def test_an_unknown_benchmark_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="unknown benchmark 'VizViz'"):
+        _ = small_plan(tmp_path, benchmarks=["VizViz"]).protocol
+
+
+# ---- the scale rule
+@pytest.mark.parametrize(
+    ("curve", "chosen"),
+    [({0.1: 40.0, 0.5: 41.0}, 0.5), ({0.1: 41.0, 0.5: 40.0}, 0.1), ({0.1: 41.0, 0.5: 41.0, 0.3: 41.0}, 0.1)],
+)
+def test_the_best_mean_wins_and_the_smaller_scale_on_ties(curve, chosen):
+    assert scale.best(curve) == chosen
+
+
+def test_the_choice_is_made_from_the_mean_over_benchmarks(plan):
+    low, high = plan.points("task_arithmetic")
+    score(plan, low, "VizWiz", 1, 1, 0, 0)
+    score(plan, low, "GQA", 0, 0, 0, 0)
+    score(plan, high, "VizWiz", 1, 0, 0, 0)
+    score(plan, high, "GQA", 1, 1, 0, 0)
+    scale.write(plan, "task_arithmetic")
+    choice = read_json(plan.scale_file("task_arithmetic"))
+    assert choice["scale"] == 0.5 and [point["mean"] for point in choice["curve"]] == [25.0, 37.5]
+    assert scale.is_current(plan, "task_arithmetic")
+    score(plan, low, "GQA", 1, 1, 1, 1)
+    assert not scale.is_current(plan, "task_arithmetic")
+
+
+def test_a_failed_point_leaves_no_choice(plan):
+    low, high = plan.points("task_arithmetic")
+    for name in plan.benchmarks:
+        score(plan, low, name, 1, 0)
+        score(plan, high, name, 1, 0)
+    about = {"row": "task_arithmetic", "seed": 0, "benchmark": "GQA"}
+    scores.write_unscored(plan.cell(high, "GQA"), "failed", "scoring: no", **about)
+    with pytest.raises(UserError, match=r"no scale for task_arithmetic: GQA at 0\.5 failed"):
+        scale.write(plan, "task_arithmetic")
+    assert not plan.scale_file("task_arithmetic").exists()
+
+
+# ---- what a run does before and after its jobs
+def test_stamps_without_valid_cells_are_removed(plan, fakes):
+    rows.run_job(plan, BASE)
+    rows.run_job(plan, Job("expert_merging", 0))
+    plan.cell(Job("expert_merging", 0), "GQA").unlink()
+    standing = pipeline.prune(plan)
+    assert plan.stamp(BASE).is_file() and not plan.stamp(Job("expert_merging", 0)).exists()
+    assert plan.cell(BASE, "GQA") in standing
+
+
+def test_failed_cells_end_the_run_with_an_error(plan, fakes, capsys):
+    write_json(plan.scale_file("task_arithmetic"), {"scale": 0.1})
+    fakes.broken["GQA"] = RuntimeError("no")
+    for job in plan.jobs:
+        rows.run_job(plan, job)
+    assert pipeline.report(plan) == 1
+    assert "4 cells failed, the first: base/0 GQA: scoring: no" in capsys.readouterr().err
+
+
+def test_code_version_ignores_comments_and_docstrings(tmp_path, monkeypatch):
+    (tmp_path / "emkit").mkdir()
+    source = tmp_path / "emkit" / "a.py"
+    monkeypatch.setattr(keys, "ROOT", tmp_path)
+    found = []
+    for text in ('"""Old."""\nx = 1\n', '"""New."""\n# why\nx = 1\n', "x = 2\n"):
+        source.write_text(text, encoding="utf-8")
+        keys.code_version.cache_clear()
+        found.append(keys.code_version())
+    keys.code_version.cache_clear()
+    assert found[0] == found[1] != found[2]
