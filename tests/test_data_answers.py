@@ -109,10 +109,10 @@ def test_refcoco_plus_uses_no_location_words_and_the_others_do():
 def test_boxes_hold_the_object_and_nothing_else():
     """Painting over a scene without an object differs from the scene inside that object's box only, and fills it."""
     for spec, _, render in itertools.islice(drawn("gqa"), 40):
-        full = np.asarray(render(spec, 96)).astype(int)
+        full = np.asarray(render(spec, 96).image).astype(int)
         for o in spec["objects"]:
             without = {**spec, "objects": [p for p in spec["objects"] if p is not o]}
-            changed = np.abs(full - np.asarray(render(without, 96)).astype(int)).max(axis=2) > 40
+            changed = np.abs(full - np.asarray(render(without, 96).image).astype(int)).max(axis=2) > 40
             rows, columns = np.nonzero(changed)
             found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             box = (o["x"] - o["r"], o["y"] - o["r"], o["x"] + o["r"], o["y"] + o["r"])
@@ -183,7 +183,7 @@ def test_vizwiz_is_unanswerable_exactly_where_nothing_can_be_seen():
         things = {t["kind"]: t for t in spec["things"]}
         spoiled = spec["defects"]["spoiled"]
         if spoiled == "dark":
-            assert np.asarray(render(spec, 96)).mean() < 30
+            assert np.asarray(render(spec, 96).image).mean() < 30
         for qa in benchmark(qas):
             asked = next((k for k in re.findall(r"[a-z]+", qa.question)[::-1] if k in things or k in KINDS), None)
             absent = asked is not None and asked not in things and qa.kind != "vizwiz/number"
@@ -293,7 +293,7 @@ def solve_mathvision(spec: dict, kind: str, image: np.ndarray) -> int:
 def test_mathvision_answers_solve_the_figure():
     categories = set()
     for spec, qas, render in drawn("mathvision"):
-        image = np.asarray(render(spec, 96))
+        image = np.asarray(render(spec, 96).image)
         for qa in benchmark(qas):
             value = qa.fields["choices"]["ABCD".index(qa.answer)] if qa.fields["choices"] else qa.answer
             assert int(value) == solve_mathvision(spec, qa.kind, image), (qa, spec)
@@ -353,7 +353,7 @@ def test_drawn_areas_are_proportional_to_values():
     for spec, _, render in drawn("chartqa"):
         if spec["kind"] != "bar" or spec["printed"]:
             continue
-        pixels = np.asarray(render(spec, 192)).astype(int)
+        pixels = np.asarray(render(spec, 192).image).astype(int)
         areas = [(np.abs(pixels - np.array(COLORS[c])).max(axis=2) < 6).sum() for c in spec["colors"] if c != "black"]
         values = [v for v, c in zip(spec["values"], spec["colors"], strict=True) if c != "black"]
         assert np.abs(np.array(areas) / sum(areas) - np.array(values) / sum(values)).max() < 0.04, spec

@@ -14,9 +14,22 @@ from PIL import Image
 from emkit.zoo.data import books, charts, gqa, grounding, mathvision, mathvista, scenes, signs, vizwiz
 from emkit.zoo.data.lexicon import lexicon
 from emkit.zoo.data.qa import QA
+from emkit.zoo.data.regions import Region, patch_targets
 from emkit.zoo.data.sampling import SPLITS, Draw, sample_spec
 
-__all__ = ["DOMAINS", "QA", "SPLITS", "SUBTASKS", "Example", "example", "examples", "lexicon", "prompt"]
+__all__ = [
+    "DOMAINS",
+    "QA",
+    "SPLITS",
+    "SUBTASKS",
+    "Example",
+    "Region",
+    "example",
+    "examples",
+    "lexicon",
+    "patch_targets",
+    "prompt",
+]
 
 SUBTASKS = (
     "vizwiz",
@@ -62,6 +75,7 @@ class Example:
     subtask: str
     image: Image.Image
     qas: tuple[QA, ...]
+    regions: tuple[Region, ...]  # what stands where; see emkit.zoo.data.regions
     key: str  # SHA-256 of the canonical JSON of the image's specification
 
     @property
@@ -75,7 +89,8 @@ def example(subtask: str, split: str, index: int, seed: int, size: int = 96) -> 
     sample, render, ask = _MAKERS[subtask]
     draw = Draw(seed, SUBTASKS.index(subtask), SPLITS.index(split), index)
     spec, key = sample_spec(sample, draw, split)
-    return Example(subtask, render(spec, size), tuple(ask(spec, draw)), key)
+    picture = render(spec, size)
+    return Example(subtask, picture.image, tuple(ask(spec, draw)), picture.regions, key)
 
 
 def examples(subtask: str, split: str, n: int, seed: int, size: int = 96) -> list[Example]:

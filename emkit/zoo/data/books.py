@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from PIL import Image
-
 from emkit.zoo.data.canvas import UNITS, Canvas, draw_shape
 from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.scenes import jitter, light
 from emkit.zoo.data.words import AUTHORS, COLORS, GENRES, SHAPES, TITLE_WORDS
@@ -32,13 +31,14 @@ def sample(draw: Draw) -> Spec:
     }
 
 
-def render(spec: Spec, size: int) -> Image.Image:
+def render(spec: Spec, size: int) -> Picture:
     canvas = Canvas(size, tuple(spec["table"]))
     dx, dy = spec["shift"]
     left, top, right, bottom = 6 + dx, 3 + dy, 90 + dx, 93 + dy
     canvas.rectangle((left, top, right, bottom), tuple(spec["cover"]))
     band = bottom - 15 if spec["band_below"] else top
     canvas.rectangle((left, band, right, band + 15), tuple(spec["rgb"]))
+    canvas.mark(spec["genre"], (left, band, right, band + 15))
     middle = UNITS / 2 + dx
     canvas.text((middle, band + 7.5), spec["genre"].upper(), "DejaVuSans-Bold", 10, (255, 255, 255))
     start = top + (10 if spec["band_below"] else 25)
@@ -48,8 +48,9 @@ def render(spec: Spec, size: int) -> Image.Image:
     author_y = bottom - (25 if spec["band_below"] else 10)
     if len(spec["title"]) == 1:
         draw_shape(canvas, shape, x + dx, author_y - 20, 7, tuple(rgb))
+        canvas.mark(shape, (x + dx - 7, author_y - 27, x + dx + 7, author_y - 13))
     canvas.text((middle, author_y), spec["author"], spec["author_font"], 12, _INK)
-    return canvas.finish()
+    return Picture(canvas.finish(), tuple(canvas.regions))
 
 
 def ask(spec: Spec, draw: Draw) -> list[QA]:

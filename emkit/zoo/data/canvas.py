@@ -14,8 +14,10 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-UNITS = 96
+from emkit.zoo.data.regions import UNITS, Region
+
 _OVERSAMPLE = 2
+_INK_HEIGHT = 0.76  # of a capital or digit, as a share of the em
 FONT_FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 RGB = tuple[int, int, int]
@@ -27,6 +29,15 @@ def font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(FONT_FOLDER / f"{name}.ttf"), pixels, layout_engine=ImageFont.Layout.BASIC)
 
 
+def characters(text: str, left: float, y: float, height: float, face: str) -> list[Region]:
+    """A region for each character of a text that starts at `left` and is centred at height `y`."""
+    glyphs, precision = font(face, 100), height / 100
+    ends = [left + glyphs.getlength(text[: i + 1]) * precision for i in range(len(text))]
+    half = height * _INK_HEIGHT / 2
+    starts = [left, *ends[:-1]]
+    return [Region(c, (start, y - half, end, y + half)) for c, start, end in zip(text, starts, ends, strict=True)]
+
+
 class Canvas:
     """An RGB image being drawn, in 96 units a side."""
 
@@ -35,6 +46,11 @@ class Canvas:
         self.scale = size * _OVERSAMPLE / UNITS
         self.image = Image.new("RGB", (size * _OVERSAMPLE,) * 2, background)
         self.draw = ImageDraw.Draw(self.image)
+        self.regions: list[Region] = []
+
+    def mark(self, label: str, box: tuple[float, float, float, float]) -> None:
+        """Remember what stands in a box."""
+        self.regions.append(Region(label, box))
 
     def points(self, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         return [(x * self.scale, y * self.scale) for x, y in points]
@@ -81,19 +97,12 @@ class Canvas:
         box += [(centre[0] + radius) * self.scale, (centre[1] + radius) * self.scale]
         self.draw.arc(box, start, end, fill=fill, width=max(1, round(width * self.scale)))
 
-    def text(self, at: tuple[float, float], text: str, face: str, height: float, fill: RGB, anchor: str = "mm") -> None:
+    def text(self, at: tuple[float, float], text: str, face: str, height: float, fill: RGB) -> None:
+        """Text of this em height, centred at `at`."""
         x, y = at
-        self.draw.text(
-            (round(x * self.scale), round(y * self.scale)),
-            text,
-            fill=fill,
-            font=font(face, round(height * self.scale)),
-            anchor=anchor,
-        )
-
-    def text_width(self, text: str, face: str, height: float) -> float:
-        """Width in units."""
-        return font(face, round(height * self.scale)).getlength(text) / self.scale
+        where, glyphs = (round(x * self.scale), round(y * self.scale)), font(face, round(height * self.scale))
+        self.draw.text(where, text, fill=fill, font=glyphs, anchor="mm")
+        self.regions += characters(text, x - glyphs.getlength(text) / self.scale / 2, y, height, face)
 
     def finish(self) -> Image.Image:
         return self.image.reduce(_OVERSAMPLE)

@@ -21,8 +21,9 @@ from matplotlib.text import Text
 from matplotlib.transforms import Affine2D
 from PIL import Image
 
-from emkit.zoo.data.canvas import FONT_FOLDER, UNITS
+from emkit.zoo.data.canvas import FONT_FOLDER, UNITS, characters, font
 from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.regions import Picture, Region
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.words import CHART_LABELS, COLORS
 
@@ -30,6 +31,7 @@ _KINDS = ("bar", "bar", "barh", "line", "pie")
 _MARK = {"bar": "bar", "barh": "bar", "line": "point", "pie": "slice"}
 _BOTTOM, _TOP, _LEFT, _RIGHT = 14.0, 92.0, 23.0, 95.0  # the axes, in units from the lower left corner
 _LEFT_H, _RIGHT_H = 16.0, 93.0  # of horizontal bars, whose labels are narrow
+_FACE = "DejaVuSans-Bold"
 _LIGHT = ("yellow", "orange")
 _RC = {
     "text.hinting": "force_autohint",
@@ -87,6 +89,7 @@ class _Chart:
         self.figure = _figure(size)
         self.renderer = self.figure.canvas.get_renderer()
         self.renderer.clear()
+        self.regions: list[Region] = []
         self.add(Rectangle((0, 0), UNITS, UNITS, facecolor=_rgb(paper), linewidth=0))
 
     def add(self, artist: Artist) -> None:
@@ -99,7 +102,15 @@ class _Chart:
 
     def text(self, x: float, y: float, text: object, height: float, color: str = "black", **align: str) -> None:
         align = {"ha": "center", "va": "center_baseline"} | align
+        width = font(_FACE, 100).getlength(str(text)) * height / 100
+        left = x - width * {"left": 0, "center": 0.5, "right": 1}[align["ha"]]
+        self.regions += characters(str(text), left, UNITS - y, height, _FACE)
         self.add(Text(x, y, str(text), color=color, fontproperties=_font(height * self.scale), **align))
+
+    def mark(self, label: str, x: float, y: float, half_width: float, half_height: float) -> None:
+        """Remember what stands around a point."""
+        box = (x - half_width, UNITS - y - half_height, x + half_width, UNITS - y + half_height)
+        self.regions.append(Region(label, box))
 
     def image(self) -> Image.Image:
         return Image.fromarray(np.asarray(self.renderer.buffer_rgba())[:, :, :3].copy())
@@ -115,7 +126,7 @@ def _figure(size: int) -> Figure:
 
 @lru_cache(maxsize=16)
 def _font(pixels: float) -> FontProperties:
-    return FontProperties(fname=str(FONT_FOLDER / "DejaVuSans-Bold.ttf"), size=pixels)
+    return FontProperties(fname=str(FONT_FOLDER / f"{_FACE}.ttf"), size=pixels)
 
 
 def _rgb(rgb: list[int] | tuple[int, int, int]) -> tuple[float, ...]:
@@ -149,6 +160,7 @@ def _draw_bar(chart: _Chart, spec: Spec) -> None:
         x, wide = _LEFT + step * (i + 0.5), step * spec["width"] / 100
         top = _height(value, _BOTTOM, _TOP)
         chart.add(Rectangle((x - wide / 2, _BOTTOM), wide, top - _BOTTOM, facecolor=_rgb(COLORS[color]), linewidth=0))
+        chart.mark(f"{color} bar", x, (top + _BOTTOM) / 2, wide / 2, (top - _BOTTOM) / 2)
         chart.text(x, 6.5, label, _LABEL)
         if spec["printed"]:
             chart.text(x, top + 5.5, value, _VALUE)
@@ -161,6 +173,7 @@ def _draw_barh(chart: _Chart, spec: Spec) -> None:
         y, wide = _TOP - step * (i + 0.5), step * spec["width"] / 100
         end = _height(value, _LEFT_H, _RIGHT_H)
         chart.add(Rectangle((_LEFT_H, y - wide / 2), end - _LEFT_H, wide, facecolor=_rgb(COLORS[color]), linewidth=0))
+        chart.mark(f"{color} bar", (_LEFT_H + end) / 2, y, (end - _LEFT_H) / 2, wide / 2)
         chart.text(_LEFT_H - 8, y, label, _LABEL)
         if spec["printed"]:
             inside = value > 80
@@ -184,6 +197,7 @@ def _draw_line(chart: _Chart, spec: Spec) -> None:
         chart.line(
             [x], [y], color=_rgb(COLORS[color]), width=0, marker="o", markersize=7 * chart.scale, markeredgewidth=0
         )
+        chart.mark(f"{color} point", x, y, 5, 5)
         chart.text(x, 6.5, label, _LABEL)
         if spec["printed"]:
             chart.text(x, y + 7.5, value, _VALUE)
@@ -197,6 +211,7 @@ def _draw_pie(chart: _Chart, spec: Spec) -> None:
             Wedge(centre, radius, angle, end, facecolor=_rgb(COLORS[color]), edgecolor="white", linewidth=chart.scale)
         )
         u, v = math.cos(math.radians((angle + end) / 2)), math.sin(math.radians((angle + end) / 2))
+        chart.mark(f"{color} slice", centre[0] + 22 * u, centre[1] + 22 * v, 8, 8)
         chart.text(centre[0] + 41 * u, centre[1] + 41 * v, label, _LABEL)
         chart.text(centre[0] + 22 * u, centre[1] + 22 * v, value, _VALUE, "black" if color in _LIGHT else "white")
         angle = end
@@ -205,11 +220,11 @@ def _draw_pie(chart: _Chart, spec: Spec) -> None:
 _DRAWERS = {"bar": _draw_bar, "barh": _draw_barh, "line": _draw_line, "pie": _draw_pie}
 
 
-def render(spec: Spec, size: int) -> Image.Image:
+def render(spec: Spec, size: int) -> Picture:
     with matplotlib.rc_context(_RC):
         chart = _Chart(size, spec["paper"])
         _DRAWERS[spec["kind"]](chart, spec)
-        return chart.image()
+        return Picture(chart.image(), tuple(chart.regions))
 
 
 # ----------------------------------------------------------------------------------------------------- questions

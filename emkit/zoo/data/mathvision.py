@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 
-from PIL import Image
-
 from emkit.zoo.data import figures, multiple_choice
 from emkit.zoo.data.canvas import UNITS, Canvas
 from emkit.zoo.data.figures import INK, along, label
 from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw, Spec
 
 _CATEGORY = {
@@ -93,8 +92,10 @@ def _draw_clock(canvas: Canvas, spec: Spec) -> None:
     )
     for mark in range(12):
         canvas.line([along(centre, 30 * mark, 35), along(centre, 30 * mark, 40)], INK, 1.2)
-    canvas.line([centre, along(centre, 90 - 30 * spec["hour"], 21)], INK, 4)
-    canvas.line([centre, along(centre, 90 - 30 * spec["minute"], 33)], INK, 2)
+    for hand, length, width in (("hour", 21, 4), ("minute", 33, 2)):
+        x, y = along(centre, 90 - 30 * spec[hand], length)
+        canvas.line([centre, (x, y)], INK, width)
+        canvas.mark(hand, (x - 6, y - 6, x + 6, y + 6))
 
 
 def _draw_right_angle(canvas: Canvas, spec: Spec) -> None:
@@ -122,6 +123,8 @@ def _draw_grid(canvas: Canvas, spec: Spec) -> None:
         x = left + column * cell
         if height:
             canvas.rectangle((x, bottom - height * cell, x + cell, bottom), tuple(spec["style"]["strong"]))
+            canvas.mark("shaded", (x, bottom - height * cell, x + cell, bottom))
+        canvas.mark("white", (x, bottom - n * cell, x + cell, bottom - height * cell))
     for i in range(n + 1):
         canvas.line([(left + i * cell, bottom - n * cell), (left + i * cell, bottom)], INK, 1)
         canvas.line([(left, bottom - i * cell), (left + n * cell, bottom - i * cell)], INK, 1)
@@ -135,9 +138,9 @@ def _draw_ruler(canvas: Canvas, spec: Spec) -> None:
         x = 7.5 + 9 * mark
         canvas.line([(x, top), (x, top + 7)], INK, 1)
         label(canvas, (x, top + 16), mark, 9.5)
-    canvas.rectangle(
-        (7.5 + 9 * spec["start"], top - 16, 7.5 + 9 * spec["end"], top - 4), tuple(spec["style"]["strong"])
-    )
+    bar = (7.5 + 9 * spec["start"], top - 16, 7.5 + 9 * spec["end"], top - 4)
+    canvas.rectangle(bar, tuple(spec["style"]["strong"]))
+    canvas.mark("bar", bar)
 
 
 def _draw_path(canvas: Canvas, spec: Spec) -> None:
@@ -150,6 +153,8 @@ def _draw_path(canvas: Canvas, spec: Spec) -> None:
     points = [(x, y)]
     for i, run in enumerate(spec["runs"]):
         x, y = (x + run * cell, y) if i % 2 == 0 else (x, y - run * cell)
+        u, v = points[-1]
+        canvas.mark("path", (min(x, u) - 2, min(y, v) - 2, max(x, u) + 2, max(y, v) + 2))
         points.append((x, y))
     canvas.line(points, tuple(spec["style"]["strong"]), 4)
     for x, y in (points[0], points[-1]):
@@ -175,7 +180,9 @@ def _draw_cubes(canvas: Canvas, spec: Spec) -> None:
         for column, height in enumerate(spec["towers"]):
             for level in range(height):
                 x = 12 + dx + column * side + layer * slant
-                _draw_block(canvas, spec, x, 86 + dy - level * side - layer * slant, side, side, slant)
+                y = 86 + dy - level * side - layer * slant
+                _draw_block(canvas, spec, x, y, side, side, slant)
+                canvas.mark("cube", (x, y - side, x + side, y))
 
 
 def _draw_box(canvas: Canvas, spec: Spec) -> None:
@@ -199,10 +206,10 @@ _DRAWERS = {
 }
 
 
-def render(spec: Spec, size: int) -> Image.Image:
+def render(spec: Spec, size: int) -> Picture:
     canvas = Canvas(size, tuple(spec["style"]["paper"]))
     _DRAWERS[spec["figure"]](canvas, spec)
-    return canvas.finish()
+    return Picture(canvas.finish(), tuple(canvas.regions))
 
 
 # ----------------------------------------------------------------------------------------------------- questions

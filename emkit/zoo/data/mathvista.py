@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 
-from PIL import Image
-
 from emkit.zoo.data import figures, multiple_choice
 from emkit.zoo.data.canvas import UNITS, Canvas
 from emkit.zoo.data.figures import INK, along, label
 from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.words import COLORS
 
@@ -131,6 +130,7 @@ def _draw_bars(canvas: Canvas, spec: Spec, tint: tuple) -> None:
     for i, (value, color) in enumerate(zip(spec["values"], spec["colors"], strict=True)):
         x, top = 24 + 25 * i + dx, 84 + dy - value * 7
         canvas.rectangle((x - 8, top, x + 8, 84 + dy), COLORS[color])
+        canvas.mark(f"{color} bar", (x - 8, top, x + 8, 84 + dy))
         label(canvas, (x, top - 7), value, 12)
 
 
@@ -143,10 +143,10 @@ _DRAWERS = {
 }
 
 
-def render(spec: Spec, size: int) -> Image.Image:
+def render(spec: Spec, size: int) -> Picture:
     canvas = Canvas(size, tuple(spec["style"]["paper"]))
     _DRAWERS[spec["figure"]](canvas, spec, tuple(spec["style"]["tint"]))
-    return canvas.finish()
+    return Picture(canvas.finish(), tuple(canvas.regions))
 
 
 # ----------------------------------------------------------------------------------------------------- questions

@@ -6,10 +6,9 @@ units wide.
 
 from __future__ import annotations
 
-from PIL import Image
-
 from emkit.zoo.data.canvas import RGB, UNITS, Canvas, add_noise, draw_shape, draw_stripes, paint_background
 from emkit.zoo.data.qa import QA, box_text, say
+from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.words import COLORS, SHAPES
 
@@ -82,7 +81,7 @@ def sample(draw: Draw) -> Spec:
     return {"background": sample_background(draw), "objects": sample_objects(draw, draw.pick((2, 3, 3, 4, 4, 5)))}
 
 
-def render(spec: Spec, size: int) -> Image.Image:
+def render(spec: Spec, size: int) -> Picture:
     background = spec["background"]
     canvas = Canvas(size, tuple(background["rgb"]))
     paint_background(canvas, background)
@@ -91,8 +90,11 @@ def render(spec: Spec, size: int) -> Image.Image:
         draw_shape(canvas, *where)
         if o["striped"]:
             draw_stripes(canvas, *where)
+        canvas.mark(name(o), box(o))
     image = canvas.finish()
-    return add_noise(image, background["seed"], background["amplitude"]) if background["kind"] == "noisy" else image
+    if background["kind"] == "noisy":
+        image = add_noise(image, background["seed"], background["amplitude"])
+    return Picture(image, tuple(canvas.regions))
 
 
 def box(o: Object) -> tuple[int, int, int, int]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from PIL import Image
-
 from emkit.zoo.data.canvas import UNITS, Canvas, add_noise, paint_background
 from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.scenes import jitter, sample_background
 from emkit.zoo.data.words import COLORS, SIGN_WORDS
@@ -57,11 +56,12 @@ def _draw_sign(canvas: Canvas, sign: dict) -> None:
     if sign["post"]:
         canvas.rectangle((x - 1.5, y, x + 1.5, y + tall + 14), (110, 110, 110))
     canvas.rectangle((x - half, y - tall, x + half, y + tall), tuple(sign["rgb"]))
+    canvas.mark(f"{sign['color']} sign", (x - half, y - tall, x + half, y + tall))
     ink = (20, 20, 20) if sign["color"] in _LIGHT_COLORS else _WHITE
     canvas.text((x, y), sign["text"], sign["font"], sign["height"], ink)
 
 
-def render(spec: Spec, size: int) -> Image.Image:
+def render(spec: Spec, size: int) -> Picture:
     background = spec["background"]
     canvas = Canvas(size, tuple(background["rgb"]))
     paint_background(canvas, background)
@@ -70,7 +70,9 @@ def render(spec: Spec, size: int) -> Image.Image:
     for sign in spec["signs"]:
         _draw_sign(canvas, sign)
     image = canvas.finish()
-    return add_noise(image, background["seed"], background["amplitude"]) if background["kind"] == "noisy" else image
+    if background["kind"] == "noisy":
+        image = add_noise(image, background["seed"], background["amplitude"])
+    return Picture(image, tuple(canvas.regions))
 
 
 def _read(draw: Draw, template: str, answer: str, **slots: object) -> QA:

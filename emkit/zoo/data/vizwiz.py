@@ -5,10 +5,13 @@ The benchmark column `answers` holds ten annotators' answers, mostly agreeing, a
 
 from __future__ import annotations
 
+import math
+
 from PIL import Image, ImageEnhance, ImageFilter
 
 from emkit.zoo.data.canvas import UNITS, Canvas, add_noise
 from emkit.zoo.data.qa import QA, box_text, say
+from emkit.zoo.data.regions import Picture, Region
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.scenes import jitter
 from emkit.zoo.data.things import draw_thing
@@ -56,18 +59,33 @@ def sample(draw: Draw) -> Spec:
     return spec | {"things": things}
 
 
-def render(spec: Spec, size: int) -> Image.Image:
+def render(spec: Spec, size: int) -> Picture:
     canvas = Canvas(size, tuple(spec["wall"]))
     canvas.rectangle((0, spec["horizon"], UNITS, UNITS), tuple(spec["table"]))
     for thing in spec["things"]:
         draw_thing(canvas, thing)
+        canvas.mark(f"{thing['color']} {thing['kind']}", _box(thing))
     defects = spec["defects"]
     canvas.image = canvas.image.rotate(defects["tilt"], Image.Resampling.BILINEAR, fillcolor=tuple(spec["wall"]))
     image = canvas.finish()
     if defects["blur"]:
         image = image.filter(ImageFilter.BoxBlur(defects["blur"] / 10 * size / UNITS))
     image = ImageEnhance.Brightness(image).enhance(defects["brightness"] / 100)
-    return add_noise(image, defects["seed"], defects["noise"])
+    image = add_noise(image, defects["seed"], defects["noise"])
+    regions = () if defects["spoiled"] else (Region(r.label, _tilted(r.box, defects["tilt"])) for r in canvas.regions)
+    return Picture(image, tuple(regions))
+
+
+def _box(thing: dict) -> tuple[int, int, int, int]:
+    return thing["x"] - thing["r"], thing["y"] - thing["r"], thing["x"] + thing["r"], thing["y"] + thing["r"]
+
+
+def _tilted(box: tuple[float, float, float, float], degrees: float) -> tuple[float, float, float, float]:
+    """A box moved as its centre moves when the picture is turned counter-clockwise about its middle."""
+    x, y = (box[0] + box[2]) / 2 - UNITS / 2, (box[1] + box[3]) / 2 - UNITS / 2
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    dx, dy = x * cos + y * sin - x, y * cos - x * sin - y
+    return box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy
 
 
 def _annotated(draw: Draw, template: str, answer: str, other: str, **slots: object) -> QA:
@@ -126,7 +144,7 @@ def _dense(draw: Draw, things: list[dict], spoiled: bool) -> list[QA]:
     if spoiled:
         return [QA(say(draw, "dense/objects"), UNANSWERABLE, "dense/objects")]
     names = [f"{t['color']} {t['kind']}" + (f" {t['number']}" if "number" in t else "") for t in things]
-    boxes = [box_text((t["x"] - t["r"], t["y"] - t["r"], t["x"] + t["r"], t["y"] + t["r"])) for t in things]
+    boxes = [box_text(_box(t)) for t in things]
     boxed = " ".join(f"{name} {box}" for name, box in zip(names, boxes, strict=True))
     return [
         QA(say(draw, "dense/objects"), " , ".join(names), "dense/objects"),
