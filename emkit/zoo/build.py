@@ -7,14 +7,17 @@ process has one thread: two threads that wait for each other lose far more when 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import distributed
 from tqdm import tqdm
 
@@ -27,7 +30,8 @@ from emkit.zoo.data import DOMAINS, SUBTASKS, examples, lexicon
 from emkit.zoo.model import create
 from emkit.zoo.skills import skills
 from emkit.zoo.tokenizer import create_processor
-from emkit.zoo.train import TrainingSet, cache_features, train, training_set
+from emkit.zoo.train import Share, TrainingSet, cache_features, train, training_set
+from emkit.zoo.vision import PatchSet, patch_set, pretrain
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "zoo"
 
@@ -97,22 +101,38 @@ def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
 def train_base(recipe: dict, out: Path, work: Path) -> None:
     """Train the base from nothing, in ``recipe['workers']`` processes of one thread that share each batch."""
     world = recipe["workers"]
-    data = _data(recipe, "base", recipe["base"], processor_of(recipe), 0)
+    processor = processor_of(recipe)
+    drawn = _draw(recipe, "base", recipe["base"], 0)
+    data = training_set(processor, drawn, dense=True)
+    seen = patch_set(data.pixels, drawn, recipe["model"]["image_size"] // recipe["model"]["patch_size"])
     if world == 1:
-        _base_worker(0, 1, recipe, data, out, work)
+        _base_worker(0, 1, recipe, data, seen, out, work)
         return
     (work / "rendezvous").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_base_worker, (world, recipe, data, out, work), nprocs=world)
+    torch.multiprocessing.spawn(_base_worker, (world, recipe, data, seen, out, work), nprocs=world)
 
 
-def _base_worker(rank: int, world: int, recipe: dict, data: TrainingSet, out: Path, work: Path) -> None:
+def _base_worker(rank: int, world: int, recipe: dict, data: TrainingSet, seen: PatchSet, out: Path, work: Path) -> None:
+    """One of the base's processes: first the vision tower on patch labels, then the whole model."""
     torch.set_num_threads(1)
     if world > 1:
         distributed.init_process_group("gloo", f"file://{(work / 'rendezvous').resolve()}", rank=rank, world_size=world)
     processor = processor_of(recipe)
     seed = recipe["seed"] * 1000
+    share = Share(rank, world)
     model = create(recipe["model"], processor, seed)
-    _train(recipe, "base", model, processor, data, seed, out, work, 0, rank, world)
+    tower = model.model.vision_tower
+    eyes = work / "vision.safetensors"
+    if not eyes.exists():
+        with _bar("vision", recipe["vision"]["steps"], share) as progress:
+            pretrain(model, seen, recipe["vision"], seed, work / "vision.pt", progress, share)
+        if rank == 0:
+            save_file(tower.state_dict(), work / "vision.part")
+            (work / "vision.part").replace(eyes)
+    if world > 1:
+        distributed.barrier()
+    tower.load_state_dict(load_file(eyes))
+    _train(recipe, "base", model, processor, data, seed, out, work, 0, share)
     if world > 1:
         distributed.destroy_process_group()
 
@@ -120,37 +140,43 @@ def _base_worker(rank: int, world: int, recipe: dict, data: TrainingSet, out: Pa
 def train_from_base(recipe: dict, member: str, out: Path, work: Path, line: int) -> None:
     """Fine-tune an expert, or Mixture Training, from the finished base with the vision tower frozen."""
     model, processor = internvl.load(out / "base")
-    data = _data(recipe, member, stage(recipe, member), processor, line)
+    data = training_set(processor, _draw(recipe, member, stage(recipe, member), line), dense=False)
     cache_features(model, data)
     seed = recipe["seed"] * 1000 + members(recipe).index(member)
     _train(recipe, member, model, processor, data, seed, out, work, line)
 
 
-def _train(recipe, member, model, processor, data, seed, out, work, line, rank=0, world=1) -> None:
-    """Run the training loop under a progress bar; rank 0 writes the member's folder."""
-    settings = stage(recipe, member)
-    state = work / f"{member}.pt"
-    shares = np.array([settings.get("shares", {}).get(s, 1.0) for s in sorted(subtasks_of(member))])
-    bar = tqdm(total=settings["steps"], desc=f"train {member}", position=line, unit="step", mininterval=2, disable=rank > 0)
-
-    def progress(step: int, loss: float) -> None:
-        bar.update(step - bar.n)
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-
-    log = train(model, processor, data, settings, seed, state, shares, progress, rank, world)
-    bar.close()
-    if rank == 0:
-        _write(recipe, member, model, processor, log, out)
-        state.unlink(missing_ok=True)
-
-
-def _data(recipe: dict, member: str, settings: dict, processor, line: int) -> TrainingSet:
+def _draw(recipe: dict, member: str, settings: dict, line: int) -> list:
     """Draw the member's training examples, sub-task by sub-task."""
     seed = recipe["data_seed"] + members(recipe).index(member)
     drawn = []
     for subtask in tqdm(sorted(subtasks_of(member)), desc=f"draw {member}", position=line, unit="set"):
         drawn += examples(subtask, "train", settings["examples"], seed, recipe["model"]["image_size"])
-    return training_set(processor, drawn, dense=settings["dense_questions"] > 0)
+    return drawn
+
+
+def _train(recipe, member, model, processor, data, seed, out, work, line, share=Share()) -> None:
+    """Run the training loop under a progress bar; rank 0 writes the member's folder."""
+    settings = stage(recipe, member)
+    state = work / f"{member}.pt"
+    shares = np.array([settings.get("shares", {}).get(s, 1.0) for s in sorted(subtasks_of(member))])
+    with _bar(f"train {member}", settings["steps"], share, line) as progress:
+        log = train(model, processor, data, settings, seed, state, shares, progress, share)
+    if share.rank == 0:
+        _write(recipe, member, model, processor, log, out)
+        state.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _bar(title: str, steps: int, share: Share, line: int = 0) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar of training steps, drawn by rank 0; yields the function that moves it."""
+    with tqdm(total=steps, desc=title, position=line, unit="step", mininterval=2, disable=share.rank > 0) as bar:
+
+        def progress(step: int, loss: float) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+        yield progress
 
 
 def _write(recipe: dict, member: str, model, processor, log: list[dict], out: Path) -> None:

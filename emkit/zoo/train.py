@@ -135,6 +135,17 @@ def loss_of(model, batch: Packed, features: torch.Tensor) -> torch.Tensor:
     return (losses * batch.weights).sum() / batch.weights.sum()
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch a process takes: each ``world``-th row from ``rank`` on. Rank 0 writes and reports."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, rows):
+        return rows[self.rank :: self.world]
+
+
 def train(
     model,
     processor,
@@ -144,43 +155,61 @@ def train(
     state: Path,
     shares: np.ndarray,
     progress: Callable[[int, float], None],
-    rank: int = 0,
-    world: int = 1,
+    share: Share = Share(),
 ) -> list[dict]:
-    """Train ``model`` in place for ``settings['steps']`` steps and return the log (step, loss, learning rate).
+    """Train ``model`` in place on ``data`` (see :func:`descend`); ``shares`` weighs its sub-tasks.
 
-    The vision tower is trained only when ``data`` has no cached features. ``state`` is rewritten every
-    ``SAVE_EVERY`` steps; a run that finds it goes on from there. With ``world`` processes in a ``torch.distributed``
-    group each takes its share of every batch and gradients are averaged; rank 0 alone writes and reports.
+    The vision tower is trained only when ``data`` has no cached features.
     """
     frozen = data.features is not None
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not (frozen and "vision_tower" in name))
+    start, pad = prefix(processor), processor.tokenizer.pad_token_id
+
+    def loss_at(step: int) -> torch.Tensor:
+        rows = batch_rows(data, shares, settings["batch"], seed, step)
+        chats = share.of(batch_chats(data, rows, settings, seed, step))
+        batch = pack(start, chats, pad, settings["dense_weight"])
+        return loss_of(model, batch, data.image_inputs(model, share.of(rows)))
+
+    model.train()
+    log = descend(model, loss_at, settings, state, progress, share)
+    model.eval()
+    return log
+
+
+def descend(
+    model: torch.nn.Module,
+    loss_at: Callable[[int], torch.Tensor],
+    settings: dict,
+    state: Path,
+    progress: Callable[[int, float], None],
+    share: Share = Share(),
+) -> list[dict]:
+    """Take ``settings['steps']`` optimiser steps on ``loss_at(step)`` and return the log (step, loss, learning rate).
+
+    ``state`` is rewritten every ``SAVE_EVERY`` steps; a run that finds it goes on from there. With ``share.world``
+    processes in a ``torch.distributed`` group, gradients are averaged over them.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = Optimisers(model, settings)
     step, log = _resume(state, model, optimiser)
-    start, pad = prefix(processor), processor.tokenizer.pad_token_id
-    model.train()
     while step < settings["steps"]:
-        rows = batch_rows(data, shares, settings["batch"], seed, step)
-        chats = batch_chats(data, rows, settings, seed, step)
-        rows, chats = rows[rank::world], chats[rank::world]
         rate = learning_rate(step, settings["steps"], settings["lr"], settings["warmup"])
         optimiser.set_rate(rate)
-        loss = loss_of(model, pack(start, chats, pad, settings["dense_weight"]), data.image_inputs(model, rows))
+        loss = loss_at(step)
         loss.backward()
-        if world > 1:
-            _average_gradients(trained, world)
+        if share.world > 1:
+            _average_gradients(trained, share.world)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         step += 1
-        if rank == 0:
+        if share.rank == 0:
             if step % 50 == 0 or step == settings["steps"]:
                 log.append({"step": step, "loss": round(loss.item(), 4), "lr": rate})
             progress(step, loss.item())
             if step % SAVE_EVERY == 0:
                 _save(state, model, optimiser, step, log)
-    model.eval()
     return log
 
 

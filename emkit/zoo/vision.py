@@ -1,0 +1,82 @@
+"""Teach the vision tower to see before it meets the language model.
+
+The paper's models start from a pre-trained vision tower; a miniature's is pre-trained here, on what drawing gives for
+free: for each 8 × 8 patch its colour, the kind of thing it belongs to, and the printed character it shows. The linear
+heads that read this off are thrown away. Trained through the language model's loss alone, the tower takes several
+times as many images to get there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from emkit.zoo.data.regions import HEADS, patch_targets
+from emkit.zoo.train import Share, descend, normalised
+
+NOTHING = 0.2  # weight of a patch that shows none of a head's classes: most patches are such
+
+
+@dataclass
+class PatchSet:
+    """``pixels`` uint8 [N, 3, H, W]; ``targets`` int64 [N, patches²] for each head."""
+
+    pixels: torch.Tensor
+    targets: dict[str, torch.Tensor]
+
+
+def patch_set(pixels: torch.Tensor, examples: list, patches: int) -> PatchSet:
+    """The images of ``examples`` (already as ``pixels``) with the classes of their patches."""
+    drawn = [patch_targets(example.regions, patches) for example in examples]
+    return PatchSet(pixels, {h: torch.from_numpy(np.stack([t[h] for t in drawn]).reshape(len(drawn), -1)) for h in HEADS})
+
+
+class PatchReader(nn.Module):
+    """The tower with a linear head for each of ``HEADS`` on every patch."""
+
+    def __init__(self, tower: nn.Module, width: int):
+        super().__init__()
+        self.tower = tower
+        self.heads = nn.ModuleDict({head: nn.Linear(width, len(classes)) for head, classes in HEADS.items()})
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen = self.tower(pixel_values=pixels).last_hidden_state[:, 1:]
+        return {head: linear(seen) for head, linear in self.heads.items()}
+
+
+def pretrain(
+    model,
+    data: PatchSet,
+    settings: dict,
+    seed: int,
+    state: Path,
+    progress: Callable[[int, float], None],
+    share: Share = Share(),
+) -> list[dict]:
+    """Train ``model``'s vision tower in place on patch labels; returns the log (see ``emkit.zoo.train.descend``)."""
+    torch.manual_seed(seed + 500)
+    reader = PatchReader(model.model.vision_tower, model.config.vision_config.hidden_size)
+
+    def loss_at(step: int) -> torch.Tensor:
+        rows = np.random.default_rng([seed, step, 2]).choice(len(data.pixels), settings["batch"])
+        rows = share.of(rows)
+        read = reader(normalised(data.pixels[rows]))
+        return sum(_loss(read[head], data.targets[head][rows]) for head in HEADS)
+
+    reader.train()
+    log = descend(reader, loss_at, settings, state, progress, share)
+    reader.eval()
+    return log
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy over patches [B, P, C] against [B, P], patches of class 0 counting less."""
+    weight = torch.ones(logits.shape[-1])
+    weight[0] = NOTHING
+    return cross_entropy(logits.flatten(0, 1), targets.flatten(), weight=weight)
