@@ -9,7 +9,7 @@ from emkit.backbones import internvl
 from emkit.zoo.model import create
 from emkit.zoo.packing import chat, pack, prefix
 from emkit.zoo.tokenizer import create_processor, create_tokenizer
-from emkit.zoo.train import TrainingSet, learning_rate, normalised, train
+from emkit.zoo.train import TrainingSet, normalised, schedule, train
 
 SETTINGS = {
     "image_size": 32,
@@ -92,7 +92,7 @@ def test_words_and_numbers_are_single_tokens_and_capitals_are_spelled():
 
 
 def test_warm_up_ends_at_the_peak_and_the_cosine_at_two_percent():
-    rates = [learning_rate(step, 100, 1.0, 10) for step in range(101)]
+    rates = [schedule(step, 100, 10) for step in range(101)]
     assert rates[9] == 1.0 and max(rates) == 1.0
     assert rates[55] == pytest.approx(0.02 + 0.98 / 2)
     assert rates[100] == pytest.approx(0.02)

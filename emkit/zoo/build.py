@@ -79,9 +79,9 @@ def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
     names = members(recipe)
     finished = [name for name in names if (out / name / "card.json").exists()]
     for name in finished:
-        if card.read(out / name)["recipe_sha256"] != card.recipe_hash(recipe):
-            raise UserError(f"{out / name} was trained by another recipe: remove {out} or choose another folder")
-    work = work / card.recipe_hash(recipe)[:12]
+        if card.read(out / name)["recipe_sha256"] != card.recipe_hash(recipe, stage(recipe, name)):
+            raise UserError(f"{out / name} was trained by another recipe: remove it or choose another folder")
+    work = work / card.recipe_hash(recipe, recipe)[:12]
     work.mkdir(parents=True, exist_ok=True)
     if "base" not in finished:
         train_base(recipe, out, work)

@@ -10,9 +10,10 @@ import torch
 import transformers
 
 
-def recipe_hash(recipe: dict) -> str:
-    """sha256 of a zoo recipe's content (not of its comments)."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+def recipe_hash(recipe: dict, settings: dict) -> str:
+    """sha256 of what a member's training depends on: the zoo's common part, its base, and its own ``settings``."""
+    common = {key: value for key, value in recipe.items() if key not in ("experts", "mixture")}
+    return hashlib.sha256(json.dumps([common, settings], sort_keys=True).encode()).hexdigest()
 
 
 def write(folder: Path, recipe: dict, member: str, settings: dict, skills: dict, sha256: str) -> None:
@@ -21,7 +22,7 @@ def write(folder: Path, recipe: dict, member: str, settings: dict, skills: dict,
         "zoo": recipe["name"],
         "member": member,
         "seed": recipe["seed"],
-        "recipe_sha256": recipe_hash(recipe),
+        "recipe_sha256": recipe_hash(recipe, settings),
         "training": settings,
         "skills": skills,
         "skill_items": recipe["skill_items"],
