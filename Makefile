@@ -71,10 +71,10 @@ lock: $(UV_READY)
 	  --custom-compile-command "make lock" requirements.in --output-file requirements.lock
 
 zoo: .venv/ready
-	$(PY) -m emkit.cli zoo build mini
+	$(PY) -m emkit.cli zoo build $(BACKBONE)-mini --out results/zoo/.run/$(BACKBONE) --against results/zoo/$(BACKBONE) --jobs $(JOBS)
 
 zoo-smoke: .venv/ready
-	$(PY) -m emkit.cli zoo build smoke
+	$(PY) -m emkit.cli zoo build $(BACKBONE)-smoke --out results/smoke/zoo/$(BACKBONE) --jobs $(JOBS)
 
 reproduce-table1: .venv/ready
 	@$(PY) -m eval reproduce $(RECIPE) --jobs $(JOBS)

@@ -64,10 +64,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _zoo_build(options) -> int:
     from emkit.zoo import build
+    from emkit.zoo.compare import compare
 
     recipe = build.load_recipe(options.name)
     build.build(recipe, options.out, options.out / ".work", options.jobs)
-    return _compare(options.out, options.against) if options.against else 0
+    if options.against is None:
+        return 0
+    table, agrees = compare(options.out, options.against, build.members(recipe))
+    print(table)
+    return 0 if agrees else 1
 
 
 def _zoo_check(options) -> int:
@@ -81,18 +86,6 @@ def _zoo_check(options) -> int:
         if Checkpoint.open(folder).sha256() != card.read(folder)["weights_sha256"]:
             raise UserError(f"{folder}: the weights are not those of its card; `git checkout` them again")
         print(f"{folder}: weights are those of its card")
-    return 0
-
-
-def _compare(new: Path, old: Path) -> int:
-    """Print the skills of two zoos side by side."""
-    from emkit.zoo import card
-
-    print(f"{'model':<12}{'kind':<12}{'trained now':>12}{'committed':>12}")
-    for folder in sorted(path.parent for path in old.glob("*/card.json")):
-        here, there = card.read(new / folder.name)["skills"], card.read(folder)["skills"]
-        for kind, value in there.items():
-            print(f"{folder.name:<12}{kind:<12}{here[kind]:>12.1f}{value:>12.1f}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,17 +10,17 @@ from pathlib import Path
 from emkit.checkpoints import Checkpoint, check_finite, check_same_headers
 from emkit.errors import UserError
 from emkit.files import atomic_write
+from emkit.sources import source
 from eval.plan import Plan
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def folders(plan: Plan) -> list[Path]:
-    """The recipe's models that are folders here; hub ids are not."""
-    return [Path(name) for name in _names(plan) if Path(name).is_dir() or name.startswith("results/")]
-
-
-def _names(plan: Plan) -> list[str]:
+    """The recipe's models that are folders here; hub ids (``owner/name``, and no such folder) are not."""
     models = plan.recipe.data["models"]
-    return [name for name in (models["base"], *models["experts"].values(), models.get("mixture")) if name is not None]
+    names = [models["base"], *models["experts"].values(), models.get("mixture")]
+    return [Path(name) for name in names if name and (Path(name).is_dir() or not HUB_ID.fullmatch(name))]
 
 
 def are_there(plan: Plan) -> bool:
@@ -28,31 +29,36 @@ def are_there(plan: Plan) -> bool:
 
 
 def check(plan: Plan) -> None:
-    """Look at every header and number of the models that are here, before anything long starts.
+    """Look at the models that are here and at the calibration sets, before anything long starts.
 
     ``UserError`` for a missing, pickled or truncated checkpoint, for tensors that differ from the base's in name or
-    shape, and for NaN.
+    shape, for NaN, and for a task without calibration samples.
     """
-    names = [name for name in _names(plan) if (Path(name) / "config.json").is_file()]
+    missing = [folder for folder in folders(plan) if not (folder / "config.json").is_file()]
+    if missing and plan.recipe.data.get("zoo") is None:
+        raise UserError(f"there is no model at {missing[0]}: `git checkout` it again, or train it with `make zoo`")
+    names = [str(folder) for folder in folders(plan) if folder not in missing]
     opened = {name: Checkpoint.open(name) for name in names}
-    base = opened.get(plan.recipe.model("base"))
+    base = opened.get(str(Path(plan.recipe.model("base"))))
     for name, checkpoint in opened.items():
         if base is not None:
             check_same_headers(base, checkpoint, Path(name).name)
         for tensor in checkpoint.names:
             check_finite(tensor, checkpoint.read(tensor), name)
+    if any(plan.method(job.row).random for job in plan.jobs):
+        calibration = source(plan.recipe.data["calibration"])
+        for expert in plan.recipe.experts:
+            next(calibration.items(expert, plan.recipe.seeds[0]))
 
 
 def provide(plan: Plan, stamp: Path) -> None:
     """Train the recipe's zoo where models are missing, check that all can be opened, and leave ``stamp``."""
-    if not are_there(plan):
-        if plan.recipe.data.get("zoo") is None:
-            missing = next(folder for folder in folders(plan) if not (folder / "config.json").is_file())
-            raise UserError(f"there is no model at {missing}: `git checkout` it again, or train it with `make zoo`")
+    zoo = plan.recipe.data.get("zoo")
+    if zoo is not None and not are_there(plan):
         out = Path(plan.recipe.model("base")).parent
-        command = [sys.executable, "-m", "emkit.cli", "zoo", "build", plan.recipe.data.get("zoo"), "--out", str(out)]
+        command = [sys.executable, "-m", "emkit.cli", "zoo", "build", zoo, "--out", str(out)]
         if subprocess.run(command, check=False).returncode:
-            raise UserError(f"training the zoo {plan.recipe.data.get('zoo')} failed")
+            raise UserError(f"training the zoo {zoo} failed")
     check(plan)
     with atomic_write(stamp) as part:
         part.write_text("".join(f"{folder}\n" for folder in folders(plan)), encoding="utf-8")

@@ -22,7 +22,7 @@ def key(plan: Plan) -> dict[str, str]:
     """What an executed notebook rests on beside its source: scores, scales, and the code that shows them."""
     cells = [plan.cell(job, name) for job in plan.jobs for name in plan.benchmarks]
     extra = [plan.cells(job) / "coefficients.json" for job in plan.jobs] + [plan.scale_file(r) for r in plan.scale_rows]
-    files = [*cells, *(path for path in extra if path.is_file())]
+    files = [path for path in [*cells, *extra] if path.is_file()]
     trees = [ast.dump(ast.parse((Path(__file__).parent / name).read_text(encoding="utf-8"))) for name in CODE]
     return {"results": sha256_json({str(path): sha256_file(path) for path in files}), "code": sha256_json(trees)}
 

@@ -29,6 +29,7 @@ TAIL = 15  # lines of the log shown when a job broke
 
 def reproduce(plan: Plan, jobs: int) -> int:
     """Bring a recipe's table and notebook up to date; returns the exit status (1: some cell failed)."""
+    _ = plan.protocol  # checks the benchmarks
     models.check(plan)
     log, started = plan.run / "log" / "table1.log", time.time()
     with _lock(plan.run / "lock") as handle:

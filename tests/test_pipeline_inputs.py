@@ -1,0 +1,166 @@
+"""Bad input to the command lines: one clear line, exit status 2, nothing under a final name."""
+
+import errno
+import os
+import shutil
+
+import pytest
+import torch
+import yaml
+from conftest import EXPERTS
+from safetensors.torch import load_file, save_file
+from small_plan import ROWS, SMOKE
+
+from emkit import cli
+from eval.__main__ import main
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_zoo):
+    """The path of a small recipe over a copy of the tiny zoo, and a function that rewrites it with changes."""
+    shutil.copytree(tiny_zoo, tmp_path / "zoo")
+    data = yaml.safe_load(SMOKE.read_text(encoding="utf-8")) | {"rows": ROWS, "zoo": None}
+    experts = {name: str(tmp_path / "zoo" / name) for name in EXPERTS}
+    data["models"] = {"base": str(tmp_path / "zoo" / "base"), "experts": experts, "mixture": None}
+    data["sources"] = {}
+    data["methods"]["expert_merging"]["beta"] = dict.fromkeys(EXPERTS, 1.0)
+    path = tmp_path / "recipe.yaml"
+
+    def write(**changes):
+        path.write_text(yaml.safe_dump(data | changes, sort_keys=False), encoding="utf-8")
+        return str(path)
+
+    write.data = data
+    return write
+
+
+@pytest.fixture
+def refuses(tmp_path, capfd):
+    """Run a command line and check that it refuses in one line that holds ``words`` and leaves no result."""
+
+    def check(arguments, *words, call=main, results="results"):
+        assert call([*arguments, *(["--results", str(tmp_path / results)] if call is main else [])]) == 2
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and all(word in lines[0] for word in words), lines
+        left = [path for path in (tmp_path / "results").rglob("*") if path.is_file() and ".run" not in path.parts]
+        assert left == []
+
+    return check
+
+
+@pytest.mark.parametrize("command", ["plan", "reproduce"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"backbone": "intervl"}, ["intervl", "internvl"]),
+        ({"benchmarks": ["VizViz"]}, ["unknown benchmark 'VizViz'"]),
+        ({"bencmarks": []}, ["unknown key 'bencmarks'", "benchmarks"]),
+        ({"seeds": ["one"]}, ["seeds[0]", "'one' is not a whole number"]),
+        ({"calibration": {"samples": "five", "response_tokens": 8}}, ["calibration.samples", "'five'"]),
+        ({"rows": [{"id": "a", "label": "A", "method": "task_aritmetic"}]}, ["task_aritmetic", "task_arithmetic"]),
+        ({"protocol": "eval/benchmarks/absent.yaml"}, ["absent.yaml"]),
+    ],
+    ids=["backbone", "benchmark", "key", "type", "nested type", "method", "protocol"],
+)
+def test_a_wrong_recipe_is_refused(recipe, refuses, command, changes, words):
+    refuses([command, recipe(**changes)], *words)
+
+
+def test_an_absent_recipe_is_refused(refuses, tmp_path):
+    refuses(["plan", str(tmp_path / "none.yaml")], "none.yaml")
+
+
+def broken(tmp_path, expert, change):
+    path = tmp_path / "zoo" / expert / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_an_expert_with_another_shape_is_refused(recipe, refuses, tmp_path):
+    def widen(tensors):
+        name = next(name for name in tensors if name.endswith("q_proj.weight"))
+        tensors[name] = torch.cat([tensors[name], tensors[name]])
+
+    broken(tmp_path, "Chart", widen)
+    refuses(["reproduce", recipe()], "Chart", "q_proj.weight", "shape")
+
+
+def test_an_expert_with_another_name_is_refused(recipe, refuses, tmp_path):
+    broken(tmp_path, "VQA", lambda tensors: tensors.update(extra=torch.zeros(1)))
+    refuses(["reproduce", recipe()], "VQA", "'extra'")
+
+
+def test_nan_is_refused(recipe, refuses, tmp_path):
+    def spoil(tensors):
+        next(tensor for name, tensor in tensors.items() if name.endswith("up_proj.weight"))[0, 0] = float("nan")
+
+    broken(tmp_path, "VQA", spoil)
+    refuses(["reproduce", recipe()], "VQA", "up_proj.weight", "NaN")
+
+
+def test_a_truncated_checkpoint_is_refused(recipe, refuses, tmp_path):
+    path = tmp_path / "zoo" / "Chart" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refuses(["reproduce", recipe()], "Chart/model.safetensors", "not a whole safetensors file")
+
+
+def test_a_pickled_checkpoint_is_refused_unread(recipe, refuses, tmp_path):
+    folder = tmp_path / "zoo" / "Chart"
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
+    refuses(["reproduce", recipe()], "pickled weights", "pytorch_model.bin")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_model_is_refused(recipe, refuses, tmp_path):
+    shutil.rmtree(tmp_path / "zoo" / "VQA")
+    refuses(["reproduce", recipe()], "zoo/VQA")
+
+
+def test_an_empty_calibration_set_is_refused(recipe, refuses, tmp_path):
+    files = {}
+    for name in EXPERTS:
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        (tmp_path / f"{name}.jsonl").write_text("", encoding="utf-8")
+    calibration = {"samples": 2, "response_tokens": 8, "source": "jsonl", "files": files}
+    refuses(["reproduce", recipe(calibration=calibration)], "calibration set", "empty")
+
+
+def test_results_that_are_a_file_are_refused(recipe, refuses, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    refuses(["reproduce", recipe()], "cannot write", "not a folder", results="file")
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.EROFS, "read-only"), (errno.ENOSPC, "the disk is full")])
+def test_a_read_only_or_full_disk_is_refused(recipe, refuses, monkeypatch, number, words):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.mkstemp", fail)
+    refuses(["reproduce", recipe()], "cannot write", words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["row", "RECIPE", "base", "7"], "base runs with seed 0, not 7"),
+        (["row", "RECIPE", "ties", "0"], "unknown row 'ties'"),
+        (["point", "RECIPE", "task_arithmetic", "0.7"], "0.7 is not in the grid"),
+        (["scale", "RECIPE", "task_arithmetic"], "no score file"),
+        (["table", "RECIPE"], "no score file"),
+        (["notebook", "RECIPE", "-p", "profile=mini"], "no parameter 'profile'"),
+        (["notebook", "RECIPE", "-p", "profile"], "NAME=VALUE"),
+        (["reproduce", "RECIPE", "--jobs", "0"], "--jobs is 0"),
+    ],
+)
+def test_a_wrong_argument_is_refused(recipe, refuses, arguments, words):
+    path = recipe()
+    refuses([path if argument == "RECIPE" else argument for argument in arguments], words)
+
+
+def test_emkit_refuses_in_one_line_too(recipe, refuses, tmp_path):
+    refuses(["merge-row", recipe(), "bose", "--out", str(tmp_path / "out")], "unknown row 'bose'", call=cli.main)
+    refuses(["zoo", "build", "internvl-maxi", "--out", str(tmp_path / "out")], "no zoo recipe", call=cli.main)
+    refuses(["zoo", "check", str(tmp_path)], "no zoo in", call=cli.main)
+    assert not (tmp_path / "out").exists()
