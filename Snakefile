@@ -1,17 +1,18 @@
 # zoo -> data -> scale -> row -> table -> notebook. Run through `make reproduce-table1`, or by hand:
 #   snakemake --cores 2 --config recipe=emkit/recipes/mini/internvl.yaml
 # Targets are stamps, score files and copies under results/<profile>/.run, never a committed file: a fresh clone computes.
+from shlex import quote
+
 from eval.plan import EVALUATION, VALIDATION, Job, Plan
 
 PLAN = Plan(config["recipe"], config.get("results", "results"))
-PYTHON = config.get("python", "python")
-EVAL = f"{PYTHON} -m eval"
-ARGUMENTS = f"{PLAN.path} --results {PLAN.home.parent}"
+EVAL = f"{quote(config.get('python', 'python'))} -m eval"
+ARGUMENTS = f"{quote(str(PLAN.path))} --results {quote(str(PLAN.home.parent))}"
 STAMPS = f"{PLAN.run}/stamps"
 
 
 def row_inputs(wildcards):
-    """The evaluation items, the chosen scale, and for a method's second stage nothing else: it refits stage 1 itself."""
+    """The models, the evaluation items and, for a row with a free scale, the choice of it."""
     source = PLAN.scale_row(wildcards.row)
     return [PLAN.manifest(EVALUATION), PLAN.zoo_stamp] + ([PLAN.scale_file(source)] if source else [])
 

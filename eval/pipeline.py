@@ -23,6 +23,8 @@ from eval import models, notebooks, scale, scores, tables
 from eval.plan import EVALUATION, VALIDATION, Job, Plan
 from eval.progress import Display
 
+# One thread a job: two jobs whose threads wait for each other are slower, and sums in another order are other numbers.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 TICK = 0.5  # seconds between looks at the files
 TAIL = 15  # lines of the log shown when a job broke
 
@@ -86,7 +88,8 @@ def prune(plan: Plan) -> set[Path]:
     for source, of in points.items():
         if not all(plan.stamp(point).is_file() for point in of) or not scale.is_current(plan, source):
             plan.scale_file(source).unlink(missing_ok=True)
-    if not all(plan.stamp(job).is_file() for job in plan.jobs) or not tables.is_current(plan):
+    drawn = plan.table.with_suffix(".png").is_file()
+    if not drawn or not all(plan.stamp(job).is_file() for job in plan.jobs) or not tables.is_current(plan):
         plan.table.unlink(missing_ok=True)
     if not plan.table.is_file() or not notebooks.is_current(plan):
         plan.notebook.unlink(missing_ok=True)
@@ -99,7 +102,9 @@ def _snakemake(plan: Plan, jobs: int, log: Path, lock: int, display: Display) ->
     command += ["--config", f"recipe={plan.path}", f"results={plan.home.parent}", f"python={sys.executable}"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, pass_fds=(lock,))
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, pass_fds=(lock,), env=os.environ | ONE_THREAD
+        )
         try:
             while process.poll() is None:
                 display.update()

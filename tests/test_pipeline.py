@@ -1,0 +1,168 @@
+"""The whole path on `smoke`, in a copy of the repository: killed in the middle of every stage, it ends all the same.
+
+A copy holds what a fresh clone holds (no ignored file); nothing in it is faked but the number of rows and benchmarks.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from small_plan import SMOKE
+
+from eval.plan import EVALUATION, VALIDATION, Job, Plan
+
+ROOT = Path(__file__).parent.parent
+RECIPE = Path("emkit/recipes/smoke/few.yaml")
+KEPT_ROWS = (
+    "base",
+    "vqa",
+    "vqa_reset",
+    "weight_average",
+    "task_arithmetic",
+    "ties",
+    "expert_merging",
+    "expert_merging_pp",
+)
+LIMIT = 400  # seconds that one stage may take on a busy machine
+
+
+def clone(folder: Path) -> Path:
+    """What a fresh clone of the working tree would hold, with one recipe more."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    data = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
+    data["rows"] = [row for row in data["rows"] if row["id"] in KEPT_ROWS]
+    data |= {"benchmarks": ["VizWiz", "MathVista", "ChartQA", "RefCOCO"], "seeds": [0]}
+    (folder / RECIPE).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def plan_of(folder: Path, monkeypatch) -> Plan:
+    monkeypatch.chdir(folder)
+    return Plan(RECIPE)
+
+
+def start(folder: Path) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    command = [sys.executable, "-m", "eval", "reproduce", str(RECIPE), "--jobs", "2"]
+    with open(folder / "output", "ab") as output:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def finish(folder: Path) -> float:
+    """Run to the end; returns the seconds it took."""
+    began = time.monotonic()
+    status = start(folder).wait(timeout=3 * LIMIT)
+    logs = [path.read_text(errors="replace")[-6000:] for path in folder.glob("results/smoke/.run/log/*.log")]
+    assert status == 0, (folder / "output").read_text() + "".join(logs)
+    return time.monotonic() - began
+
+
+def kill_when(folder: Path, reached) -> None:
+    """Run until ``reached()`` and then kill the whole process group with SIGKILL."""
+    process, began = start(folder), time.monotonic()
+    while not reached():
+        assert process.poll() is None, "it ended before it could be killed: " + (folder / "output").read_text()
+        assert time.monotonic() - began < LIMIT, "it never came to that stage: " + (folder / "output").read_text()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def stages(folder: Path, plan: Plan) -> dict:
+    """Stage → a test whether the run is in the middle of it."""
+    point = plan.points("task_arithmetic")[0]
+    return {
+        "zoo": lambda: (folder / "results/smoke/zoo/internvl/base/config.json").is_file(),
+        "data": lambda: any(plan.data(EVALUATION).glob("*.tsv")) or any(plan.data(VALIDATION).glob("*.tsv")),
+        "scale": lambda: plan.cell(point, "VizWiz").is_file(),
+        "fit": lambda: any((plan.run / "cache").rglob("*.state.json")),
+        "scoring": lambda: plan.cell(Job("expert_merging", 0), "MathVista").is_file(),
+        "notebook": lambda: plan.table.is_file() and not plan.notebook.is_file(),
+    }
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """The bytes of every published result and score file."""
+    home = folder / "results" / "smoke"
+    paths = [*home.glob("tables/*"), *home.glob("notebooks/*"), *home.glob("internvl/**/*.json*")]
+    return {path.relative_to(home).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A copy in which the run was never killed."""
+    folder = clone(tmp_path_factory.mktemp("undisturbed"))
+    finish(folder)
+    return folder
+
+
+@pytest.mark.timeout(3000)
+def test_killed_at_every_stage_it_ends_with_the_identical_results(undisturbed, tmp_path, monkeypatch):
+    folder = clone(tmp_path / "clone")
+    plan = plan_of(folder, monkeypatch)
+    for stage, reached in stages(folder, plan).items():
+        kill_when(folder, reached)
+        print(f"killed in stage {stage}")
+    scored = {path: path.stat().st_mtime_ns for path in folder.glob("results/smoke/internvl/**/*.json")}
+    finish(folder)
+    assert results(folder) == results(undisturbed)
+    assert scored and all(path.stat().st_mtime_ns == before for path, before in scored.items())
+
+
+@pytest.mark.timeout(600)
+def test_again_with_nothing_changed_nothing_is_computed_and_in_seconds(undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("results/**/*") if path.is_file()}
+    seconds = finish(undisturbed)
+    after = {path: path.stat().st_mtime_ns for path in undisturbed.glob("results/**/*") if path.is_file()}
+    assert after == before
+    assert seconds < 30
+
+
+def test_every_cell_is_there_and_merged_weights_are_not(undisturbed, monkeypatch):
+    plan = plan_of(undisturbed, monkeypatch)
+    assert all(plan.is_done(job) for job in plan.jobs)
+    assert not list((undisturbed / "results/smoke/internvl").rglob("*.safetensors"))
+    assert not list((undisturbed / "results/smoke/.run/tmp").rglob("*.safetensors"))
+    lines = (undisturbed / "results/smoke/tables/table1.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + len(KEPT_ROWS) * 5
+    assert {line.split(",")[-1] for line in lines[1:]} == {"ok", "not run yet"}
+
+
+@pytest.mark.timeout(600)
+def test_published_files_come_back_when_they_are_lost(undisturbed):
+    table = undisturbed / "results/smoke/tables/table1.csv"
+    before = table.read_bytes()
+    table.unlink()
+    finish(undisturbed)
+    assert table.read_bytes() == before
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("profile", ["smoke", "mini"])
+def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(tmp_path, monkeypatch, profile):
+    folder = clone(tmp_path / "clone")
+    recipe = RECIPE if profile == "smoke" else Path(f"emkit/recipes/{profile}/internvl.yaml")
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--nolock"]
+    command += ["--config", f"recipe={recipe}", f"python={sys.executable}"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    monkeypatch.chdir(folder)
+    plan = Plan(recipe)
+    points = [point for row in plan.scale_rows for point in plan.points(row)]
+    planned = set(re.findall(r"^ +output: (.*)$", run.stdout + run.stderr, re.MULTILINE))
+    assert {str(plan.stamp(job)) for job in [*plan.jobs, *points]} <= planned
+    assert not any(plan.cell(job, name).exists() for job in plan.jobs for name in plan.benchmarks)
