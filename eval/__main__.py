@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emkit.errors import UserError
+from emkit.files import atomic_write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +97,10 @@ def _data(options) -> None:
     from eval import benchmarks
 
     plan = _load(options)
-    benchmarks.write(plan.protocol, options.split, options.out or plan.data(options.split))
+    out = options.out or plan.data(options.split)
+    benchmarks.write(plan.protocol, options.split, out)
+    with atomic_write(out / "key") as part:
+        part.write_text(plan.data_key(options.split), encoding="utf-8")
 
 
 def _point(options) -> None:
@@ -139,6 +143,7 @@ def _table(options) -> None:
 
 def _notebook(options) -> None:
     from eval.notebooks import execute
+    from eval.pipeline import publish
 
     given = {}
     for pair in options.parameters:
@@ -146,7 +151,10 @@ def _notebook(options) -> None:
         if not separator:
             raise UserError(f"-p {pair}: write NAME=VALUE")
         given[name] = value
-    execute(_load(options), given)
+    plan = _load(options)
+    execute(plan, given)
+    if not given:
+        publish(plan)
 
 
 def _judge(options) -> int:

@@ -78,6 +78,9 @@ def prune(plan: Plan) -> set[Path]:
     shutil.rmtree(plan.run / "tmp", ignore_errors=True)
     if not models.are_there(plan):
         plan.zoo_stamp.unlink(missing_ok=True)
+    for split in (VALIDATION, EVALUATION):
+        if not plan.data_is_current(split):
+            plan.manifest(split).unlink(missing_ok=True)
     standing = set()
     points = {source: plan.points(source) for source in plan.scale_rows}
     for job in [*(point for of in points.values() for point in of), *plan.jobs]:
@@ -149,11 +152,9 @@ def count(plan: Plan, standing: set[Path], started: float) -> list[tuple[str, in
 
 def publish(plan: Plan) -> None:
     """Copy what the run left to the places that are committed, where the bytes differ."""
-    for folder in ("tables", "notebooks"):
-        for source in sorted((plan.run / folder).iterdir()):
-            target = plan.home / folder / source.name
-            if source.name.startswith(".") or (target.is_file() and target.read_bytes() == source.read_bytes()):
-                continue
+    for source in sorted([*plan.table.parent.glob("table1.*"), *plan.notebook.parent.glob("*.ipynb")]):
+        target = plan.home / source.parent.name / source.name
+        if not target.is_file() or target.read_bytes() != source.read_bytes():
             with atomic_write(target) as part:
                 shutil.copyfile(source, part)
 

@@ -110,6 +110,15 @@ class Plan:
         """Written last when a split's benchmark files are complete: hashes and item counts."""
         return self.data(split) / "manifest.json"
 
+    def data_key(self, split: str) -> str:
+        """What a split's files are drawn from: the protocol and the code."""
+        return sha256_json([self.protocol, split, keys.code_version(keys.DRAWING)])
+
+    def data_is_current(self, split: str) -> bool:
+        """Whether the split's files are complete and drawn from what the protocol and the code say now."""
+        key = self.data(split) / "key"
+        return self.manifest(split).is_file() and key.is_file() and key.read_text() == self.data_key(split)
+
     def cells(self, job: Job) -> Path:
         """The folder of a job's score files."""
         home = self.home / self.recipe.backbone if job.split == EVALUATION else self.run / "scale"

@@ -82,7 +82,7 @@ def _merged(plan: Plan, job: Job, folder: Path):
         if (folder / name).is_file():
             with atomic_write(plan.cells(job) / name) as part:
                 shutil.copyfile(folder / name, part)
-    return backbones.get(plan.recipe.backbone).load(folder / "model")
+    return backbones.get(plan.recipe.backbone).load(folder / "model", device=plan.recipe.device)
 
 
 def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judge_url: str | None) -> tuple[list[dict], dict]:

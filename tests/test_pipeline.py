@@ -30,7 +30,7 @@ KEPT_ROWS = (
     "expert_merging",
     "expert_merging_pp",
 )
-LIMIT = 400  # seconds that one stage may take on a busy machine
+LIMIT = 900  # seconds that one stage may take on a busy machine
 
 
 def clone(folder: Path) -> Path:

@@ -35,7 +35,7 @@ class Fakes:
         self.folder = out
         return {"row": row, "scale": scale}
 
-    def load(self, folder):
+    def load(self, folder, device):
         return (folder / "model.safetensors").read_bytes(), None
 
     def generate(self, model, processor, images, questions, max_new_tokens):
@@ -64,6 +64,7 @@ def plan(tmp_path):
     for split in (EVALUATION, VALIDATION):
         entries = {name: {"sha256": f"{split} {name}"} for name in found.benchmarks}
         write_json(found.manifest(split), {"benchmarks": entries})
+        (found.data(split) / "key").write_text(found.data_key(split), encoding="utf-8")
     return found
 
 
@@ -232,6 +233,12 @@ def test_stamps_without_valid_cells_are_removed(plan, fakes):
     standing = pipeline.prune(plan)
     assert plan.stamp(BASE).is_file() and not plan.stamp(Job("expert_merging", 0)).exists()
     assert plan.cell(BASE, "GQA") in standing
+
+
+def test_data_of_another_protocol_are_removed(plan):
+    plan.protocol["benchmarks"]["GQA"]["n"] = 11
+    pipeline.prune(plan)
+    assert not plan.manifest(EVALUATION).exists()
 
 
 def test_failed_cells_end_the_run_with_an_error(plan, fakes, capsys):
