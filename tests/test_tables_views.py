@@ -1,0 +1,126 @@
+"""What the notebook shows of a table: paired comparisons, references, figures, the list of jobs, progress."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from scipy import stats as distributions
+from small_plan import ROWS, score, small_plan
+
+from emkit.coefficients import Coefficients
+from eval import comparisons, figures, tables
+from eval.listing import listing
+from eval.plan import Job, Plan
+from eval.progress import Display
+
+RECIPES = Path(__file__).parent.parent / "emkit" / "recipes"
+EM, TA = "expert_merging", "task_arithmetic"
+
+
+@pytest.fixture
+def plan(tmp_path):
+    expert = {"id": "vqa", "label": "VQA Expert", "method": "checkpoint", "model": "VQA"}
+    reset = {"id": "vqa_reset", "label": "VQA reset", "method": "reset_expert", "model": "VQA"}
+    found = small_plan(tmp_path, rows=[*ROWS, expert, reset])
+    for row in ("base", TA, "vqa_reset"):
+        for name in found.benchmarks:
+            score(found, Job(row, 0), name, 1, 0, 0, 0)
+    for name in found.benchmarks:
+        score(found, Job("vqa", 0), name, 1, 1, 0, 0)
+        score(found, Job(EM, 0), name, 1, 1, 0, 1)
+        score(found, Job(EM, 1), name, 1, 0, 0, 1)
+    return found
+
+
+def test_seeds_are_averaged_item_by_item(plan):
+    assert [item["score"] for item in comparisons.row_items(plan, EM, "GQA")] == [1, 0.5, 0, 1]
+
+
+def test_a_paired_comparison_by_hand(plan):
+    gqa = next(c for c in comparisons.compare(plan, [(EM, TA)]) if c["benchmark"] == "GQA")
+    differences = np.array([0, 0.5, 0, 1])
+    error = differences.std(ddof=1) / 2
+    reach = distributions.t.ppf(0.975, 3) * error
+    assert gqa["rows"] == "Expert Merging − Task Arithmetic"
+    assert (gqa["delta"], gqa["low"], gqa["high"]) == pytest.approx((37.5, 37.5 - 100 * reach, 37.5 + 100 * reach))
+    assert gqa["p"] == pytest.approx(2 * distributions.t.sf(0.375 / error, 3)) and gqa["holm"] == gqa["p"]
+
+
+def test_holm_runs_over_the_pairs_of_one_benchmark(plan):
+    found = [c for c in comparisons.compare(plan, [(EM, TA), ("vqa", TA)]) if c["benchmark"] == "GQA"]
+    smallest, largest = sorted(found, key=lambda c: c["p"])
+    assert smallest["holm"] == pytest.approx(min(1, 2 * smallest["p"]))
+    assert largest["holm"] == pytest.approx(min(1, max(2 * smallest["p"], largest["p"])))
+
+
+@pytest.mark.parametrize(
+    ("delta", "holm", "words"),
+    [
+        (1.0, 0.01, "ahead"),
+        (-1.0, 0.01, "behind"),
+        (9.0, 0.05, "no difference shown"),
+        (1.0, math.nan, "no difference shown"),
+    ],
+)
+def test_verdicts(delta, holm, words):
+    assert comparisons.verdict({"delta": delta, "holm": holm}) == words
+
+
+def test_what_merging_can_reach(plan):
+    gqa = comparisons.reach(plan, tables.entries(plan))[1]
+    assert gqa == {
+        "benchmark": "GQA",
+        "own expert": "VQA",
+        "base": 25.0,
+        "expert": 50.0,
+        "merged tensors only": 25.0,
+        "leading expert": "VQA",
+    }
+
+
+def test_the_interval_over_seeds(plan):
+    mean, low, high = comparisons.seed_interval(plan, EM)
+    assert mean == 62.5 and high - mean == pytest.approx(distributions.t.ppf(0.975, 1) * 12.5)
+    assert low == pytest.approx(2 * mean - high)
+
+
+def test_figures_draw_what_the_table_says(plan, tmp_path):
+    lines = tables.entries(plan)
+    assert figures.column_references(plan, lines) == {"VizWiz": 50.0, "GQA": 50.0}
+    figure = figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, "t")
+    shown = figure.axes[0].images[0].get_array()
+    assert np.allclose(shown, [[50, 50], [50, 50], [125, 125], [100, 100], [50, 50]])  # without "not run yet"
+    figures.save(figure, tmp_path / "a.png")
+    figures.save(figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, "t"), tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    found = comparisons.compare(plan, [(EM, TA), ("vqa", TA)])
+    assert len(figures.differences(found, "t").axes) == 2
+    curve = [{"scale": 0.1, "mean": 40.0, "stderr": 1.0}, {"scale": 0.5, "mean": 41.0, "stderr": 1.0}]
+    assert "λ = 0.5" in figures.scale_curve({"scale": 0.5, "curve": curve}, "t").axes[0].get_title()
+    coefficients = Coefficients(("a", "b"), {"x.weight": np.array([[1.0, 3.0], [0.0, 0.0]])})
+    assert figures.coefficient_map(coefficients, "t").axes[0].images[0].get_array().tolist() == [[2.0], [0.0]]
+    pyplot.close("all")
+
+
+def test_the_list_of_jobs_for_the_paper_names_everything_and_opens_nothing(monkeypatch):
+    monkeypatch.chdir(RECIPES.parent.parent)
+    plan = Plan("emkit/recipes/paper/internvl.yaml")
+    text = listing(plan)
+    for words in ("OpenGVLab/InternVL2_5-1B", "InternVL2_5-1B_OCR", "MathVision_MINI", "gamma 5.0", "kappa 1.2"):
+        assert words in text
+    assert "expert_merging/4" in text and "not run yet" in text
+    assert len([line for line in text.splitlines() if "method" in line]) == len(plan.jobs)
+
+
+def test_progress_says_a_stage_once_it_ends_and_bars_in_between():
+    stages = [[("data", 0, 2, ""), ("rows", 0, 4, "cells")], [("data", 2, 2, ""), ("rows", 1, 4, "cells")]]
+    stream = io.StringIO()
+    display = Display(lambda: stages.pop(0), stream)
+    display.update()
+    display.update()
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["data", "data"]  # a log is not told of every cell
+    assert "0/2" in lines[0] and "2/2" in lines[1]
