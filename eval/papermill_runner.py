@@ -98,6 +98,7 @@ def _execute(source: Path, values: dict, folder: Path) -> nbformat.NotebookNode:
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
+                start_timeout=600,  # a busy machine takes longer than the usual minute
                 cwd=str(folder),
             )
         except papermill.PapermillExecutionError as error:
