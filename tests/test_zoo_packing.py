@@ -78,7 +78,9 @@ def test_dense_weight_scales_only_dense_answers(processor):
     assert packed.weights.tolist() == [1.0] * 2 + [0.25] * 3
 
 
-@pytest.mark.parametrize("text", ["what colour is the circle?", "[120,340,560,785]", "STOP 42", "Zebra?", "yes; no\nred"])
+@pytest.mark.parametrize(
+    "text", ["what colour is the circle?", "[120,340,560,785]", "STOP 42", "Zebra?", "yes; no\nred"]
+)
 def test_tokenizer_gives_text_back(text):
     tokenizer = create_tokenizer(WORDS)
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -50,10 +50,16 @@ class Output:
 def layout(names: Iterable[str]) -> str:
     """Which of the three layouts ``names`` follow; raises ``ValueError`` when none fits."""
     names = list(names)
-    for prefix, found in (("model.language_model.", "module"), ("mlp1.", "original"), ("multi_modal_projector.", "hub")):
+    for prefix, found in (
+        ("model.language_model.", "module"),
+        ("mlp1.", "original"),
+        ("multi_modal_projector.", "hub"),
+    ):
         if any(name.startswith(prefix) for name in names):
             return found
-    raise ValueError("these tensors are no InternVL checkpoint: neither mlp1.* nor multi_modal_projector.* is among them")
+    raise ValueError(
+        "these tensors are no InternVL checkpoint: neither mlp1.* nor multi_modal_projector.* is among them"
+    )
 
 
 def merged_names(names: Iterable[str]) -> list[str]:
@@ -95,7 +101,9 @@ def prompt(processor, question: str) -> str:
     )
 
 
-def encode(processor, images: Sequence[Image], questions: Sequence[str], responses: Sequence[str] | None = None) -> dict:
+def encode(
+    processor, images: Sequence[Image], questions: Sequence[str], responses: Sequence[str] | None = None
+) -> dict:
     """Tokenise single-turn chats; B chats give tensors of B rows.
 
     With ``responses`` the rows are right-padded and end with the response and ``<|im_end|>``; ``response_mask``
@@ -143,7 +151,9 @@ def _embedded(model, batch: dict, features: torch.Tensor | None) -> dict:
     embeddings = model.get_input_embeddings()(batch["input_ids"])
     place = (batch["input_ids"] == model.config.image_token_id).unsqueeze(-1)
     if int(place.sum()) != projected.shape[0] * projected.shape[1]:
-        raise ValueError(f"{int(place.sum())} image tokens in the text, {projected.shape[0] * projected.shape[1]} features")
+        raise ValueError(
+            f"{int(place.sum())} image tokens in the text, {projected.shape[0] * projected.shape[1]} features"
+        )
     return {
         "inputs_embeds": embeddings.masked_scatter(place, projected.to(embeddings.dtype)),
         "attention_mask": batch["attention_mask"],

@@ -30,7 +30,7 @@ from emkit.zoo.data import DOMAINS, SUBTASKS, examples, lexicon
 from emkit.zoo.model import create
 from emkit.zoo.skills import skills
 from emkit.zoo.tokenizer import create_processor
-from emkit.zoo.train import Share, TrainingSet, cache_features, train, training_set
+from emkit.zoo.train import WHOLE, Share, TrainingSet, cache_features, train, training_set
 from emkit.zoo.vision import PatchSet, patch_set, pretrain
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "zoo"
@@ -155,7 +155,7 @@ def _draw(recipe: dict, member: str, settings: dict, line: int) -> list:
     return drawn
 
 
-def _train(recipe, member, model, processor, data, seed, out, work, line, share=Share()) -> None:
+def _train(recipe, member, model, processor, data, seed, out, work, line, share=WHOLE) -> None:
     """Run the training loop under a progress bar; rank 0 writes the member's folder."""
     settings = stage(recipe, member)
     state = work / f"{member}.pt"

@@ -36,7 +36,9 @@ def correct(answer: str, truth: str) -> bool:
     return got is not None and iou(expected, got) >= 0.5
 
 
-def skills(model, processor, subtasks: tuple[str, ...], n: int, seed: int, split: str = "validation", size: int = 96) -> dict:
+def skills(
+    model, processor, subtasks: tuple[str, ...], n: int, seed: int, split: str = "validation", size: int = 96
+) -> dict:
     """Percent correct per sub-task, over ``n`` examples of ``split`` with one plain question each."""
     result = {}
     for subtask in subtasks:

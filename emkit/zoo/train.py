@@ -111,7 +111,7 @@ def schedule(step: int, steps: int, warmup: int) -> float:
     """The share of the peak learning rate at a step: linear warm-up over ``warmup`` steps, then a cosine to 2 %."""
     if step < warmup:
         return (step + 1) / warmup
-    return (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def batch_rows(data: TrainingSet, shares: np.ndarray, batch: int, seed: int, step: int) -> np.ndarray:
@@ -153,6 +153,9 @@ class Share:
         return rows[self.rank :: self.world]
 
 
+WHOLE = Share()
+
+
 def train(
     model,
     processor,
@@ -162,7 +165,7 @@ def train(
     state: Path,
     shares: np.ndarray,
     progress: Callable[[int, float], None],
-    share: Share = Share(),
+    share: Share = WHOLE,
 ) -> list[dict]:
     """Train ``model`` in place on ``data`` (see :func:`descend`); ``shares`` weighs its sub-tasks.
 
@@ -191,7 +194,7 @@ def descend(
     settings: dict,
     state: Path,
     progress: Callable[[int, float], None],
-    share: Share = Share(),
+    share: Share = WHOLE,
 ) -> list[dict]:
     """Take ``settings['steps']`` optimiser steps on ``loss_at(step)`` and return the log (step, loss, learning rate).
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from emkit.zoo.data.regions import HEADS, patch_targets
-from emkit.zoo.train import Share, descend, normalised
+from emkit.zoo.train import WHOLE, Share, descend, normalised
 
 NOTHING = 0.2  # weight of a patch that shows none of a head's classes: most patches are such
 
@@ -34,7 +34,9 @@ class PatchSet:
 def patch_set(pixels: torch.Tensor, examples: list, patches: int) -> PatchSet:
     """The images of ``examples`` (already as ``pixels``) with the classes of their patches."""
     drawn = [patch_targets(example.regions, patches) for example in examples]
-    return PatchSet(pixels, {h: torch.from_numpy(np.stack([t[h] for t in drawn]).reshape(len(drawn), -1)) for h in HEADS})
+    return PatchSet(
+        pixels, {h: torch.from_numpy(np.stack([t[h] for t in drawn]).reshape(len(drawn), -1)) for h in HEADS}
+    )
 
 
 class PatchReader(nn.Module):
@@ -57,7 +59,7 @@ def pretrain(
     seed: int,
     state: Path,
     progress: Callable[[int, float], None],
-    share: Share = Share(),
+    share: Share = WHOLE,
 ) -> list[dict]:
     """Train ``model``'s vision tower in place on patch labels; returns the log (see ``emkit.zoo.train.descend``)."""
     torch.manual_seed(seed + 500)

@@ -1,0 +1,114 @@
+"""A zoo from nothing: whole, loadable, frozen where it says so, the same after a kill."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from emkit.backbones import internvl
+from emkit.checkpoints import Checkpoint
+from emkit.errors import UserError
+from emkit.zoo import build, card
+from emkit.zoo.compare import compare
+
+COMMITTED = Path(__file__).parent.parent / "results" / "zoo" / "internvl"
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return build.load_recipe("internvl-smoke")
+
+
+@pytest.fixture(scope="module")
+def zoo(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    build.build(recipe, folder / "zoo", folder / "work", jobs=1)
+    return folder / "zoo"
+
+
+def test_every_member_is_there_and_its_card_has_its_hash(recipe, zoo):
+    assert build.members(recipe) == ["base", "vqa", "geometry", "chart", "ocr", "grounding", "mixture"]
+    for member in build.members(recipe):
+        assert card.read(zoo / member)["weights_sha256"] == Checkpoint.open(zoo / member).sha256()
+
+
+def test_anyone_can_load_a_member_with_transformers_alone(zoo):
+    model = AutoModelForImageTextToText.from_pretrained(zoo / "vqa")
+    processor = AutoProcessor.from_pretrained(zoo / "vqa")
+    assert type(model).__name__ == "InternVLForConditionalGeneration" and model.dtype == torch.bfloat16
+    assert type(processor).__name__ == "InternVLProcessor" and processor.chat_template
+
+
+def test_experts_share_the_base_s_vision_tower_and_differ_in_every_merged_tensor(recipe, zoo):
+    base = Checkpoint.open(zoo / "base")
+    tower = [name for name in base.names if name.startswith("vision_tower.")]
+    assert tower
+    for member in build.members(recipe)[1:]:
+        expert = Checkpoint.open(zoo / member)
+        assert all(torch.equal(base.read(name), expert.read(name)) for name in tower)
+        assert not any(torch.equal(base.read(name), expert.read(name)) for name in internvl.merged_names(base.names))
+
+
+def test_a_zoo_that_was_killed_ends_with_the_same_weights(recipe, zoo, tmp_path):
+    command = [sys.executable, "-m", "emkit.cli", "zoo", "build", "internvl-smoke", "--out", str(tmp_path / "zoo")]
+    command += ["--jobs", "2"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "zoo" / "base" / "card.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=300)
+    for member in build.members(recipe):
+        assert Checkpoint.open(tmp_path / "zoo" / member).sha256() == Checkpoint.open(zoo / member).sha256()
+
+
+def test_members_of_another_recipe_are_refused(recipe, zoo, tmp_path):
+    other = copy.deepcopy(recipe)
+    other["base"]["lr"] = 1.0
+    with pytest.raises(UserError, match="another recipe"):
+        build.build(other, zoo, tmp_path, jobs=1)
+
+
+def test_an_unknown_zoo_recipe_is_named_with_the_known_ones():
+    with pytest.raises(UserError, match="internvl-mini"):
+        build.load_recipe("internvl-mimi")
+
+
+def test_comparison_says_identical_and_far(recipe, zoo, tmp_path):
+    text, agree = compare(zoo, zoo, ["base"])
+    assert agree and "identical weights" in text
+    for folder, percent, digest in (("a", 50.0, "1"), ("b", 43.0, "2"), ("c", 45.0, "3")):
+        (tmp_path / folder / "base").mkdir(parents=True)
+        content = f'{{"skills": {{"gqa": {percent}}}, "weights_sha256": "{digest}"}}'
+        (tmp_path / folder / "base" / "card.json").write_text(content)
+    assert not compare(tmp_path / "b", tmp_path / "a", ["base"])[1]
+    assert compare(tmp_path / "c", tmp_path / "a", ["base"])[1]
+
+
+def test_the_committed_zoo_is_small_and_is_what_its_recipe_says():
+    mini = build.load_recipe("internvl-mini")
+    files = [path for path in COMMITTED.rglob("*") if path.is_file() and ".work" not in path.parts]
+    assert sum(path.stat().st_size for path in files) <= 15_000_000
+    for member in build.members(mini):
+        found = card.read(COMMITTED / member)
+        assert found["weights_sha256"] == Checkpoint.open(COMMITTED / member).sha256()
+        assert found["recipe_sha256"] == card.recipe_hash(mini, build.stage(mini, member))
+
+
+def test_each_committed_expert_leads_its_own_kinds_and_the_base_none():
+    mini = build.load_recipe("internvl-mini")
+    skills = {member: card.read(COMMITTED / member)["skills"] for member in build.members(mini)[:-1]}
+    for member in build.members(mini)[1:-1]:
+        for kind in build.subtasks_of(member):
+            best = max(skills, key=lambda name: skills[name][kind])
+            assert best == member, f"{kind}: {best} leads, not {member}"
