@@ -75,12 +75,21 @@ class Plan:
 
     def scale_row(self, row: str) -> str | None:
         """The row on whose validation curve this row's scale is chosen: itself, Task Arithmetic's, or none."""
-        if "scale" in self.rows[row] or "scale" not in self.method(row).needs:
+        source = self._scale_from(row)
+        return None if source is None or "scale" in self.rows[source] else source
+
+    def _scale_from(self, row: str) -> str | None:
+        """The row whose scale this row runs with, chosen or given: itself, the one it starts from, or none."""
+        if "scale" not in self.method(row).needs:
             return None
-        if "calibration" not in self.method(row).needs:
+        if "scale" in self.rows[row] or "calibration" not in self.method(row).needs:
             return row
-        borrows = self.settings(row)["initial"] == recipes.SCALE
-        return next(r for r in self.rows if self.rows[r]["method"] == "task_arithmetic") if borrows else None
+        if self.settings(row)["initial"] != recipes.SCALE:
+            return None
+        found = next((name for name in self.rows if self.rows[name]["method"] == "task_arithmetic"), None)
+        if found is None:
+            raise UserError(f"{self.path}: row '{row}' starts from the {recipes.SCALE}, but there is no such row")
+        return found
 
     @property
     def benchmarks(self) -> list[str]:
@@ -154,12 +163,11 @@ class Plan:
     # ---- what a score depends on
     def chosen_scale(self, row: str) -> float | None:
         """The scale the validation split chose for ``row``, or None where it has none or none is chosen yet."""
-        source = self.scale_row(row)
-        if source is None:
-            return self.rows[row].get("scale")
-        if not self.scale_file(source).is_file():
-            return None
-        return json.loads(self.scale_file(source).read_text(encoding="utf-8"))["scale"]
+        source = self._scale_from(row)
+        if source is None or "scale" in self.rows[source]:
+            return self.rows[source]["scale"] if source else None
+        path = self.scale_file(source)
+        return json.loads(path.read_text(encoding="utf-8"))["scale"] if path.is_file() else None
 
     def resolved(self, job: Job) -> Job:
         """The job at the scale it runs with."""

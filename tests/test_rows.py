@@ -185,6 +185,15 @@ def test_a_fixed_scale_needs_no_points(tmp_path):
     assert plan.scale_rows == [] and plan.resolved(plan.jobs[0]).scale == 0.1
 
 
+def test_a_learned_row_may_start_from_a_given_scale_but_not_from_none(tmp_path):
+    learned = {"id": "em", "label": "EM", "method": "expert_merging"}
+    given = {"id": "ta", "label": "TA", "method": "task_arithmetic", "scale": 0.1}
+    plan = small_plan(tmp_path, rows=[given, learned])
+    assert plan.scale_rows == [] and plan.chosen_scale("em") == 0.1
+    with pytest.raises(UserError, match="'em' starts from the scale of task_arithmetic, but there is no such row"):
+        _ = small_plan(tmp_path, rows=[learned]).scale_rows
+
+
 def test_an_unknown_benchmark_is_an_error(tmp_path):
     with pytest.raises(UserError, match="unknown benchmark 'VizViz'"):
         _ = small_plan(tmp_path, benchmarks=["VizViz"]).protocol
