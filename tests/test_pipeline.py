@@ -3,6 +3,7 @@
 A copy holds what a fresh clone holds (no ignored file); nothing in it is faked but the number of rows and benchmarks.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -62,24 +63,35 @@ def start(folder: Path) -> subprocess.Popen:
         )
 
 
+def stop(process: subprocess.Popen) -> None:
+    """Kill the whole process group with SIGKILL, so that nobody can clean up."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def finish(folder: Path) -> float:
     """Run to the end; returns the seconds it took."""
-    began = time.monotonic()
-    status = start(folder).wait(timeout=3 * LIMIT)
+    began, process = time.monotonic(), start(folder)
+    try:
+        status = process.wait(timeout=3 * LIMIT)
+    finally:
+        stop(process)
     logs = [path.read_text(errors="replace")[-6000:] for path in folder.glob("results/smoke/.run/log/*.log")]
     assert status == 0, (folder / "output").read_text() + "".join(logs)
     return time.monotonic() - began
 
 
 def kill_when(folder: Path, reached) -> None:
-    """Run until ``reached()`` and then kill the whole process group with SIGKILL."""
+    """Run until ``reached()`` and kill the run there."""
     process, began = start(folder), time.monotonic()
-    while not reached():
-        assert process.poll() is None, "it ended before it could be killed: " + (folder / "output").read_text()
-        assert time.monotonic() - began < LIMIT, "it never came to that stage: " + (folder / "output").read_text()
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        while not reached():
+            assert process.poll() is None, "it ended before it could be killed: " + (folder / "output").read_text()
+            assert time.monotonic() - began < LIMIT, "it never came to that stage: " + (folder / "output").read_text()
+            time.sleep(0.02)
+    finally:
+        stop(process)
 
 
 def stages(folder: Path, plan: Plan) -> dict:
