@@ -115,16 +115,22 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def fresh(tmp_path_factory):
+    """The clone of which every test gets a copy."""
+    return clone(tmp_path_factory.mktemp("fresh") / "clone")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fresh, tmp_path_factory):
     """A copy in which the run was never killed."""
-    folder = clone(tmp_path_factory.mktemp("undisturbed"))
+    folder = shutil.copytree(fresh, tmp_path_factory.mktemp("undisturbed") / "clone")
     finish(folder)
     return folder
 
 
 @pytest.mark.timeout(3000)
-def test_killed_at_every_stage_it_ends_with_the_identical_results(undisturbed, tmp_path, monkeypatch):
-    folder = clone(tmp_path / "clone")
+def test_killed_at_every_stage_it_ends_with_the_identical_results(fresh, undisturbed, tmp_path, monkeypatch):
+    folder = shutil.copytree(fresh, tmp_path / "clone")
     plan = plan_of(folder, monkeypatch)
     for stage, reached in stages(folder, plan).items():
         kill_when(folder, reached)
@@ -165,8 +171,8 @@ def test_published_files_come_back_when_they_are_lost(undisturbed):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("profile", ["smoke", "mini"])
-def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(tmp_path, monkeypatch, profile):
-    folder = clone(tmp_path / "clone")
+def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkeypatch, profile):
+    folder = shutil.copytree(fresh, tmp_path / "clone")
     recipe = RECIPE if profile == "smoke" else Path(f"emkit/recipes/{profile}/internvl.yaml")
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--nolock"]
     command += ["--config", f"recipe={recipe}", f"python={sys.executable}"]
