@@ -2,8 +2,7 @@
 
 The paper's models start from a pre-trained vision tower; a miniature's is pre-trained here, on what drawing gives for
 free: for each 8 × 8 patch its colour, the kind of thing it belongs to, and the printed character it shows. The linear
-heads that read this off are thrown away. Trained through the language model's loss alone, the tower takes several
-times as many images to get there.
+heads that read this off are thrown away.
 """
 
 from __future__ import annotations
