@@ -24,8 +24,9 @@ class Optimisers:
     """Muon for the blocks' matrices, AdamW for everything else that is trained, at one learning rate.
 
     Muon's updates are scaled to AdamW's usual size (``match_rms_adamw``). In a trial of this zoo's base it reached
-    after 16,000 images (with sinusoidal patch positions) the loss that AdamW had after about 30,000. ``settings['rest_lr']`` slows embeddings, norms and biases down: these are not merged,
-    and what an expert keeps there no merge can reach.
+    after 16,000 images (with sinusoidal patch positions) the loss that AdamW had after about 30,000.
+    ``settings['rest_lr']`` slows embeddings, norms and biases down: these are not merged, and what an expert keeps
+    there no merge can reach.
     """
 
     def __init__(self, model, settings: dict):
