@@ -64,6 +64,11 @@ def model_identity(name: str) -> str:
     return sha256_json({path.name: sha256_file(path) for path in files})
 
 
+def file_identity(path: str | Path) -> str | None:
+    """sha256 of a file's bytes; None where there is no file."""
+    return sha256_file(Path(path)) if Path(path).is_file() else None
+
+
 @cache
 def versions() -> dict[str, str]:
     """The libraries' versions and the code's hash, as every score file states them."""

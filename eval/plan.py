@@ -126,7 +126,10 @@ class Plan:
     def data_is_current(self, split: str) -> bool:
         """Whether the split's files are complete and drawn from what the protocol and the code say now."""
         key = self.data(split) / "key"
-        return self.manifest(split).is_file() and key.is_file() and key.read_text() == self.data_key(split)
+        if not (self.manifest(split).is_file() and key.is_file() and key.read_text() == self.data_key(split)):
+            return False
+        files = json.loads(self.manifest(split).read_text(encoding="utf-8")).get("files", {})
+        return all(keys.file_identity(self.data(split) / name) == digest for name, digest in files.items())
 
     def cells(self, job: Job) -> Path:
         """The folder of a job's score files."""
@@ -161,6 +164,19 @@ class Plan:
         return self.run / "notebooks" / "table1.ipynb"
 
     # ---- what a score depends on
+    @property
+    def cache(self) -> Path:
+        """Calibration sets and fits, apart for every state of the code, the libraries and the models' files."""
+        names = {"base": self.recipe.model("base"), **self.recipe.experts}
+        models = {role: keys.model_identity(name) for role, name in names.items()}
+        return self.run / "cache" / sha256_json([keys.versions(), models, self.recipe.device])[:16]
+
+    def _calibration_identity(self) -> dict:
+        """The recipe's calibration section, with the content of the files that it names."""
+        section = self.recipe.data["calibration"]
+        files = section.get("files", {})
+        return {**section, "content": {name: keys.file_identity(path) for name, path in files.items()}}
+
     def chosen_scale(self, row: str) -> float | None:
         """The scale the validation split chose for ``row``, or None where it has none or none is chosen yet."""
         source = self._scale_from(row)
@@ -183,7 +199,8 @@ class Plan:
 
     def expected(self, job: Job, benchmark: str) -> dict:
         """The hashes that a valid score file of this cell carries; ``data_sha256`` is None before the data exist."""
-        recipe, row = self.recipe, self.rows[job.row]
+        recipe, row, learned = self.recipe, self.rows[job.row], self.method(job.row).random
+        asked = self.protocol["benchmarks"][benchmark]
         part = {
             "backbone": recipe.backbone,
             "method": row["method"],
@@ -191,8 +208,11 @@ class Plan:
             "settings": self.settings(job.row),
             "seed": job.seed,
             "scale": job.scale,
-            "calibration": recipe.data["calibration"] if self.method(job.row).random else None,
-            "benchmark": self.protocol["benchmarks"][benchmark],
+            "first_stage": recipe.data["methods"].get("expert_merging") if learned else None,
+            "calibration": self._calibration_identity() if learned else None,
+            "device": recipe.device,
+            "judge_upstream": self.protocol["judge_upstream"] if asked["judge"] else None,
+            "benchmark": asked,
         }
         models = {role: keys.model_identity(name) for role, name in self.model_names(job.row).items()}
         manifest = self.manifest(job.split)

@@ -74,9 +74,7 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
 
 def _merged(plan: Plan, job: Job, folder: Path):
     """Merge into ``folder`` and open the result; what a fit learned is kept beside the cells."""
-    report = methods.merge_row(
-        plan.recipe, job.row, job.seed, folder / "model", cache=plan.run / "cache", scale=job.scale
-    )
+    report = methods.merge_row(plan.recipe, job.row, job.seed, folder / "model", cache=plan.cache, scale=job.scale)
     write_json(plan.cells(job) / "merge.json", report)
     for name in KEPT:
         if (folder / name).is_file():
@@ -107,7 +105,7 @@ def _judge(plan: Plan, benchmarks: list[str]) -> Iterator[str | None]:
     if not any(BENCHMARKS[name].judged for name in benchmarks):
         yield None
         return
-    with judge.running(plan.run / "judge", plan.protocol.get("judge_upstream", "rules")) as url:
+    with judge.running(plan.run / "judge", plan.protocol["judge_upstream"]) as url:
         yield url
 
 

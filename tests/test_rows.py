@@ -113,7 +113,7 @@ def test_a_cell_of_other_data_code_or_items_is_scored_again(plan, fakes, monkeyp
     assert not plan.is_valid(BASE, "GQA")
     rows.run_job(plan, BASE)
     assert plan.is_valid(BASE, "GQA")
-    assert fakes.evaluated == ["VizWiz", "GQA"] * 2 if what == "code" else ["VizWiz", "GQA", "GQA"]
+    assert fakes.evaluated == (["VizWiz", "GQA"] * 2 if what == "code" else ["VizWiz", "GQA", "GQA"])
 
 
 def test_another_method_setting_makes_only_its_own_row_stale(tmp_path, fakes):
@@ -256,7 +256,7 @@ def test_failed_cells_end_the_run_with_an_error(plan, fakes, capsys):
     for job in plan.jobs:
         rows.run_job(plan, job)
     assert pipeline.report(plan) == 1
-    assert "4 cells failed, the first: base/0 GQA: scoring: no" in capsys.readouterr().err
+    assert "4 cells have no score, the first: base/0 GQA: failed: scoring: no" in capsys.readouterr().err
 
 
 def test_code_version_ignores_comments_and_docstrings(tmp_path, monkeypatch):

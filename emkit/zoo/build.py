@@ -55,7 +55,7 @@ def stage(recipe: dict, member: str) -> dict:
     if member == "base":
         return recipe["base"]
     if member == "mixture":
-        return recipe["mixture"]
+        return recipe["mixture"] | {"union_of": recipe["experts"]}
     domain = {d.lower(): d for d in DOMAINS}[member]
     return recipe["experts"]["all"] | recipe["experts"].get(domain, {})
 
@@ -147,7 +147,10 @@ def train_from_base(recipe: dict, member: str, out: Path, work: Path, line: int)
 
 
 def _draw(recipe: dict, member: str, settings: dict, line: int) -> list:
-    """Draw the member's training examples, sub-task by sub-task."""
+    """Draw the member's training examples, sub-task by sub-task; Mixture Training's are those of all experts."""
+    if member == "mixture":
+        experts = members(recipe)[1:-1]
+        return [example for expert in experts for example in _draw(recipe, expert, stage(recipe, expert), line)]
     seed = recipe["data_seed"] + members(recipe).index(member)
     drawn = []
     for subtask in tqdm(sorted(subtasks_of(member)), desc=f"draw {member}", position=line, unit="set"):

@@ -25,8 +25,8 @@ class Optimisers:
 
     Muon's updates are scaled to AdamW's usual size (``match_rms_adamw``). In a trial of this zoo's base it reached
     after 16,000 images (with sinusoidal patch positions) the loss that AdamW had after about 30,000.
-    ``settings['rest_lr']`` slows embeddings, norms and biases down: these are not merged, and what an expert keeps
-    there no merge can reach.
+    ``settings['rest_lr']`` slows embeddings, norms and the blocks' biases down: but for the projector's norm these are
+    not merged, and what an expert keeps there no merge can reach.
     """
 
     def __init__(self, model, settings: dict):

@@ -42,7 +42,7 @@ def check(protocol: object, where: str = "protocol") -> None:
     """Raise `UserError` unless `protocol` has everything that writing and asking need."""
     if not isinstance(protocol, dict) or not isinstance(protocol.get("benchmarks"), dict) or not protocol["benchmarks"]:
         raise UserError(f"{where}: needs a mapping `benchmarks` from names to settings")
-    for key, kind in (("name", str), ("version", int), ("image_size", (int, type(None)))):
+    for key, kind in (("name", str), ("version", int), ("image_size", (int, type(None))), ("judge_upstream", str)):
         if not isinstance(protocol.get(key), kind):
             raise UserError(f"{where}: `{key}` is missing or of the wrong type")
     for name, settings in protocol["benchmarks"].items():

@@ -62,7 +62,7 @@ def prompts(data_dir: str | Path, benchmark: str) -> list[Prompt]:
     data_dir, known = _folder(data_dir), benchmarks.get(benchmark)
     tsv, kept = data_dir / known.tsv, data_dir / "prompts" / f"{benchmark}.jsonl"
     if not tsv.is_file():
-        raise UserError(f"no benchmark data {tsv}: write it with `python -m eval data RECIPE --out {data_dir}`")
+        raise UserError(f"no benchmark data {tsv}: write it with `python -m eval data RECIPE --split SPLIT`")
     header = {"benchmark": benchmark, "tsv_sha256": sha256_file(tsv), "harness": _code_sha256()}
     lines = _kept(kept, header)
     if lines is None:
@@ -102,7 +102,7 @@ def versions(data_dir: str | Path) -> dict[str, str]:
 def _folder(data_dir: str | Path) -> Path:
     data_dir = Path(data_dir).resolve()
     if not data_dir.is_dir():
-        raise UserError(f"no data folder {data_dir}: write it with `python -m eval data RECIPE --out {data_dir}`")
+        raise UserError(f"no data folder {data_dir}: write it with `python -m eval data RECIPE --split SPLIT`")
     return data_dir
 
 
@@ -184,7 +184,7 @@ def _code_sha256() -> str:
     try:
         digest.update(version("ms-vlmeval").encode())
     except PackageNotFoundError as error:
-        raise UserError("VLMEvalKit is not installed: run `make env` (package ms-vlmeval)") from error
+        raise UserError("VLMEvalKit is not installed: run `make setup` (package ms-vlmeval)") from error
     return digest.hexdigest()
 
 

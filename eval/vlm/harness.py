@@ -46,7 +46,7 @@ def modules() -> dict[str, types.ModuleType]:
     """The VLMEvalKit modules in use, imported without the rest of the package and mended."""
     spec = importlib.util.find_spec("vlmeval")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("VLMEvalKit is not installed: run `make env` (package ms-vlmeval)")
+        raise UserError("VLMEvalKit is not installed: run `make setup` (package ms-vlmeval)")
     folder = Path(next(iter(spec.submodule_search_locations)))
     for name in ("vlmeval", "vlmeval.dataset", "vlmeval.api"):
         package = types.ModuleType(name)
@@ -82,7 +82,7 @@ def open_dataset(data_dir: str, benchmark: Benchmark):
     """The dataset object and its rows (DataFrame, ``index`` as text) that belong to ``benchmark``."""
     path = Path(data_dir) / benchmark.tsv
     if not path.is_file():
-        raise UserError(f"no benchmark data {path}: write it with `python -m eval data RECIPE --out {data_dir}`")
+        raise UserError(f"no benchmark data {path}: write it with `python -m eval data RECIPE --split SPLIT`")
     mtime = path.stat().st_mtime_ns
     dataset = _dataset(data_dir, benchmark.module, benchmark.cls, benchmark.dataset, mtime)
     rows = dataset.data
