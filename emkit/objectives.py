@@ -16,7 +16,8 @@ def hidden_alignment(student: torch.Tensor, teacher: torch.Tensor, kind: str = "
         ‖h − h^(k)‖², as Eq. 1 has it. It grows with the width d, the KL of Eq. 2 does not, so the same γ and β mean
         something else on every backbone.
     ``mean_squared`` (default)
-        the same divided by d, as the authors' code has it: the two alignment terms stay of one order at any width.
+        the same divided by d, as the authors' code has it: its size does not change with the width. It still need not
+        be of the KL's order, which is what ``hidden_weight`` in a recipe is for.
     """
     squares = (student - teacher).square()
     if kind == "squared_norm":

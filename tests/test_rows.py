@@ -270,3 +270,35 @@ def test_code_version_ignores_comments_and_docstrings(tmp_path, monkeypatch):
         found.append(keys.code_version())
     keys.code_version.cache_clear()
     assert found[0] == found[1] != found[2]
+
+
+def test_fits_and_calibration_sets_of_other_code_or_tokenizers_are_not_reused(tmp_path, monkeypatch):
+    plan = small_plan(tmp_path)
+    before = plan.cache
+    monkeypatch.setattr(keys, "versions", lambda: {"code": "another"})
+    assert plan.cache != before
+    monkeypatch.undo()
+    monkeypatch.setattr(keys, "model_identity", lambda name: f"{name} with another tokenizer")
+    assert plan.cache != before
+
+
+def test_a_benchmark_file_that_changed_or_is_gone_is_drawn_again(tmp_path):
+    plan = small_plan(tmp_path)
+    folder = plan.data(EVALUATION)
+    folder.mkdir(parents=True)
+    (folder / "GQA.tsv").write_text("index\n0\n", encoding="utf-8")
+    write_json(plan.manifest(EVALUATION), {"files": {"GQA.tsv": keys.file_identity(folder / "GQA.tsv")}})
+    (folder / "key").write_text(plan.data_key(EVALUATION), encoding="utf-8")
+    assert plan.data_is_current(EVALUATION)
+    (folder / "GQA.tsv").write_text("index\n1\n", encoding="utf-8")
+    assert not plan.data_is_current(EVALUATION)
+    (folder / "GQA.tsv").unlink()
+    assert not plan.data_is_current(EVALUATION)
+
+
+def test_another_judge_makes_judged_cells_stale_and_no_others(tmp_path):
+    plan = small_plan(tmp_path, benchmarks=["MathVista", "GQA"])
+    before = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}
+    plan.protocol["judge_upstream"] = "https://example.org/v1"
+    after = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}
+    assert before["GQA"] == after["GQA"] and before["MathVista"] != after["MathVista"]

@@ -15,7 +15,7 @@ from eval.judge.cache import Cache
 from eval.judge.upstream import UpstreamError, open_upstream
 
 PATH = "/v1/chat/completions"
-CALLS = 20_000  # most calls of a paid upstream per run
+CALLS = 20_000  # most calls of a paid upstream while one proxy runs, which is as long as one row is scored
 _LARGEST_REQUEST = 8 * 2**20  # bytes
 
 
