@@ -1,6 +1,7 @@
 """A zoo from nothing: whole, loadable, frozen where it says so, the same after a kill."""
 
 import copy
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.zoo import build, card
 from emkit.zoo.compare import compare
+from emkit.zoo.data import SUBTASKS
 
 COMMITTED = Path(__file__).parent.parent / "results" / "zoo" / "internvl"
 
@@ -84,15 +86,27 @@ def test_an_unknown_zoo_recipe_is_named_with_the_known_ones():
         build.load_recipe("internvl-mimi")
 
 
-def test_comparison_says_identical_and_far(recipe, zoo, tmp_path):
-    text, agree = compare(zoo, zoo, ["base"])
-    assert agree and "identical weights" in text
-    for folder, percent, digest in (("a", 50.0, "1"), ("b", 43.0, "2"), ("c", 45.0, "3")):
-        (tmp_path / folder / "base").mkdir(parents=True)
-        content = f'{{"skills": {{"gqa": {percent}}}, "weights_sha256": "{digest}"}}'
-        (tmp_path / folder / "base" / "card.json").write_text(content)
-    assert not compare(tmp_path / "b", tmp_path / "a", ["base"])[1]
-    assert compare(tmp_path / "c", tmp_path / "a", ["base"])[1]
+def card_of(folder: Path, member: str, digest: str, **skills: float) -> None:
+    (folder / member).mkdir(parents=True)
+    content = {"skills": dict.fromkeys(SUBTASKS, 50.0) | skills, "weights_sha256": digest}
+    (folder / member / "card.json").write_text(json.dumps(content))
+
+
+def test_comparison_says_identical_and_far(tmp_path):
+    card_of(tmp_path / "old", "base", "1")
+    card_of(tmp_path / "near", "base", "2", gqa=100.0)  # 5 points on the mean of ten kinds
+    card_of(tmp_path / "far", "base", "3", gqa=100.0, vizwiz=75.0)  # 7.5 points
+    same, agree = compare(tmp_path / "old", tmp_path / "old", ["base"])
+    assert agree and "identical weights" in same
+    assert compare(tmp_path / "near", tmp_path / "old", ["base"])[1]
+    assert not compare(tmp_path / "far", tmp_path / "old", ["base"])[1]
+
+
+def test_an_expert_that_lost_its_own_field_alone_is_far(tmp_path):
+    card_of(tmp_path / "old", "chart", "1")
+    card_of(tmp_path / "new", "chart", "2", chartqa=35.0)  # 1.5 points on all kinds, 15 on its own
+    table, agree = compare(tmp_path / "new", tmp_path / "old", ["chart"])
+    assert not agree and "more than 10 points apart" in table
 
 
 def test_the_committed_zoo_is_small_and_is_what_its_recipe_says():
