@@ -39,6 +39,8 @@ def relative_heatmap(lines: Sequence[Entry], references: Mapping[str, float], ti
     """Methods × benchmarks: each score as a percentage of the column's own expert; the numbers are the scores."""
     table = {method: row for method, row in grid(lines).items() if any(e.score is not None for e in row.values())}
     columns = list(references)
+    if not columns or not table:
+        return _nothing(title, "no expert has a score above 0 in its own column")
     scores = np.array([[_or_nan(row[name].score) for name in columns] for row in table.values()])
     relative = 100 * scores / np.array([references[name] for name in columns])
     figure, axes = plt.subplots(figsize=(1.0 + 0.85 * (len(columns) + 3), 0.36 * len(table) + 1.6))
@@ -52,6 +54,15 @@ def relative_heatmap(lines: Sequence[Entry], references: Mapping[str, float], ti
     figure.colorbar(image, ax=axes, label="% of the column's own expert", pad=0.01)
     axes.set_title(title, fontsize=10)
     figure.tight_layout()
+    return figure
+
+
+def _nothing(title: str, reason: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
+    figure, axes = plt.subplots(figsize=(6, 1.2))
+    axes.text(0.5, 0.5, reason, ha="center", va="center", fontsize=9)
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10)
     return figure
 
 

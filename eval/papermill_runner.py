@@ -15,6 +15,7 @@ import nbformat
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_json
+from eval import keys
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 TAG = "parameters"
@@ -80,7 +81,7 @@ def run(source: Path, output: Path, given: dict[str, object], key: object = None
     values = checked(given, declared(notebook, source.name), source.name)
     with atomic_write(output) as part:
         executed = _execute(source, values, folder)
-        _settle(executed)
+        _settle(executed, folder)
         executed.metadata[KEY] = {"key": result_key(source, values, key)}
         nbformat.write(executed, part)
 
@@ -105,13 +106,17 @@ def _execute(source: Path, values: dict, folder: Path) -> nbformat.NotebookNode:
             raise UserError(f"{source}: cell {error.exec_count} failed: {error.ename}: {error.evalue}") from error
 
 
-def _settle(notebook: nbformat.NotebookNode) -> None:
-    """Remove what differs between two equal runs: times, random cell ids, paths of the run."""
+def _settle(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Remove what differs between two equal runs: times, random cell ids, where the repository lies."""
+    places = sorted({str(folder.resolve()), str(keys.ROOT)}, key=len, reverse=True)
     notebook.metadata.pop("papermill", None)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
+        for output in cell.get("outputs", []):
+            for place in places if "text" in output else []:
+                output["text"] = output["text"].replace(f"{place}/", "")
 
 
 def result_key(source: Path, values: dict, key: object) -> str:

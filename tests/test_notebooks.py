@@ -94,3 +94,9 @@ def test_a_failing_notebook_leaves_the_old_output_as_it_was(tmp_path):
         papermill_runner.run(source, out, {})
     assert out.read_text(encoding="utf-8") == "the last good one"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ipynb", "source.ipynb"]
+
+
+def test_an_output_does_not_say_where_the_repository_lies(tmp_path):
+    source = notebook(tmp_path, "import os; print(os.getcwd() + '/eval/figures.py:1: UserWarning')")
+    papermill_runner.run(source, tmp_path / "out.ipynb", {}, folder=tmp_path)
+    assert outputs(tmp_path / "out.ipynb") == ["eval/figures.py:1: UserWarning\n"]

@@ -87,6 +87,12 @@ def test_the_interval_over_seeds(plan):
     assert low == pytest.approx(2 * mean - high)
 
 
+def test_a_heat_map_without_scored_experts_says_so_without_a_warning(plan, recwarn):
+    figure = figures.relative_heatmap(tables.entries(plan), {}, "t")
+    assert "no expert" in figure.axes[0].texts[0].get_text() and not recwarn.list
+    pyplot.close("all")
+
+
 def test_figures_draw_what_the_table_says(plan, tmp_path):
     lines = tables.entries(plan)
     assert figures.column_references(plan, lines) == {"VizWiz": 50.0, "GQA": 50.0}
