@@ -29,7 +29,7 @@ export PYTHONHASHSEED := 0
 #: notebooks        | execute the notebooks again from the scores that stand   | reproduce-table1 was run  | 1 min
 #: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
-#: test             | the whole test suite                                     | 4 GB memory               | MEASURE
+#: test             | the whole test suite                                     | 4 GB memory               | 9 min
 #: lint             | ruff: check and format, changing nothing                 | -                         | 5 s
 #: format           | ruff: mend and format                                    | -                         | 5 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s

@@ -71,6 +71,8 @@ def test_make_explains_every_target_with_needs_and_duration():
     lines = [line for line in explained() if len(line) == 4]
     assert {line[0] for line in lines} == targets()
     assert all(all(line) for line in lines)
+    assert all(re.match(r"(about )?\d+ (s|min)|at once", line[3]) for line in lines)
+    assert "MEASURE" not in text("README.md")
 
 
 def test_make_alone_prints_every_target():
