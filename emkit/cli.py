@@ -12,8 +12,13 @@ from emkit.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a :class:`UserError` is one line on stderr and exit status 2."""
-    options = _parser().parse_args(arguments)
+    """Run one ``emkit`` command; returns its exit status."""
+    return run(_parser(), arguments)
+
+
+def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    """Call what the chosen sub-command names as ``call``; a :class:`UserError` is one line on stderr and status 2."""
+    options = parser.parse_args(arguments)
     try:
         return options.call(options) or 0
     except UserError as error:

@@ -7,21 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from emkit.cli import run
 from emkit.errors import UserError
 from emkit.files import atomic_write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; a :class:`UserError` is one line on stderr and exit status 2."""
-    options = _parser().parse_args(arguments)
-    try:
-        return options.call(options) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    """Run one sub-command; returns its exit status."""
+    return run(_parser(), arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
