@@ -116,8 +116,8 @@ def test_the_lexicon_covers_every_question_and_answer(drawn):
                 text = data.prompt(subtask, qa).replace("Answer", "answer") + " " + qa.answer
                 assert set(re.findall(r"[a-z]+", text)) <= words, qa
                 assert set(text) <= characters, qa
-                spelled = re.findall(r"[A-Z]{2,}", text)
-                assert set(spelled) <= set(known["spelled"]), qa
+                capitals = re.findall(r"[A-Z]{2,}", text)
+                assert set(capitals) <= set(known["capitals"]), qa
                 first = re.match(r"[a-z]+", qa.answer)
                 small = example.subtask == "gqa" and qa.kind == "dense/objects"
                 assert first is None or small or first[0] in openings, qa

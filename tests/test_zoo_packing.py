@@ -86,11 +86,19 @@ def test_tokenizer_gives_text_back(text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_words_and_numbers_are_single_tokens_and_capitals_are_spelled():
-    tokenizer = create_tokenizer(WORDS)
+def test_words_and_numbers_are_single_tokens_and_unknown_capitals_are_spelled():
+    tokenizer = create_tokenizer([*WORDS, "MOON", "RIVER"])
     assert tokenizer.tokenize("what colour") == ["what", " colour"]
     assert tokenizer.tokenize("[120,45]") == ["[", "120", ",", "45", "]"]
+    assert tokenizer.tokenize("MOON RIVER") == ["MOON", " RIVER"]
     assert tokenizer.tokenize("STOP") == ["S", "T", "O", "P"]
+    assert tokenizer.tokenize("(A) F") == ["(", "A", ")", " ", "F"]
+
+
+@pytest.mark.parametrize("word", ["Moon", "MO2", "", "mo-on"])
+def test_a_word_of_mixed_case_is_no_word_of_the_vocabulary(word):
+    with pytest.raises(ValueError, match="neither a lowercase word nor one in capitals"):
+        create_tokenizer([*WORDS, word])
 
 
 def test_warm_up_ends_at_the_peak_and_the_cosine_at_two_percent():

@@ -27,6 +27,7 @@ from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.zoo import card
 from emkit.zoo.data import DOMAINS, SUBTASKS, examples, lexicon
+from emkit.zoo.data.sheets import sheet
 from emkit.zoo.model import create
 from emkit.zoo.skills import skills
 from emkit.zoo.tokenizer import create_processor
@@ -67,7 +68,8 @@ def subtasks_of(member: str) -> tuple[str, ...]:
 
 def processor_of(recipe: dict):
     """The zoo's processor with the vocabulary of its data."""
-    return create_processor(recipe["model"], lexicon()["words"])
+    known = lexicon()
+    return create_processor(recipe["model"], known["words"] + known["capitals"])
 
 
 def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
@@ -104,7 +106,9 @@ def train_base(recipe: dict, out: Path, work: Path) -> None:
     processor = processor_of(recipe)
     drawn = _draw(recipe, "base", recipe["base"], 0)
     data = training_set(processor, drawn, dense=True)
-    seen = patch_set(data.pixels, drawn, recipe["model"]["image_size"] // recipe["model"]["patch_size"])
+    side = recipe["model"]["image_size"]
+    sheets = [sheet(recipe["data_seed"], index, side) for index in range(recipe["vision"]["sheets"])]
+    seen = patch_set(drawn, sheets, side // recipe["model"]["patch_size"])
     if world == 1:
         _base_worker(0, 1, recipe, data, seen, out, work)
         return

@@ -89,7 +89,6 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 def training_set(processor, examples: list, dense: bool) -> TrainingSet:
     """Tokenise ``examples`` (``emkit.zoo.data.Example``); dense questions are left out unless ``dense``."""
     names = sorted({example.subtask for example in examples})
-    pixels = np.stack([np.asarray(example.image) for example in examples]).transpose(0, 3, 1, 2)
     chats = [
         [
             chat(processor, prompt(example.subtask, qa), qa.answer, qa.kind.startswith("dense/"))
@@ -99,7 +98,13 @@ def training_set(processor, examples: list, dense: bool) -> TrainingSet:
         for example in examples
     ]
     groups = np.array([names.index(example.subtask) for example in examples])
-    return TrainingSet(chats, groups, torch.from_numpy(np.ascontiguousarray(pixels)))
+    return TrainingSet(chats, groups, stacked_pixels([example.image for example in examples]))
+
+
+def stacked_pixels(images: list) -> torch.Tensor:
+    """N RGB images of one size as uint8 [N, 3, H, W]."""
+    pixels = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
 def cache_features(model, data: TrainingSet, batch: int = 128) -> None:

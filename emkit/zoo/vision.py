@@ -1,8 +1,9 @@
 """Teach the vision tower to see before it meets the language model.
 
 The paper's models start from a pre-trained vision tower; a miniature's is pre-trained here, on what drawing gives for
-free: for each 8 × 8 patch its colour, the kind of thing it belongs to, and the printed character it shows. The linear
-heads that read this off are thrown away.
+free: for each 8 × 8 patch its colour, the kind of thing it belongs to, and the printed character it shows. Part of each
+batch are sheets of random characters (``emkit.zoo.data.sheets``), because signs and covers alone show too few. The
+linear heads that read this off are thrown away.
 """
 
 from __future__ import annotations
@@ -16,26 +17,35 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from emkit.zoo.data.regions import HEADS, patch_targets
-from emkit.zoo.train import WHOLE, Share, descend, normalised
+from emkit.zoo.data.regions import HEADS, Picture, patch_targets
+from emkit.zoo.train import WHOLE, Share, descend, normalised, stacked_pixels
 
 NOTHING = 0.2  # weight of a patch that shows none of a head's classes: most patches are such
 
 
 @dataclass
 class PatchSet:
-    """``pixels`` uint8 [N, 3, H, W]; ``targets`` int64 [N, patches²] for each head."""
+    """``pixels`` uint8 [N, 3, H, W] and ``targets`` int64 [N, patches²] for each head; the first ``drawn`` of the N
+    images are the sub-tasks' own, the others sheets of characters."""
 
     pixels: torch.Tensor
     targets: dict[str, torch.Tensor]
+    drawn: int
+
+    def rows(self, batch: int, sheets: float, entropy: list[int]) -> np.ndarray:
+        """``batch`` images, the share ``sheets`` of them sheets, by a generator keyed by ``entropy``."""
+        rng = np.random.default_rng(entropy)
+        wanted = round(batch * sheets)
+        own = rng.choice(self.drawn, batch - wanted)
+        return np.concatenate([own, self.drawn + rng.choice(len(self.pixels) - self.drawn, wanted)])
 
 
-def patch_set(pixels: torch.Tensor, examples: list, patches: int) -> PatchSet:
-    """The images of ``examples`` (already as ``pixels``) with the classes of their patches."""
-    drawn = [patch_targets(example.regions, patches) for example in examples]
-    return PatchSet(
-        pixels, {h: torch.from_numpy(np.stack([t[h] for t in drawn]).reshape(len(drawn), -1)) for h in HEADS}
-    )
+def patch_set(drawn: list, sheets: list[Picture], patches: int) -> PatchSet:
+    """The images of the examples ``drawn`` and of ``sheets`` with the classes of their patches."""
+    seen = [*drawn, *sheets]
+    targets = [patch_targets(picture.regions, patches) for picture in seen]
+    stacked = {h: torch.from_numpy(np.stack([t[h] for t in targets]).reshape(len(seen), -1)) for h in HEADS}
+    return PatchSet(stacked_pixels([picture.image for picture in seen]), stacked, len(drawn))
 
 
 class PatchReader(nn.Module):
@@ -65,8 +75,7 @@ def pretrain(
     reader = PatchReader(model.model.vision_tower, model.config.vision_config.hidden_size)
 
     def loss_at(step: int) -> torch.Tensor:
-        rows = np.random.default_rng([seed, step, 2]).choice(len(data.pixels), settings["batch"])
-        rows = share.of(rows)
+        rows = share.of(data.rows(settings["batch"], settings["sheet_share"], [seed, step, 2]))
         read = reader(normalised(data.pixels[rows]))
         return sum(_loss(read[head], data.targets[head][rows]) for head in HEADS)
 

@@ -69,7 +69,7 @@ def sample(draw: Draw) -> Spec:
         "labels": draw.sample(CHART_LABELS, count),
         "values": _shares(draw, count) if kind == "pie" else _values(draw, count),
         "colors": draw.sample(tuple(COLORS), count),
-        "printed": kind == "pie" or draw.chance(0.6),
+        "printed": kind == "pie" or draw.chance(0.85),
         "grid": draw.chance(0.7),
         "paper": [draw.integer(240, 255) for _ in range(3)],
         "start": draw.integer(0, 35) * 10 if kind == "pie" else 0,

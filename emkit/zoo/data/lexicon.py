@@ -23,7 +23,7 @@ def lexicon() -> dict[str, list[str]]:
     words        every lowercase word of a question or an answer, sorted
     answers      those lowercase words that can begin or be an answer, sorted
     characters   every character used, sorted: letters, digits, punctuation
-    spelled      uppercase words shown in images (signs, titles, authors), to be written letter by letter
+    capitals     uppercase words shown in images (signs, titles, authors), sorted
     """
     phrases = [_INSTRUCTION, OPTIONS, *OTHER_WORDS, *(wording for kind in TEMPLATES.values() for wording in kind)]
     values = (words.COLORS, words.SHAPES, words.SIZES, words.THINGS, words.GENRES, _OPENINGS)
@@ -35,5 +35,5 @@ def lexicon() -> dict[str, list[str]]:
         "words": sorted(found),
         "answers": sorted(answers),
         "characters": sorted(string.ascii_letters + string.digits + _PUNCTUATION),
-        "spelled": sorted({*words.SIGN_WORDS, *words.TITLE_WORDS, *words.AUTHORS}),
+        "capitals": sorted({*words.SIGN_WORDS, *words.TITLE_WORDS, *words.AUTHORS}),
     }

@@ -14,9 +14,10 @@ _WHITE = (252, 252, 252)
 _LIGHT_COLORS = ("yellow", "orange")
 
 
-def _sign(draw: Draw, color: str, centre_y: int, tallest: int) -> dict:
+def _sign(draw: Draw, color: str, centre_y: int, wander: int) -> dict:
+    """A sign whose centre is at most `wander` units above or below `centre_y`."""
     text = draw.pick(SIGN_WORDS) if draw.chance(0.75) else str(draw.integer(10, 99))
-    height = min(draw.integer(15, tallest), 24 - 2 * len(text))
+    height = min(draw.integer(18, 22), 29 - 2 * len(text))
     width = round(len(text) * height * 0.82) + 8
     x = draw.integer(width // 2 + 2, UNITS - width // 2 - 2)
     return {
@@ -27,16 +28,16 @@ def _sign(draw: Draw, color: str, centre_y: int, tallest: int) -> dict:
         "height": height,
         "width": width,
         "x": x,
-        "y": centre_y + draw.integer(-7, 7),
+        "y": centre_y + draw.integer(-wander, wander),
         "post": draw.chance(0.5),
     }
 
 
 def sample(draw: Draw) -> Spec:
     two = draw.chance(0.5)
-    rows = (26, 68) if two else (draw.integer(30, 66),)
+    rows = (26, 69) if two else (draw.integer(30, 62),)
     colors = draw.sample(tuple(COLORS), len(rows))
-    signs = [_sign(draw, color, y, 18 if two else 20) for color, y in zip(colors, rows, strict=True)]
+    signs = [_sign(draw, color, y, 4 if two else 7) for color, y in zip(colors, rows, strict=True)]
     clutter = [
         [
             draw.integer(0, 90),
