@@ -96,12 +96,7 @@ class Checkpoint:
 
     @cached_property
     def _sha256(self) -> str:
-        digest = hashlib.sha256()
-        for name in self.names:
-            info = self.info(name)
-            digest.update(f"{name} {info.dtype} {list(info.shape)}\n".encode())
-            digest.update(self.read(name).reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return sha256_tensors((name, self.read(name)) for name in self.names)
 
     def _reader(self, name: str) -> safe_open:
         if name not in self._files:
@@ -117,6 +112,15 @@ def _reader(file: Path) -> safe_open:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is not a whole safetensors file ({error}): download or build it again") from error
+
+
+def sha256_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hex SHA-256 over name, dtype, shape and bytes of each tensor, in the order given."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _indexed(path: Path) -> dict[str, Path]:

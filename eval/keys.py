@@ -20,6 +20,7 @@ SOURCES = (
     "emkit/combine/*.py",
     "emkit/backbones/*.py",
     "emkit/zoo/data/*.py",  # calibration samples are drawn by it
+    "eval/features.py",
     "eval/rows.py",
     "eval/scores.py",
     "eval/stats.py",

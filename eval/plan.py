@@ -123,6 +123,12 @@ class Plan:
         """What a split's files are drawn from: the protocol and the code."""
         return sha256_json([self.protocol, split, keys.code_version(keys.DRAWING)])
 
+    def items_identity(self, split: str, benchmark: str) -> str | None:
+        """sha256 of a benchmark's items, None before they exist."""
+        manifest = self.manifest(split)
+        entries = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        return entries.get("benchmarks", {}).get(benchmark, {}).get("sha256")
+
     def data_is_current(self, split: str) -> bool:
         """Whether the split's files are complete and drawn from what the protocol and the code say now."""
         key = self.data(split) / "key"
@@ -213,14 +219,13 @@ class Plan:
             "device": recipe.device,
             "judge_upstream": self.protocol["judge_upstream"] if asked["judge"] else None,
             "benchmark": asked,
+            "image_features": "kept" if self.protocol.get("keep_image_features") else "computed with each answer",
         }
         models = {role: keys.model_identity(name) for role, name in self.model_names(job.row).items()}
-        manifest = self.manifest(job.split)
-        entries = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
         return {
             "recipe_sha256": sha256_json(part),
             "model_sha256": sha256_json(models),
-            "data_sha256": entries.get("benchmarks", {}).get(benchmark, {}).get("sha256"),
+            "data_sha256": self.items_identity(job.split, benchmark),
             "versions": keys.versions(),
         }
 

@@ -17,7 +17,7 @@ import torch
 
 from emkit import backbones, methods
 from emkit.files import atomic_write, lock, write_json
-from eval import judge, scores
+from eval import features, judge, keys, scores
 from eval.plan import Job, Plan
 from eval.vlm import client
 from eval.vlm.benchmarks import BENCHMARKS
@@ -86,14 +86,15 @@ def _merged(plan: Plan, job: Job, folder: Path):
 def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judge_url: str | None) -> tuple[list[dict], dict]:
     """Answer a benchmark's questions in batches and let its own class score them: ``(items, harness)``."""
     settings, data = plan.protocol["benchmarks"][benchmark], plan.data(job.split)
-    prompts = client.prompts(data, benchmark)
-    answers = backbones.get(plan.recipe.backbone).generate(
-        model,
-        processor,
-        [prompt.image for prompt in prompts],
-        [prompt.text + settings["suffix"] for prompt in prompts],
-        settings["max_new_tokens"],
-    )
+    backbone, prompts = backbones.get(plan.recipe.backbone), client.prompts(data, benchmark)
+    images = [prompt.image for prompt in prompts]
+    seen = None
+    if plan.protocol.get("keep_image_features", False):
+        identity = {"items": plan.items_identity(job.split, benchmark), "versions": keys.versions()}
+        folder = plan.run / "features" / job.split / benchmark
+        seen = features.kept(folder, identity, backbone, model, processor, images)
+    questions = [prompt.text + settings["suffix"] for prompt in prompts]
+    answers = backbone.generate(model, processor, images, questions, settings["max_new_tokens"], features=seen)
     predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
     result = client.evaluate(data, benchmark, predictions, judge_url=judge_url)
     return result.items, result.harness

@@ -22,6 +22,7 @@ class Fakes:
         self.merged, self.evaluated, self.broken = [], [], {}
         monkeypatch.setattr(methods, "merge_row", self.merge)
         monkeypatch.setattr(rows.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate))
+        monkeypatch.setattr(rows.features, "kept", lambda *about: "features")
         monkeypatch.setattr(client, "prompts", self.prompts)
         monkeypatch.setattr(client, "evaluate", self.evaluate)
 
@@ -38,8 +39,8 @@ class Fakes:
     def load(self, folder, device):
         return (folder / "model.safetensors").read_bytes(), None
 
-    def generate(self, model, processor, images, questions, max_new_tokens):
-        assert model == b"weights"
+    def generate(self, model, processor, images, questions, max_new_tokens, features):
+        assert model == b"weights" and features == "features"
         return [RIGHT for _ in questions]
 
     def prompts(self, data, benchmark):

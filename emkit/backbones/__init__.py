@@ -1,7 +1,7 @@
 """What differs between families of models, and only that: one module a family, all with the same functions.
 
 A backbone module offers ``load``, ``merged_names``, ``parameter_name``, ``blocks``, ``encode``, ``image_features``,
-``forward`` and ``generate``; ``emkit/backbones/internvl.py`` documents them.
+``vision_state``, ``forward`` and ``generate``; ``emkit/backbones/internvl.py`` documents them.
 """
 
 from __future__ import annotations

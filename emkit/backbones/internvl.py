@@ -134,6 +134,11 @@ def image_features(model, pixel_values: torch.Tensor) -> torch.Tensor:
     return trainable_image_features(model, pixel_values)
 
 
+def vision_state(model) -> dict[str, torch.Tensor]:
+    """The tensors that :func:`image_features` depends on, by name."""
+    return model.model.vision_tower.state_dict()
+
+
 def trainable_image_features(model, pixel_values: torch.Tensor) -> torch.Tensor:
     """:func:`image_features` with gradients, for training a base."""
     features = model.model.vision_tower(pixel_values=pixel_values.to(model.dtype)).last_hidden_state[:, 1:]

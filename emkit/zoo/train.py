@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,20 @@ from emkit.zoo.packing import Chat, Packed, chat, pack, prefix
 SAVE_EVERY = 200  # steps between resumable states
 
 
+_OPTIMISERS = {
+    "muon": partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw"),
+    "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.98)),
+}
+
+
 class Optimisers:
-    """Muon for the blocks' matrices, AdamW for everything else that is trained, at one learning rate.
+    """Muon or AdamW (``settings["optimiser"]``, Muon unless said) for the blocks' matrices, AdamW for the rest.
 
     Muon's updates are scaled to AdamW's usual size (``match_rms_adamw``). In a trial of this zoo's base it reached
-    after 16,000 images (with sinusoidal patch positions) the loss that AdamW had after about 30,000.
-    ``settings['rest_lr']`` slows embeddings, norms and the blocks' biases down: but for the projector's norm these are
-    not merged, and what an expert keeps there no merge can reach.
+    after 16,000 images (with sinusoidal patch positions) the loss that AdamW had after about 30,000. A fine-tuning is
+    another matter: Muon moves all singular directions of a matrix alike, AdamW mostly those the gradients agree on.
+    ``settings["rest_lr"]`` slows embeddings, norms and the blocks' biases down: but for the projector's norm these
+    are not merged, and what an expert keeps there no merge can reach.
     """
 
     def __init__(self, model, settings: dict):
@@ -40,7 +48,7 @@ class Optimisers:
         groups = [group for group in groups if group["params"]]
         decay = settings["weight_decay"]
         self.parts = [
-            torch.optim.Muon([named[n] for n in matrices], lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            _OPTIMISERS[settings.get("optimiser", "muon")]([named[n] for n in matrices], lr=lr, weight_decay=decay),
             torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]

@@ -45,6 +45,8 @@ def check(protocol: object, where: str = "protocol") -> None:
     for key, kind in (("name", str), ("version", int), ("image_size", (int, type(None))), ("judge_upstream", str)):
         if not isinstance(protocol.get(key), kind):
             raise UserError(f"{where}: `{key}` is missing or of the wrong type")
+    if not isinstance(protocol.get("keep_image_features", False), bool):
+        raise UserError(f"{where}: `keep_image_features` is true or false (see eval/features.py)")
     for name, settings in protocol["benchmarks"].items():
         _check_benchmark(f"{where}: benchmarks.{name}", settings)
 
