@@ -102,10 +102,17 @@ def test_a_word_of_mixed_case_is_no_word_of_the_vocabulary(word):
 
 
 def test_warm_up_ends_at_the_peak_and_the_cosine_at_two_percent():
-    rates = [schedule(step, 100, 10) for step in range(101)]
+    rates = [schedule(step, {"steps": 100, "warmup": 10}) for step in range(101)]
     assert rates[9] == 1.0 and max(rates) == 1.0
     assert rates[55] == pytest.approx(0.02 + 0.98 / 2)
     assert rates[100] == pytest.approx(0.02)
+
+
+def test_a_cool_down_leaves_the_steps_before_it_alone_and_then_falls_linearly():
+    long, cooled = {"steps": 200, "warmup": 10}, {"steps": 100, "warmup": 10, "horizon": 200, "cooldown": 40}
+    assert all(schedule(step, long) == schedule(step, cooled) for step in range(61))
+    shares = [schedule(step, cooled) / schedule(step, long) for step in (60, 80, 100)]
+    assert shares == pytest.approx([1.0, 0.02 + 0.98 / 2, 0.02])
 
 
 def test_training_that_was_killed_ends_with_the_same_weights(processor, image, tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ from emkit.zoo.tokenizer import create_processor
 from emkit.zoo.train import WHOLE, Share, TrainingSet, cache_features, train, training_set
 from emkit.zoo.vision import PatchSet, patch_set, pretrain
 
+EYES = "vision.safetensors"  # the trained tower, in the work folder
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "zoo"
 
 
@@ -106,9 +107,7 @@ def train_base(recipe: dict, out: Path, work: Path) -> None:
     processor = processor_of(recipe)
     drawn = _draw(recipe, "base", recipe["base"], 0)
     data = training_set(processor, drawn, dense=True)
-    side = recipe["model"]["image_size"]
-    sheets = [sheet(recipe["data_seed"], index, side) for index in range(recipe["vision"]["sheets"])]
-    seen = patch_set(drawn, sheets, side // recipe["model"]["patch_size"])
+    seen = None if (work / EYES).exists() else _seen(recipe, drawn)
     if world == 1:
         _base_worker(0, 1, recipe, data, seen, out, work)
         return
@@ -116,8 +115,17 @@ def train_base(recipe: dict, out: Path, work: Path) -> None:
     torch.multiprocessing.spawn(_base_worker, (world, recipe, data, seen, out, work), nprocs=world)
 
 
-def _base_worker(rank: int, world: int, recipe: dict, data: TrainingSet, seen: PatchSet, out: Path, work: Path) -> None:
-    """One of the base's processes: first the vision tower on patch labels, then the whole model."""
+def _seen(recipe: dict, drawn: list) -> PatchSet:
+    """What the vision tower learns from: the base's images, and sheets of characters."""
+    side = recipe["model"]["image_size"]
+    sheets = [sheet(recipe["data_seed"], index, side) for index in range(recipe["vision"]["sheets"])]
+    return patch_set(drawn, sheets, side // recipe["model"]["patch_size"])
+
+
+def _base_worker(
+    rank: int, world: int, recipe: dict, data: TrainingSet, seen: PatchSet | None, out: Path, work: Path
+) -> None:
+    """One of the base's processes: first the vision tower on patch labels (``seen``), then the whole model."""
     torch.set_num_threads(1)
     if world > 1:
         distributed.init_process_group("gloo", f"file://{(work / 'rendezvous').resolve()}", rank=rank, world_size=world)
@@ -126,8 +134,8 @@ def _base_worker(rank: int, world: int, recipe: dict, data: TrainingSet, seen: P
     share = Share(rank, world)
     model = create(recipe["model"], processor, seed)
     tower = model.model.vision_tower
-    eyes = work / "vision.safetensors"
-    if not eyes.exists():
+    eyes = work / EYES
+    if seen is not None:
         with _bar("vision", recipe["vision"]["steps"], share) as progress:
             pretrain(model, seen, recipe["vision"], seed, work / "vision.pt", progress, share)
         if rank == 0:

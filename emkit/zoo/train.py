@@ -121,11 +121,18 @@ def cache_features(model, data: TrainingSet, batch: int = 128) -> None:
     data.features = torch.cat(parts).to(torch.bfloat16)
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """The share of the peak learning rate at a step: linear warm-up over ``warmup`` steps, then a cosine to 2 %."""
+def schedule(step: int, settings: dict) -> float:
+    """The share of the peak learning rate at a step.
+
+    Linear warm-up over ``warmup`` steps, then a cosine that falls to 2 % at step ``horizon`` (``steps`` unless said),
+    times a linear cool-down to 2 % over the last ``cooldown`` steps (none unless said).
+    """
+    warmup, steps, cooldown = settings["warmup"], settings["steps"], settings.get("cooldown", 0)
     if step < warmup:
         return (step + 1) / warmup
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    through = (step - warmup) / max(1, settings.get("horizon", steps) - warmup)
+    left = min(1.0, (steps - step) / cooldown) if cooldown else 1.0
+    return (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * through))) * (0.02 + 0.98 * left)
 
 
 def batch_rows(data: TrainingSet, shares: np.ndarray, batch: int, seed: int, step: int) -> np.ndarray:
@@ -219,7 +226,7 @@ def descend(
     optimiser = Optimisers(model, settings)
     step, log = _resume(state, model, optimiser)
     while step < settings["steps"]:
-        rate = schedule(step, settings["steps"], settings["warmup"])
+        rate = schedule(step, settings)
         optimiser.set_rate(rate)
         loss = loss_at(step)
         loss.backward()
