@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -95,7 +97,7 @@ def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
             train_from_base(recipe, name, out, work, 0)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker) as pool:
         futures = [pool.submit(train_from_base, recipe, name, out, work, line) for line, name in enumerate(waiting)]
         for future in as_completed(futures):
             future.result()
@@ -115,6 +117,21 @@ def train_base(recipe: dict, out: Path, work: Path) -> None:
     torch.multiprocessing.spawn(_base_worker, (world, recipe, data, seen, out, work), nprocs=world)
 
 
+def _start_worker() -> None:
+    """One thread; and end with the process that started this one, however that ends.
+
+    An orphan would go on training and write its states over those of the run that was started anew.
+    """
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _seen(recipe: dict, drawn: list) -> PatchSet:
     """What the vision tower learns from: the base's images, and sheets of characters."""
     side = recipe["model"]["image_size"]
@@ -128,6 +145,7 @@ def _base_worker(
     """One of the base's processes: first the vision tower on patch labels (``seen``), then the whole model."""
     torch.set_num_threads(1)
     if world > 1:
+        _start_worker()
         distributed.init_process_group("gloo", f"file://{(work / 'rendezvous').resolve()}", rank=rank, world_size=world)
     processor = processor_of(recipe)
     seed = recipe["seed"] * 1000
