@@ -104,7 +104,7 @@ def test_losses_are_eq_1_2_and_gradients_are_finite_differences(task_vectors, ca
         start = Coefficients(start.experts, {name: value[:, :1] for name, value in start.values.items()})
     model = base_model(task_vectors, torch.float64)
     merged = MergedModel(model, task_vectors, start, internvl.parameter_name)
-    found = fitting._alignment(internvl, model, calibration, options, step=0, seed=0)
+    found = fitting._losses(internvl, model, calibration, options, step=0, seed=0)
     gradient = merged.gradient(start)
     reference = base_model(task_vectors, torch.float64)
     expected = reference_losses(reference, start, task_vectors, calibration, options)
@@ -136,7 +136,7 @@ def test_the_first_step_is_adamw_on_the_whole_objective(task_vectors, calibratio
     found = fit(internvl, model, task_vectors, start, initial, calibration, options, count)
     check = base_model(task_vectors, torch.float64)
     merged = MergedModel(check, task_vectors, start, internvl.parameter_name)
-    fitting._alignment(internvl, check, calibration, options, 0, 0)
+    fitting._losses(internvl, check, calibration, options, 0, 0)
     alpha = start.flat()
     anchor = np.array([initial[start.experts[k]] for k in start.flat_experts()])
     weight = 1 / (2 * count) if regulariser == "paper" else 2 * 2 / len(alpha)
@@ -174,7 +174,7 @@ class Killed(Exception):
 def test_a_killed_fit_resumes_to_the_identical_end(task_vectors, calibration, tmp_path, monkeypatch, kill_at, batch):
     whole = plain_fit(task_vectors, calibration, batch=batch)
     state = tmp_path / "state.json"
-    real = fitting._alignment
+    real = fitting._losses
 
     def dies(backbone, model, calibration, options, step, seed):
         if step == kill_at:
@@ -182,10 +182,10 @@ def test_a_killed_fit_resumes_to_the_identical_end(task_vectors, calibration, tm
         return real(backbone, model, calibration, options, step, seed)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(fitting, "_alignment", dies)
+        patch.setattr(fitting, "_losses", dies)
         plain_fit(task_vectors, calibration, batch=batch, state=state)
     steps = []
-    monkeypatch.setattr(fitting, "_alignment", lambda *a: steps.append(a[4]) or real(*a))
+    monkeypatch.setattr(fitting, "_losses", lambda *a: steps.append(a[4]) or real(*a))
     resumed = plain_fit(task_vectors, calibration, batch=batch, state=state)
     assert steps == list(range(kill_at, 6))
     assert resumed.coefficients.to_json() == whole.coefficients.to_json()

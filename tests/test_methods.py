@@ -48,7 +48,9 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_what_methods_need():
-    assert {name for name, method in REGISTRY.items() if method.random} == {"expert_merging", "expert_merging_pp"}
+    learned = {"expert_merging", "expert_merging_pp", "adamerging", "adamerging_pp"}
+    assert {name for name, method in REGISTRY.items() if method.learned} == learned
+    assert {name for name, method in REGISTRY.items() if method.random} == learned | {"ta_dare", "ties_dare"}
     assert REGISTRY["task_arithmetic"].needs == {"scale"}
     assert all(not REGISTRY[name].needs for name in ("checkpoint", "reset_expert", "weight_average"))
 
@@ -144,7 +146,7 @@ def test_the_same_arguments_give_the_same_bytes_and_another_seed_others(run, tmp
 
 def test_a_killed_row_resumes_its_fit(run, recipe, monkeypatch, tmp_path):
     whole, _, _ = run("expert_merging")
-    real, steps = fitting._alignment, []
+    real, steps = fitting._losses, []
 
     class Killed(Exception):
         pass
@@ -155,7 +157,7 @@ def test_a_killed_row_resumes_its_fit(run, recipe, monkeypatch, tmp_path):
             raise Killed
         return real(*arguments)
 
-    monkeypatch.setattr(fitting, "_alignment", dies)
+    monkeypatch.setattr(fitting, "_losses", dies)
     again = [recipe, "expert_merging", 0, tmp_path / "b" / "model"]
     with pytest.raises(Killed):
         merge_row(*again, tmp_path / "cache-b", 0.3)
