@@ -6,55 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import open_task_vectors
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from conftest import base_model, chunked
 
 from emkit import fit as fitting
 from emkit.backbones import internvl
-from emkit.calibration import Calibration, Settings, calibrate
+from emkit.calibration import Calibration
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.fit import FitOptions, Optimiser, chosen_samples, fit, learning_rate
 from emkit.merged_model import MergedModel
 from emkit.sequences import collate
-from emkit.sources import ZooSource
 
 BETA = {"VQA": 1.0, "Chart": 2.5}
-
-
-@pytest.fixture(scope="module")
-def calibration(tiny_zoo, tmp_path_factory) -> Calibration:
-    model, _ = internvl.load(tiny_zoo / "base")
-    settings = Settings(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
-    cache = tmp_path_factory.mktemp("cache")
-    return calibrate(internvl, model, open_task_vectors(tiny_zoo), ZooSource("train"), settings, 0, cache)
-
-
-@pytest.fixture
-def float64_norms(monkeypatch):
-    """transformers' RMSNorm always computes in fp32, whose rounding would drown a finite difference."""
-
-    def forward(self, hidden):
-        scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * (hidden * scale)
-
-    monkeypatch.setattr(Qwen2RMSNorm, "forward", forward)
-
-
-def base_model(task_vectors, dtype=torch.float32):
-    return internvl.load(task_vectors.base.path)[0].to(dtype)
-
-
-def chunked(task_vectors) -> Coefficients:
-    """Different values everywhere; one, two or three chunks, and two fixed tensors."""
-    rng = np.random.default_rng(3)
-    values, fixed = {}, set()
-    for i, name in enumerate(task_vectors.names):
-        m = 1 + i % 3
-        if i in (1, 9):
-            m, _ = 1, fixed.add(name)
-        values[name] = rng.uniform(0.1, 0.6, size=(2, m))
-    return Coefficients(task_vectors.experts, values, frozenset(fixed))
 
 
 def reference_losses(model, coefficients, task_vectors, calibration, options) -> dict:

@@ -6,22 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import recipe_data
+from conftest import opened, recipe_data, save_recipe
 from safetensors.torch import load_file, save_file
 
 from emkit import fit as fitting
-from emkit import recipe as recipes
 from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.methods import REGISTRY, merge_row
-
-
-def save_recipe(folder, data):
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-    return recipes.load(folder / "recipe.yaml")
 
 
 @pytest.fixture
@@ -37,10 +30,6 @@ def run(recipe, tmp_path):
         return report, Checkpoint.open(out), out
 
     return merge
-
-
-def opened(tiny_zoo):
-    return [Checkpoint.open(tiny_zoo / name) for name in ("base", "VQA", "Chart")]
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
