@@ -162,7 +162,8 @@ def test_a_killed_row_resumes_its_fit(run, recipe, monkeypatch, tmp_path):
     [
         ("task_arithmetic", None, "row 'task_arithmetic' needs a scale"),
         ("expert_merging", None, "'scale of task_arithmetic' needs that scale"),
-        ("ties", 0.3, "row 'ties' has no method yet"),
+        ("ties", None, "row 'ties' needs a scale"),
+        ("tsv", 0.3, "row 'tsv' has no method yet"),
         ("expert_mergin", 0.3, r"unknown row 'expert_mergin': did you mean 'expert_merging'\?"),
     ],
 )
