@@ -50,7 +50,7 @@ def ties(ctx: Context) -> Merge:
     over the whole vector counts them all. Only merged tensors make up "the whole vector" (the original merges, and
     counts, every parameter).
     """
-    return _ties(ctx, Trimmed(ctx.task_vectors, ctx.options["density"], ctx.options["scope"]))
+    return _ties(ctx, ctx.task_vectors)
 
 
 @method(
@@ -66,11 +66,11 @@ def ties_dare(ctx: Context) -> Merge:
     Tensors of every number of dimensions are treated alike. λ is chosen with the first seed and holds for all.
     """
     thinned = Dropped(ctx.task_vectors, ctx.options["drop"], ctx.seed)
-    if ctx.options["second_trim"]:
-        return _ties(ctx, Trimmed(thinned, ctx.options["density"], ctx.options["scope"]))
-    return _ties(ctx, thinned)
+    return _ties(ctx, thinned, ctx.options["second_trim"])
 
 
-def _ties(ctx: Context, trimmed: TaskVectors | View) -> Merge:
+def _ties(ctx: Context, task_vectors: TaskVectors | View, trim: bool = True) -> Merge:
+    scale = ctx.needed_scale()  # before the passes over all tensors that the threshold takes
+    trimmed = Trimmed(task_vectors, ctx.options["density"], ctx.options["scope"]) if trim else task_vectors
     elected = Elected(trimmed, ctx.options["scope"])
-    return scaled(ctx, lambda name: disjoint_merge(elected.taus(name), ctx.options["merge"]), ctx.needed_scale())
+    return scaled(ctx, lambda name: disjoint_merge(elected.taus(name), ctx.options["merge"]), scale)
