@@ -72,6 +72,9 @@ def drop_and_rescale(tau: torch.Tensor, drop: float, seed: int, expert: str, nam
     Entry i is dropped where the i-th 32-bit number of a counter-based generator (Philox) is below p · 2³². Its key is
     a hash of (``seed``, ``expert``, ``name``), so the draw depends neither on the order in which tensors are read nor
     on threads or shards. p = 0 returns τ itself.
+
+    (mergekit 0.1.5 defines another thing: it rescales by ‖τ‖₁ / ‖m ⊙ τ‖₁, tensor by tensor, and draws from torch's
+    global generator, so that its result depends on the order of the tensors.)
     """
     if drop == 0:
         return tau
@@ -94,8 +97,8 @@ class Trimmed(View):
     The threshold is the ⌊(1 − density) · n⌋-th smallest magnitude, as in the original's code (``≥ kth value``): the
     entry at the threshold and all that tie with it stay, so at least one more than ``density`` · n is kept, and where
     a larger part than 1 − ``density`` of the entries is exactly 0 nothing is trimmed. ``scope`` ``model``: one
-    threshold a task vector, n its length; ``tensor``: one a tensor. (mergekit keeps exactly ⌊density · n⌋ of each
-    tensor and breaks ties by the order of its sort.)
+    threshold a task vector, n its length; ``tensor``: one a tensor. (mergekit 0.1.5 keeps exactly ⌊density · n⌋ of
+    each tensor, at least one entry fewer, and breaks ties by the order of its sort; it subtracts in the base's dtype.)
     """
 
     def __init__(self, inner: TaskVectors | View, density: float, scope: str = "model"):

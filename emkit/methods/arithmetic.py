@@ -32,8 +32,8 @@ def ta_dare(ctx: Context) -> Merge:
     """TA w/ DARE: θ_base + λ Σ_k DARE(τ_k), one λ for all (Yu et al., 2024).
 
     Tensors of every number of dimensions are treated alike: entries of a vector are dropped too. λ is chosen with the
-    first seed and holds for all. (mergekit's ``dare_linear`` draws from torch's global generator, so its result
-    depends on the order of the tensors; its weights are what λ is here, if ``normalize`` is off.)
+    first seed and holds for all. (mergekit's ``dare_linear`` has weights where λ is here, which it does not normalise
+    by default.)
     """
     scale = ctx.needed_scale()
     dropped = Dropped(ctx.task_vectors, ctx.options["drop"], ctx.seed)

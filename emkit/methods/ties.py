@@ -64,6 +64,7 @@ def ties_dare(ctx: Context) -> Merge:
     """TIES w/ DARE: TIES Merging of DARE(τ_k) in place of τ_k (Yu et al., 2024).
 
     Tensors of every number of dimensions are treated alike. λ is chosen with the first seed and holds for all.
+    (mergekit's ``dare_ties`` is another thing by default: no second trim, and the sum of the agreeing entries.)
     """
     thinned = Dropped(ctx.task_vectors, ctx.options["drop"], ctx.seed)
     return _ties(ctx, thinned, ctx.options["second_trim"])
