@@ -1,4 +1,4 @@
-"""``emkit …``: zoos, single merges and layer importance on the command line."""
+"""``emkit …``: zoos, single merges, layer importance and what the methods are, on the command line."""
 
 from __future__ import annotations
 
@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     importance.add_argument("coefficients", type=Path, help="coefficients.json of an Expert Merging run")
     importance.set_defaults(call=_importance)
 
+    explain = commands.add_parser("explain", help="a method's formula, options and sources; alone: all methods")
+    explain.add_argument("method", nargs="?", help="a method's name; none lists them all")
+    explain.add_argument("--recipe", help="show the values that this recipe gives the method, with their sources")
+    explain.set_defaults(call=_explain)
+
     plan = commands.add_parser("plan", help="list a recipe's rows")
     plan.add_argument("recipe")
     plan.set_defaults(call=_plan)
@@ -120,6 +125,18 @@ def _importance(options) -> None:
     chunks = allocate_chunks(found, settings["budget"], settings["kappa"])
     for name in sorted(found, key=found.get, reverse=True):
         print(f"{found[name]:.4f} {chunks[name]:>3} {name}")
+
+
+def _explain(options) -> None:
+    from emkit import explain, recipe
+
+    if options.method is None:
+        if options.recipe is not None:
+            raise UserError("--recipe needs a METHOD before it: `emkit explain` alone lists them")
+        print(explain.methods())
+        return
+    loaded = recipe.load(options.recipe) if options.recipe is not None else None
+    print(explain.method(options.method, loaded))
 
 
 def _plan(options) -> None:

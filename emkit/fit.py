@@ -1,4 +1,4 @@
-"""The one training loop for coefficients: Expert Merging and Expert Merging++ (Sections 3.2 and 3.3)."""
+"""The one training loop for coefficients: Expert Merging(++) (Sections 3.2 and 3.3) and AdaMerging(++)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.files import sha256_json, write_json
 from emkit.merged_model import MergedModel
-from emkit.objectives import hidden_alignment, logit_alignment, regulariser
+from emkit.objectives import entropy, hidden_alignment, logit_alignment, regulariser
 from emkit.sequences import batches, collate
 from emkit.task_vectors import TaskVectors
+from emkit.transforms import View
 
 PARAMETERISATIONS = ("plain", "sigmoid")
 SCHEDULES = ("constant", "cosine", "cosine_restarts")
+OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+TERMS = {"alignment": ("hidden", "logit"), "entropy": ("entropy",)}  # an objective's losses of each task
+STATES = 50  # how often in a fit its state is written at least
 BATCH_TOKENS = 2048  # padded tokens in one pass: enough to keep a core busy, little enough for its cache
 
 
 @dataclass(frozen=True)
 class Optimiser:
-    """AdamW's settings. ``batch`` is the number of samples of each task in one step (``all``: every sample).
+    """``adamw``'s or ``adam``'s settings (they differ in where weight decay enters).
 
-    ``clip`` bounds the norm of the whole coefficient gradient (null: no bound). ``cosine`` falls from ``lr`` to 0
-    over ``steps``; ``cosine_restarts`` starts again every ``period`` steps, as the authors' code does.
+    ``batch`` is the number of samples of each task in one step (``all``: every sample). ``clip`` bounds the norm of
+    the whole coefficient gradient (null: no bound). ``cosine`` falls from ``lr`` to 0 over ``steps``;
+    ``cosine_restarts`` starts again every ``period`` steps, as the authors' code does.
     """
 
     name: str = "adamw"
@@ -53,6 +58,8 @@ class FitOptions:
     α = sigmoid(w), as the authors' code does, which keeps α in (0, 1) and slows it near both ends. Plain is the
     default because the best coefficients may lie outside (0, 1) and γ then has Eq. 3's meaning in the step itself.
     ``hidden_weight`` and ``logit_weight`` scale the two alignment terms (1 in the paper; 0 for its ablations).
+    ``objective``: ``alignment`` to the experts (Eq. 1 and 2) or ``entropy`` of the merged model's own predictions
+    (AdaMerging). ``clamp`` sets plain coefficients back into [0, 1] after every step.
     """
 
     parameterisation: str = "plain"
@@ -64,6 +71,8 @@ class FitOptions:
     hidden_weight: float = 1.0
     logit_weight: float = 1.0
     optimiser: Optimiser = field(default_factory=Optimiser)
+    objective: str = "alignment"
+    clamp: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Fit:
 def fit(
     backbone: ModuleType,
     model: torch.nn.Module,
-    task_vectors: TaskVectors,
+    task_vectors: TaskVectors | View,
     start: Coefficients,
     initial: Mapping[str, float],
     calibration: Calibration,
@@ -87,12 +96,12 @@ def fit(
     state: Path | None = None,
     progress: bool = False,
 ) -> Fit:
-    """Minimise Σ_k β_k (L_hid^(k) + L_logit^(k)) + γ R(α) over the trainable coefficients.
+    """Minimise Σ_k β_k (L_hid^(k) + L_logit^(k)) + γ R(α), or Σ_k β_k H^(k) + γ R(α), over the trainable coefficients.
 
     ``model`` is the base in the dtype to compute in (its merged weights are overwritten), ``start`` the coefficients
     to begin with, ``initial`` ᾱ_k of each expert (what R measures from), ``count`` L or B (Eq. 3). With ``state``,
-    a file is written after every step and a killed fit goes on from it to the identical end. A step's samples depend
-    on ``seed`` and the step only. ``UserError`` when the loss is not finite.
+    a file is written after every step (after every few of a long fit) and a killed fit goes on from it to the
+    identical end. A step's samples depend on ``seed`` and the step only. ``UserError`` when the loss is not finite.
     """
     variable = _Variable(start, options)
     anchor = torch.tensor([initial[start.experts[k]] for k in start.flat_experts()], dtype=torch.float64)
@@ -104,7 +113,7 @@ def fit(
         for step in range(len(history), steps):
             coefficients = variable.coefficients()
             merged.write(coefficients)
-            losses = _alignment(backbone, model, calibration, options, step, seed)
+            losses = _losses(backbone, model, calibration, options, step, seed)
             gradient = torch.from_numpy(merged.gradient(coefficients))
             alpha = variable.alpha()
             penalty = regulariser(alpha, anchor, len(start.experts), count, options.regulariser)
@@ -115,7 +124,7 @@ def fit(
             rate = learning_rate(options.optimiser, step)
             variable.descend((alpha * gradient).sum() + options.gamma * penalty, rate, options.optimiser.clip)
             history.append(_entry(step, total, float(penalty.detach()), losses, coefficients, rate))
-            if state is not None:
+            if state is not None and len(history) % -(-steps // STATES) == 0:
                 write_json(state, {"identity": identity, "history": history, **variable.snapshot()})
             bar.set_postfix(loss=f"{total:.4f}", refresh=False)
             bar.update()
@@ -134,8 +143,10 @@ class _Variable:
             raise UserError("parameterisation sigmoid needs initial coefficients between 0 and 1, both excluded")
         w = np.log(flat / (1 - flat)) if self.sigmoid else flat
         self.w = torch.tensor(w, dtype=torch.float64, requires_grad=True)
+        self.clamp = options.clamp and not self.sigmoid
         settings = options.optimiser
-        self.optimiser = torch.optim.AdamW([self.w], lr=settings.lr, weight_decay=settings.weight_decay, foreach=False)
+        kind = OPTIMISERS[settings.name]
+        self.optimiser = kind([self.w], lr=settings.lr, weight_decay=settings.weight_decay, foreach=False)
 
     def alpha(self) -> torch.Tensor:
         return torch.sigmoid(self.w) if self.sigmoid else self.w * 1
@@ -144,13 +155,15 @@ class _Variable:
         return self.start.with_flat(self.alpha().detach().numpy())
 
     def descend(self, surrogate: torch.Tensor, rate: float, clip: float | None) -> None:
-        """One AdamW step; the gradient of ``surrogate`` with respect to α is the objective's."""
+        """One optimiser step; the gradient of ``surrogate`` with respect to α is the objective's."""
         self.optimiser.zero_grad()
         surrogate.backward()
         if clip is not None:
             torch.nn.utils.clip_grad_norm_([self.w], clip)
         self.optimiser.param_groups[0]["lr"] = rate
         self.optimiser.step()
+        if self.clamp:
+            self.w.data.clamp_(0, 1)
 
     def snapshot(self) -> dict:
         moments = self.optimiser.state[self.w]
@@ -189,15 +202,15 @@ def chosen_samples(samples: int, batch: int | str, step: int, seed: int, task: i
     return sorted(order[place * batch : (place + 1) * batch].tolist())
 
 
-def _alignment(backbone, model, calibration: Calibration, options: FitOptions, step: int, seed: int) -> dict:
-    """One step's L_hid and L_logit of every task (E over samples of the mean over positions); gradients accumulate."""
+def _losses(backbone, model, calibration: Calibration, options: FitOptions, step: int, seed: int) -> dict:
+    """One step's losses of every task (E over samples of the mean over positions); gradients accumulate."""
     chosen, weights = [], []
     for number, task in enumerate(calibration.tasks.values()):
         samples = chosen_samples(task.samples, options.optimiser.batch, step, seed, number)
         for sequence, weight in _weighted(task, samples):
             chosen.append((task, sequence))
             weights.append(weight)
-    losses = {task: {"hidden": 0.0, "logit": 0.0} for task in calibration.tasks}
+    losses = {task: dict.fromkeys(TERMS[options.objective], 0.0) for task in calibration.tasks}
     lengths = [len(task.sequences[i].ids) for task, i in chosen]
     for rows in batches(lengths, BATCH_TOKENS):
         parts = [(*chosen[row], weights[row]) for row in rows]
@@ -218,32 +231,35 @@ def _weighted(task: TaskSamples, samples: list[int]) -> Iterator[tuple[int, np.n
 
 
 def _backward(backbone, model, parts: list, layer: int, options: FitOptions) -> dict:
-    """Losses of one batch by task (hidden and logit terms, already weighted), with their gradients accumulated."""
+    """Losses of one batch by task (each term already weighted), with their gradients accumulated."""
     device = next(model.parameters()).device
     batch, taken = collate([task.sequences[i] for task, i, _ in parts])
     dtype = next(model.parameters()).dtype
     features = torch.cat([task.features[i] for task, i, _ in parts]).to(device, dtype)
     batch = {name: value.to(device) for name, value in batch.items()}
+    layer = layer if options.objective == "alignment" else None
     output = backbone.forward(model, batch, features=features, hidden_layer=layer, positions=taken.to(device))
     weight = torch.from_numpy(np.concatenate([w for _, _, w in parts])).to(device, dtype)
-    teacher = {
-        "hidden": torch.cat([task.hidden[i] for task, i, _ in parts]).to(device, dtype),
-        "logit": torch.cat([task.logits[i] for task, i, _ in parts]).to(device, dtype),
-    }
-    terms = {
-        "hidden": options.hidden_weight
-        * weight
-        * hidden_alignment(output.hidden[taken.to(device)], teacher["hidden"], options.hidden_loss),
-        "logit": options.logit_weight * weight * logit_alignment(output.logits, teacher["logit"], options.temperature),
-    }
+    if options.objective == "entropy":
+        terms = {"entropy": weight * entropy(output.logits)}
+    else:
+        hidden, logits = (
+            torch.cat([getattr(task, kind)[i] for task, i, _ in parts]).to(device, dtype)
+            for kind in ("hidden", "logits")
+        )
+        aligned = hidden_alignment(output.hidden[taken.to(device)], hidden, options.hidden_loss)
+        terms = {
+            "hidden": options.hidden_weight * weight * aligned,
+            "logit": options.logit_weight * weight * logit_alignment(output.logits, logits, options.temperature),
+        }
     sizes = [len(w) for _, _, w in parts]
     beta = torch.tensor([_beta(options, task.name) for task, _, _ in parts], dtype=dtype, device=device)
     beta = beta.repeat_interleave(torch.tensor(sizes, device=device))
-    (beta * (terms["hidden"] + terms["logit"])).sum().backward()
+    (beta * sum(terms.values())).sum().backward()
     losses: dict = {}
     for term, values in terms.items():
         for (task, _, _), part in zip(parts, values.detach().double().split(sizes), strict=True):
-            losses.setdefault(task.name, {"hidden": 0.0, "logit": 0.0})[term] += float(part.sum())
+            losses.setdefault(task.name, dict.fromkeys(terms, 0.0))[term] += float(part.sum())
     return losses
 
 

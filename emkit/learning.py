@@ -1,4 +1,4 @@
-"""The two learned methods from recipe to coefficients, with every finished fit kept under its content key."""
+"""The learned methods from recipe to coefficients, with every finished fit kept under its content key."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,13 +15,17 @@ from emkit.calibration import Calibration, Settings, calibrate
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.files import atomic_dir, lock, read_json, sha256_json, write_json
-from emkit.fit import fit
+from emkit.fit import FitOptions, Optimiser, fit
 from emkit.importance import allocate_chunks, chunked_start, layer_importance
-from emkit.recipe import SCALE, Recipe
 from emkit.sources import source
 from emkit.task_vectors import TaskVectors
+from emkit.transforms import View
 
-FORMAT = 1  # of the kept fits; part of their keys
+if TYPE_CHECKING:
+    from emkit.recipe import Recipe
+
+FORMAT = 2  # of the kept fits; part of their keys
+SCALE = "scale of task_arithmetic"  # the initial value "validated by Task Arithmetic" (Section 3.2)
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,13 @@ class Learned:
 
 @dataclass(frozen=True)
 class Learner:
-    """Fits coefficients for a recipe's models. ``cache`` keeps calibration sets and fits; ``scale`` is the chosen λ."""
+    """Fits coefficients for a recipe's models. ``cache`` keeps calibration sets and fits; ``scale`` is the chosen λ.
+
+    ``task_vectors`` may be a transformed view; the calibration set is that of the experts themselves.
+    """
 
     backbone: ModuleType
-    task_vectors: TaskVectors
+    task_vectors: TaskVectors | View
     recipe: Recipe
     seed: int
     cache: Path
@@ -53,7 +61,22 @@ class Learner:
         """Expert Merging: one coefficient per merged tensor and expert (Section 3.2)."""
         start = Coefficients.constant(self.task_vectors.names, self._initial(settings))
         calibration = self._calibration(settings)
-        coefficients, stage = self._fit(settings, calibration, start, len(self.task_vectors.names))
+        coefficients, stage = self._fit(
+            self.recipe.fit_options(settings), self._initial(settings), calibration, start, len(start.values)
+        )
+        return Learned(coefficients, [stage], _described(calibration))
+
+    def adamerging(self, settings: Mapping) -> Learned:
+        """AdaMerging: one coefficient per merged tensor and expert, by the entropy of the merged model's predictions.
+
+        The calibration set is Expert Merging's (the same key, so it is made once); its teachers are not looked at.
+        """
+        initial = self._initial(settings)
+        start = Coefficients.constant(self.task_vectors.names, initial)
+        calibration = self._calibration({"hidden_layer": "middle", **settings})
+        optimiser = Optimiser(**settings["optimiser"])
+        options = FitOptions(objective="entropy", gamma=0.0, clamp=settings["clamp"], optimiser=optimiser)
+        coefficients, stage = self._fit(options, initial, calibration, start, len(start.values))
         return Learned(coefficients, [stage], _described(calibration))
 
     def expert_merging_pp(self, first: Mapping, settings: Mapping) -> Learned:
@@ -71,7 +94,13 @@ class Learner:
             {name: self.task_vectors.numel(name) for name in names},
         )
         calibration = self._calibration(settings)
-        coefficients, stage = self._fit(settings, calibration, start, settings["budget"] * len(names))
+        coefficients, stage = self._fit(
+            self.recipe.fit_options(settings),
+            self._initial(settings),
+            calibration,
+            start,
+            settings["budget"] * len(names),
+        )
         stage |= {"importance": importance, "chunks": chunks}
         return Learned(coefficients, [*stage1.stages, stage], _described(calibration))
 
@@ -112,16 +141,21 @@ class Learner:
         )
 
     def _fit(
-        self, settings: Mapping, calibration: Calibration, start: Coefficients, count: float
+        self,
+        options: FitOptions,
+        initial: Mapping[str, float],
+        calibration: Calibration,
+        start: Coefficients,
+        count: float,
     ) -> tuple[Coefficients, dict]:
         """A fit's coefficients and stage entry; from the cache if the same fit was finished before."""
-        options, initial = self.recipe.fit_options(settings), self._initial(settings)
         checkpoints = {"base": self.task_vectors.base, **self.task_vectors.checkpoints}
         key = sha256_json(
             {
                 "format": FORMAT,
                 "backbone": self.backbone.__name__,
                 "models": {name: checkpoint.sha256() for name, checkpoint in checkpoints.items()},
+                "transforms": list(self.task_vectors.identity),
                 "calibration": calibration.keys,
                 "start": start.to_json(),
                 "initial": initial,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from emkit.coefficients import Coefficients, chunk_bounds
-from emkit.combine.linear import merge_experts
 from emkit.task_vectors import TaskVectors
+from emkit.transforms import View
 
 
 class MergedModel:
@@ -25,7 +25,7 @@ class MergedModel:
     def __init__(
         self,
         model: torch.nn.Module,
-        task_vectors: TaskVectors,
+        task_vectors: TaskVectors | View,
         coefficients: Coefficients,
         parameter_name: Callable[[str], str] = str,
     ):
@@ -42,8 +42,7 @@ class MergedModel:
     def write(self, coefficients: Coefficients) -> None:
         """Set every merged weight to its value under ``coefficients``."""
         for name, parameter in self.parameters.items():
-            base, experts = self.task_vectors.read(name)
-            parameter.copy_(merge_experts(base.to(parameter.dtype), experts, coefficients.values[name]))
+            parameter.copy_(self.task_vectors.merged(name, coefficients.values[name], parameter.dtype))
 
     @torch.no_grad()
     def gradient(self, coefficients: Coefficients) -> np.ndarray:

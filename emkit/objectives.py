@@ -1,4 +1,4 @@
-"""What Expert Merging minimises: hidden-state and logit alignment, and the coefficient regulariser (Eq. 1–3)."""
+"""What fits minimise: hidden-state and logit alignment with the coefficient regulariser (Eq. 1–3), and entropy."""
 
 from __future__ import annotations
 
@@ -36,6 +36,15 @@ def logit_alignment(student: torch.Tensor, teacher: torch.Tensor, temperature: f
     """
     student, teacher = (torch.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
     return temperature**2 * (teacher.exp() * (teacher - student)).sum(dim=-1)
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """H = −Σ_v p_v log p_v of the next-token distribution p = softmax(z) at each position: [N, V] → [N], in nats.
+
+    AdaMerging's objective (Yang et al., 2024), whose classes are a language model's vocabulary here.
+    """
+    logs = torch.log_softmax(logits, dim=-1)
+    return -(logs.exp() * logs).sum(dim=-1)
 
 
 def regulariser(

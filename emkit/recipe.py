@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,12 @@ from typing import Any
 from emkit import backbones
 from emkit.errors import UserError
 from emkit.files import sha256_json
-from emkit.fit import PARAMETERISATIONS, SCHEDULES, FitOptions, Optimiser
-from emkit.importance import FIXED, NORMALISE
-from emkit.objectives import HIDDEN_LOSSES, REGULARISERS, TOKENS
+from emkit.fit import FitOptions, Optimiser
+from emkit.methods import REGISTRY, REQUIRED, Method, get
 from emkit.schema import (
     Key,
+    anything,
     choice,
-    either,
     fail,
     integer,
     list_of,
@@ -29,57 +28,14 @@ from emkit.schema import (
     text,
 )
 
-SCALE = "scale of task_arithmetic"  # the initial value "validated by Task Arithmetic" (Section 3.2)
-METHODS = (
-    "checkpoint",
-    "reset_expert",
-    "weight_average",
-    "task_arithmetic",
-    "expert_merging",
-    "expert_merging_pp",
-)
-
-_OPTIMISER = mapping(
-    {
-        "name": Key(choice("adamw")),
-        "lr": Key(number(0)),
-        "weight_decay": Key(number(0)),
-        "steps": Key(integer(1)),
-        "schedule": Key(choice(*SCHEDULES)),
-        "batch": Key(either(integer(1), choice("all")), required=False),
-        "clip": Key(nullable(number(0)), required=False),
-        "period": Key(integer(1), required=False),
-    }
-)
-_FIT = {
-    "initial": either(number(), mapping_of(number()), choice(SCALE)),
-    "parameterisation": choice(*PARAMETERISATIONS),
-    "temperature": number(1e-6),
-    "beta": mapping_of(number(0)),
-    "gamma": number(0),
-    "regulariser": choice(*REGULARISERS),
-    "hidden_loss": choice(*HIDDEN_LOSSES),
-    "hidden_layer": either(integer(1), choice("middle")),
-    "tokens": choice(*TOKENS),
-    "optimiser": _OPTIMISER,
-}
-_WEIGHTS = {"hidden_weight": number(0), "logit_weight": number(0)}
-_CHUNKS = {"kappa": number(0), "budget": number(0), "fixed": choice(*FIXED), "start": choice(*FIXED)}
-_FIT_KEYS = {name: Key(check) for name, check in _FIT.items()} | {n: Key(c, False) for n, c in _WEIGHTS.items()}
-# what expert_merging_pp leaves out is as in expert_merging
-_PP_KEYS = (
-    {name: Key(check, False) for name, check in {**_FIT, **_WEIGHTS}.items()}
-    | {name: Key(check) for name, check in _CHUNKS.items()}
-    | {"normalise": Key(choice(*NORMALISE), False)}
-)
 _ROW = mapping(
     {
         "id": Key(text),
         "label": Key(text),
-        "method": Key(nullable(choice(*METHODS))),
+        "method": Key(nullable(choice(*REGISTRY))),
         "model": Key(text, False),
         "scale": Key(number(), False),
-        "options": Key(mapping_of(lambda value, where: None), False),
+        "options": Key(mapping_of(anything), False),
     }
 )
 _RECIPE = mapping(
@@ -106,9 +62,7 @@ _RECIPE = mapping(
             )
         ),
         "scale": Key(mapping({"grid": Key(list_of(number())), "rule": Key(text)})),
-        "methods": Key(
-            mapping({"expert_merging": Key(mapping(_FIT_KEYS)), "expert_merging_pp": Key(mapping(_PP_KEYS))})
-        ),
+        "methods": Key(mapping({name: Key(anything, False) for name, found in REGISTRY.items() if found.options})),
         "sources": Key(mapping_of(text), False),
         "rows": Key(list_of(_ROW)),
         "seeds": Key(list_of(integer())),
@@ -171,17 +125,22 @@ class Recipe:
             )
         return models[name]
 
-    def settings(self, row: dict) -> dict:
-        """A learned row's settings: its method's (``expert_merging_pp`` inherits), then the row's own options."""
-        methods = self.data["methods"]
-        merged = dict(methods["expert_merging"])
-        if row["method"] == "expert_merging_pp":
-            merged |= methods["expert_merging_pp"]
-        return merged | row.get("options", {})
+    def settings(self, row: Mapping) -> dict:
+        """The value of every option of a row's method: its defaults, the recipe's ``methods`` (those that it inherits
+        first), then the row's own ``options``."""
+        return self.method_settings(row["method"]) | row.get("options", {})
+
+    def method_settings(self, method: str) -> dict:
+        """:meth:`settings` of a row without options of its own."""
+        found = get(method)
+        defaults = {name: option.default for name, option in found.options.items() if option.default is not REQUIRED}
+        inherited = self.method_settings(found.inherits) if found.inherits else {}
+        return defaults | inherited | self.data["methods"].get(method, {})
 
     def fit_options(self, settings: Mapping) -> FitOptions:
         """The part of :meth:`settings` that is the fit's."""
-        keys = ("parameterisation", "temperature", "beta", "gamma", "regulariser", "hidden_loss", *_WEIGHTS)
+        keys = ("parameterisation", "temperature", "beta", "gamma", "regulariser", "hidden_loss")
+        keys += ("hidden_weight", "logit_weight")
         given = {key: settings[key] for key in keys if key in settings}
         return FitOptions(**given, optimiser=Optimiser(**settings["optimiser"]))
 
@@ -201,6 +160,7 @@ def load(path: str | Path) -> Recipe:
             f"{where}backbone", f"unknown backbone '{data['backbone']}': {nearest(data['backbone'], backbones.NAMES)}"
         )
     recipe = Recipe(path, data)
+    _check_methods(recipe, where)
     _check_experts(data, where)
     _check_rows(recipe, where)
     _check_sources(data, where)
@@ -219,11 +179,40 @@ def _check_rows(recipe: Recipe, where: str) -> None:
             recipe.model(row["model"])
         if row["method"] == "reset_expert" and row["model"] not in recipe.experts:
             raise fail(here, f"reset_expert needs an expert: {nearest(row['model'], recipe.experts)}")
+        if row["method"] is None:
+            continue
+        method = get(row["method"])
+        if "scale" in row and "scale" not in method.needs:
+            raise fail(here, f"the method {method.name} has no free scale: leave out the key 'scale'")
         if "options" in row:
-            if row["method"] not in ("expert_merging", "expert_merging_pp"):
-                raise fail(here, "only learned methods take 'options'")
-            keys = _PP_KEYS if row["method"] == "expert_merging_pp" else _FIT_KEYS
-            mapping({key: Key(rule.check, False) for key, rule in keys.items()})(row["options"], f"{here}.options")
+            _check_options(method, row["options"], f"{here}.options", required=())
+        _check_complete(recipe, method, row, where)
+
+
+def _check_methods(recipe: Recipe, where: str) -> None:
+    """``methods``: options that their method has, of the right type, and every one that has no default."""
+    for name, settings in recipe.data["methods"].items():
+        method = get(name)
+        inherited = get(method.inherits).options if method.inherits else {}
+        required = [
+            key for key, option in method.options.items() if option.default is REQUIRED and key not in inherited
+        ]
+        _check_options(method, settings, f"{where}methods.{name}", required)
+
+
+def _check_options(method: Method, given: Any, where: str, required: Iterable[str]) -> None:
+    if not method.options:
+        raise fail(where, f"the method {method.name} has no options")
+    mapping({key: Key(option.check, key in required) for key, option in method.options.items()})(given, where)
+
+
+def _check_complete(recipe: Recipe, method: Method, row: Mapping, where: str) -> None:
+    """A row's method has a value for every option: one without a default has to be in the recipe."""
+    settings = recipe.settings(row)
+    missing = next((key for key in method.options if key not in settings), None)
+    if missing is not None:
+        owner = method.inherits if method.inherits and missing in get(method.inherits).options else method.name
+        raise fail(f"{where}methods", f"the key '{owner}' is missing: row '{row['id']}' needs its '{missing}'")
 
 
 def _check_experts(data: Mapping, where: str) -> None:

@@ -108,6 +108,12 @@ def integer(low: int = 0) -> Check:
     return check
 
 
+def boolean(value: Any, where: str) -> None:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise fail(where, f"{value!r} is neither true nor false")
+
+
 def choice(*known: str) -> Check:
     """One of these words."""
 
@@ -116,6 +122,10 @@ def choice(*known: str) -> Check:
             raise fail(where, f"unknown value '{value}': {nearest(value, known)}")
 
     return check
+
+
+def anything(value: Any, where: str) -> None:
+    """Whatever it is; for values that are checked elsewhere."""
 
 
 def nullable(item: Check) -> Check:

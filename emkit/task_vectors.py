@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import numpy as np
 import torch
 
 from emkit.checkpoints import Checkpoint, check_finite, check_same_headers
+from emkit.combine.linear import merge_experts
 from emkit.errors import UserError
 
 
@@ -14,8 +16,11 @@ class TaskVectors:
     """A base and K experts that fit it.
 
     ``merged`` is a backbone's rule for which tensors merging touches; every other tensor stays at the base's value.
-    Headers are compared on construction, before anything long starts (``UserError``).
+    Headers are compared on construction, before anything long starts (``UserError``). ``identity`` lists the
+    transforms that the task vectors went through: none here (see :class:`emkit.transforms.View`).
     """
+
+    identity: tuple[dict, ...] = ()
 
     def __init__(
         self, base: Checkpoint, experts: Mapping[str, Checkpoint], merged: Callable[[Iterable[str]], list[str]]
@@ -71,3 +76,14 @@ class TaskVectors:
         base, experts = self.read(name)
         wide = base.to(dtype)
         return torch.stack([expert.to(dtype) - wide for expert in experts])
+
+    def taus(self, name: str) -> Iterator[torch.Tensor]:
+        """τ_k of one tensor for each expert in turn (fp32)."""
+        base, experts = self.read(name)
+        wide = base.float()
+        return (expert.float() - wide for expert in experts)
+
+    def merged(self, name: str, coefficients: np.ndarray, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """θ_base + Σ_k Σ_s α_{k,s} τ_{k,s} of one tensor, in the base's dtype or ``dtype`` (Eq. 5)."""
+        base, experts = self.read(name)
+        return merge_experts(base if dtype is None else base.to(dtype), experts, coefficients)

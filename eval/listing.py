@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from emkit.methods.registry import AUTHORS_ONE
 from eval.plan import EVALUATION, VALIDATION, Plan
 
 
@@ -53,14 +54,17 @@ def _row(plan: Plan, row: str) -> str:
     values = {"method": entry["method"], "model": entry.get("model"), "scale": entry.get("scale")}
     if source:
         values["scale"] = "chosen on its own validation curve" if source == row else f"that of {source}"
+    elif plan.method(row).scale == AUTHORS_ONE:
+        values["scale"] = f"{plan.settings(row)['scale']:g} (its authors fix it at 1)"
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 def _settings(plan: Plan) -> list[str]:
-    """The settings of the learned rows, once a row."""
-    learned = {row: plan.settings(row) for row in plan.rows if plan.runs(row) and plan.settings(row)}
+    """The settings of the rows whose methods have any, once a row."""
+    runs = [row for row in plan.rows if plan.runs(row)]
+    learned = any(plan.method(row).learned for row in runs)
     lines = ["calibration: " + _values(plan.recipe.data["calibration"])] if learned else []
-    return lines + [f"{row}: {_values(settings)}" for row, settings in learned.items()]
+    return lines + [f"{row}: {_values(settings)}" for row in runs if (settings := plan.settings(row))]
 
 
 def _values(settings: dict) -> str:

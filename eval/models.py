@@ -45,7 +45,7 @@ def check(plan: Plan) -> None:
             check_same_headers(base, checkpoint, Path(name).name)
         for tensor in checkpoint.names:
             check_finite(tensor, checkpoint.read(tensor), name)
-    if any(plan.method(job.row).random for job in plan.jobs):
+    if any(plan.method(job.row).learned for job in plan.jobs):
         calibration = source(plan.recipe.data["calibration"])
         for expert in plan.recipe.experts:
             next(calibration.items(expert, plan.recipe.seeds[0]))

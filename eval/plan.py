@@ -15,6 +15,7 @@ from emkit import methods
 from emkit import recipe as recipes
 from emkit.errors import UserError
 from emkit.files import sha256_json
+from emkit.learning import SCALE
 from eval import benchmarks, keys, scores
 
 VALIDATION, EVALUATION = "validation", "evaluation"
@@ -70,8 +71,8 @@ class Plan:
         return self.recipe.seeds if self.method(row).random else self.recipe.seeds[:1]
 
     def settings(self, row: str) -> dict:
-        """The settings of the row's method: those of a fit for a learned one, else none."""
-        return self.recipe.settings(self.rows[row]) if "calibration" in self.method(row).needs else {}
+        """The value of every option of the row's method; empty for a method without options."""
+        return self.recipe.settings(self.rows[row])
 
     def scale_row(self, row: str) -> str | None:
         """The row on whose validation curve this row's scale is chosen: itself, Task Arithmetic's, or none."""
@@ -82,13 +83,13 @@ class Plan:
         """The row whose scale this row runs with, chosen or given: itself, the one it starts from, or none."""
         if "scale" not in self.method(row).needs:
             return None
-        if "scale" in self.rows[row] or "calibration" not in self.method(row).needs:
+        if "scale" in self.rows[row] or not self.method(row).learned:
             return row
-        if self.settings(row)["initial"] != recipes.SCALE:
+        if self.settings(row)["initial"] != SCALE:
             return None
         found = next((name for name in self.rows if self.rows[name]["method"] == "task_arithmetic"), None)
         if found is None:
-            raise UserError(f"{self.path}: row '{row}' starts from the {recipes.SCALE}, but there is no such row")
+            raise UserError(f"{self.path}: row '{row}' starts from the {SCALE}, but there is no such row")
         return found
 
     @property
@@ -184,7 +185,7 @@ class Plan:
         return {**section, "content": {name: keys.file_identity(path) for name, path in files.items()}}
 
     def chosen_scale(self, row: str) -> float | None:
-        """The scale the validation split chose for ``row``, or None where it has none or none is chosen yet."""
+        """The scale given to or chosen for ``row``, or None where it has none or none is chosen yet."""
         source = self._scale_from(row)
         if source is None or "scale" in self.rows[source]:
             return self.rows[source]["scale"] if source else None
@@ -205,7 +206,7 @@ class Plan:
 
     def expected(self, job: Job, benchmark: str) -> dict:
         """The hashes that a valid score file of this cell carries; ``data_sha256`` is None before the data exist."""
-        recipe, row, learned = self.recipe, self.rows[job.row], self.method(job.row).random
+        recipe, row, method = self.recipe, self.rows[job.row], self.method(job.row)
         asked = self.protocol["benchmarks"][benchmark]
         part = {
             "backbone": recipe.backbone,
@@ -214,8 +215,8 @@ class Plan:
             "settings": self.settings(job.row),
             "seed": job.seed,
             "scale": job.scale,
-            "first_stage": recipe.data["methods"].get("expert_merging") if learned else None,
-            "calibration": self._calibration_identity() if learned else None,
+            "first_stage": recipe.method_settings(method.inherits) if method.inherits else None,
+            "calibration": self._calibration_identity() if method.learned else None,
             "device": recipe.device,
             "judge_upstream": self.protocol["judge_upstream"] if asked["judge"] else None,
             "benchmark": asked,

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
+from emkit.learning import SCALE
+from emkit.methods.registry import AUTHORS_ONE, VALIDATION
 from eval import scores
 from eval.plan import Plan
 
@@ -53,3 +55,23 @@ def is_current(plan: Plan, row: str) -> bool:
         return plan.scale_file(row).is_file() and read_json(plan.scale_file(row)) == choose(plan, row)
     except (UserError, ValueError):
         return False
+
+
+def origins(plan: Plan) -> dict[str, tuple[float | None, str]]:
+    """Label of every row that scales task vectors → the scale it runs with (None: not chosen yet), whence it comes."""
+    return {plan.rows[row]["label"]: found for row in plan.rows if plan.runs(row) and (found := _origin(plan, row))}
+
+
+def _origin(plan: Plan, row: str) -> tuple[float | None, str] | None:
+    method, settings = plan.method(row), plan.settings(row)
+    if method.scale == AUTHORS_ONE:
+        return settings["scale"], "fixed by its authors" if settings["scale"] == 1 else "given by the recipe"
+    if method.scale == VALIDATION:
+        given = "scale" in plan.rows[row]
+        return plan.chosen_scale(row), "given by the recipe" if given else "chosen on its validation curve"
+    if not method.learned:
+        return None
+    if settings["initial"] == SCALE:
+        return plan.chosen_scale(row), "learned per tensor, starting from Task Arithmetic's"
+    single = None if isinstance(settings["initial"], Mapping) else float(settings["initial"])
+    return single, "learned per tensor, starting from the recipe's value"

@@ -19,7 +19,7 @@ import numpy as np
 
 from emkit.errors import UserError
 from emkit.files import atomic_write
-from eval import scores
+from eval import scale, scores
 from eval.plan import Job, Plan
 
 PAPER = Path(__file__).parent / "paper"
@@ -162,8 +162,15 @@ def averages(lines: Sequence[Entry], profile: str) -> str:
     return _markdown([f"ours (`{profile}`)", "published"], rows)
 
 
-def as_markdown(lines: Sequence[Entry], profile: str) -> str:
-    """Our table, named with its profile, and the published one beside it."""
+def scales(plan: Plan) -> str:
+    """The scale of every row that has one, and where it comes from, in Markdown."""
+    found = scale.origins(plan)
+    shown = {label: ["–" if value is None else f"{value:g}", origin] for label, (value, origin) in found.items()}
+    return _markdown(["scale", "from"], shown)
+
+
+def as_markdown(lines: Sequence[Entry], profile: str, scales: str) -> str:
+    """Our table, named with its profile, what its rows were scaled by, and the published one beside it."""
     return f"""# Table 1, profile `{profile}`
 
 Scores in percent on the `{profile}` models and benchmarks, `±` one standard error. They stand beside the paper's
@@ -172,6 +179,10 @@ numbers, which are of other models on other data, and do not reproduce them.
 ## Ours (`{profile}`)
 
 {ours(lines)}
+
+## What task vectors were scaled by
+
+{scales}
 
 ## Published (InternVL2.5-1B, the paper's Table 1)
 
@@ -200,7 +211,7 @@ def write(plan: Plan) -> None:
     """Write ``table1.csv`` and ``table1.md`` where the run keeps them; the CSV last, as it is what counts."""
     lines = entries(plan)
     for path, text in (
-        (plan.table.with_suffix(".md"), as_markdown(lines, plan.recipe.profile)),
+        (plan.table.with_suffix(".md"), as_markdown(lines, plan.recipe.profile, scales(plan))),
         (plan.table, as_csv(lines)),
     ):
         with atomic_write(path) as part:
@@ -213,6 +224,6 @@ def is_current(plan: Plan) -> bool:
         lines = entries(plan)
         return plan.table.read_text(encoding="utf-8") == as_csv(lines) and plan.table.with_suffix(".md").read_text(
             encoding="utf-8"
-        ) == as_markdown(lines, plan.recipe.profile)
+        ) == as_markdown(lines, plan.recipe.profile, scales(plan))
     except (UserError, FileNotFoundError):
         return False

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from emkit import recipe as recipes
 from emkit.backbones import internvl
+from emkit.calibration import Calibration, Settings, calibrate
 from emkit.checkpoints import Checkpoint
+from emkit.coefficients import Coefficients
+from emkit.sources import ZooSource
 from emkit.task_vectors import TaskVectors
 from emkit.zoo.data import lexicon
 from emkit.zoo.model import create
@@ -95,7 +102,8 @@ def recipe_data(zoo: Path) -> dict:
             {"id": "vqa_reset", "label": "VQA Expert (merged tensors only)", "method": "reset_expert", "model": "VQA"},
             {"id": "weight_average", "label": "Weight Average", "method": "weight_average"},
             {"id": "task_arithmetic", "label": "Task Arithmetic", "method": "task_arithmetic"},
-            {"id": "ties", "label": "TIES Merging", "method": None},
+            {"id": "ties", "label": "TIES Merging", "method": "ties"},
+            {"id": "tsv", "label": "TSV Merging", "method": None},
             {"id": "expert_merging", "label": "Expert Merging", "method": "expert_merging"},
             {"id": "expert_merging_pp", "label": "Expert Merging++", "method": "expert_merging_pp"},
         ],
@@ -103,3 +111,50 @@ def recipe_data(zoo: Path) -> dict:
         "benchmarks": ["VizWiz"],
         "protocol": "none.yaml",
     }
+
+
+def save_recipe(folder: Path, data: dict) -> recipes.Recipe:
+    """``data`` as the recipe ``folder``/recipe.yaml, loaded."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    return recipes.load(folder / "recipe.yaml")
+
+
+def opened(zoo: Path) -> list[Checkpoint]:
+    """Base and experts of a tiny zoo."""
+    return [Checkpoint.open(zoo / name) for name in ("base", "VQA", "Chart")]
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny_zoo, tmp_path_factory) -> Calibration:
+    model, _ = internvl.load(tiny_zoo / "base")
+    settings = Settings(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
+    cache = tmp_path_factory.mktemp("cache")
+    return calibrate(internvl, model, open_task_vectors(tiny_zoo), ZooSource("train"), settings, 0, cache)
+
+
+@pytest.fixture
+def float64_norms(monkeypatch):
+    """transformers' RMSNorm always computes in fp32, whose rounding would drown a finite difference."""
+
+    def forward(self, hidden):
+        scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * (hidden * scale)
+
+    monkeypatch.setattr(Qwen2RMSNorm, "forward", forward)
+
+
+def base_model(task_vectors: TaskVectors, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The base's model in ``dtype``."""
+    return internvl.load(task_vectors.base.path)[0].to(dtype)
+
+
+def chunked(task_vectors) -> Coefficients:
+    """Different values everywhere; one, two or three chunks, and two fixed tensors."""
+    rng = np.random.default_rng(3)
+    values, fixed = {}, set()
+    for i, name in enumerate(task_vectors.names):
+        m = 1 + i % 3
+        if i in (1, 9):
+            m, _ = 1, fixed.add(name)
+        values[name] = rng.uniform(0.1, 0.6, size=(2, m))
+    return Coefficients(task_vectors.experts, values, frozenset(fixed))

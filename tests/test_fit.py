@@ -6,55 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import open_task_vectors
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from conftest import base_model, chunked
 
 from emkit import fit as fitting
 from emkit.backbones import internvl
-from emkit.calibration import Calibration, Settings, calibrate
+from emkit.calibration import Calibration
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.fit import FitOptions, Optimiser, chosen_samples, fit, learning_rate
 from emkit.merged_model import MergedModel
 from emkit.sequences import collate
-from emkit.sources import ZooSource
 
 BETA = {"VQA": 1.0, "Chart": 2.5}
-
-
-@pytest.fixture(scope="module")
-def calibration(tiny_zoo, tmp_path_factory) -> Calibration:
-    model, _ = internvl.load(tiny_zoo / "base")
-    settings = Settings(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
-    cache = tmp_path_factory.mktemp("cache")
-    return calibrate(internvl, model, open_task_vectors(tiny_zoo), ZooSource("train"), settings, 0, cache)
-
-
-@pytest.fixture
-def float64_norms(monkeypatch):
-    """transformers' RMSNorm always computes in fp32, whose rounding would drown a finite difference."""
-
-    def forward(self, hidden):
-        scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * (hidden * scale)
-
-    monkeypatch.setattr(Qwen2RMSNorm, "forward", forward)
-
-
-def base_model(task_vectors, dtype=torch.float32):
-    return internvl.load(task_vectors.base.path)[0].to(dtype)
-
-
-def chunked(task_vectors) -> Coefficients:
-    """Different values everywhere; one, two or three chunks, and two fixed tensors."""
-    rng = np.random.default_rng(3)
-    values, fixed = {}, set()
-    for i, name in enumerate(task_vectors.names):
-        m = 1 + i % 3
-        if i in (1, 9):
-            m, _ = 1, fixed.add(name)
-        values[name] = rng.uniform(0.1, 0.6, size=(2, m))
-    return Coefficients(task_vectors.experts, values, frozenset(fixed))
 
 
 def reference_losses(model, coefficients, task_vectors, calibration, options) -> dict:
@@ -104,7 +67,7 @@ def test_losses_are_eq_1_2_and_gradients_are_finite_differences(task_vectors, ca
         start = Coefficients(start.experts, {name: value[:, :1] for name, value in start.values.items()})
     model = base_model(task_vectors, torch.float64)
     merged = MergedModel(model, task_vectors, start, internvl.parameter_name)
-    found = fitting._alignment(internvl, model, calibration, options, step=0, seed=0)
+    found = fitting._losses(internvl, model, calibration, options, step=0, seed=0)
     gradient = merged.gradient(start)
     reference = base_model(task_vectors, torch.float64)
     expected = reference_losses(reference, start, task_vectors, calibration, options)
@@ -136,7 +99,7 @@ def test_the_first_step_is_adamw_on_the_whole_objective(task_vectors, calibratio
     found = fit(internvl, model, task_vectors, start, initial, calibration, options, count)
     check = base_model(task_vectors, torch.float64)
     merged = MergedModel(check, task_vectors, start, internvl.parameter_name)
-    fitting._alignment(internvl, check, calibration, options, 0, 0)
+    fitting._losses(internvl, check, calibration, options, 0, 0)
     alpha = start.flat()
     anchor = np.array([initial[start.experts[k]] for k in start.flat_experts()])
     weight = 1 / (2 * count) if regulariser == "paper" else 2 * 2 / len(alpha)
@@ -174,7 +137,7 @@ class Killed(Exception):
 def test_a_killed_fit_resumes_to_the_identical_end(task_vectors, calibration, tmp_path, monkeypatch, kill_at, batch):
     whole = plain_fit(task_vectors, calibration, batch=batch)
     state = tmp_path / "state.json"
-    real = fitting._alignment
+    real = fitting._losses
 
     def dies(backbone, model, calibration, options, step, seed):
         if step == kill_at:
@@ -182,10 +145,10 @@ def test_a_killed_fit_resumes_to_the_identical_end(task_vectors, calibration, tm
         return real(backbone, model, calibration, options, step, seed)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(fitting, "_alignment", dies)
+        patch.setattr(fitting, "_losses", dies)
         plain_fit(task_vectors, calibration, batch=batch, state=state)
     steps = []
-    monkeypatch.setattr(fitting, "_alignment", lambda *a: steps.append(a[4]) or real(*a))
+    monkeypatch.setattr(fitting, "_losses", lambda *a: steps.append(a[4]) or real(*a))
     resumed = plain_fit(task_vectors, calibration, batch=batch, state=state)
     assert steps == list(range(kill_at, 6))
     assert resumed.coefficients.to_json() == whole.coefficients.to_json()

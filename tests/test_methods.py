@@ -6,22 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import recipe_data
+from conftest import opened, recipe_data, save_recipe
 from safetensors.torch import load_file, save_file
 
 from emkit import fit as fitting
-from emkit import recipe as recipes
 from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.methods import REGISTRY, merge_row
-
-
-def save_recipe(folder, data):
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-    return recipes.load(folder / "recipe.yaml")
 
 
 @pytest.fixture
@@ -39,16 +32,14 @@ def run(recipe, tmp_path):
     return merge
 
 
-def opened(tiny_zoo):
-    return [Checkpoint.open(tiny_zoo / name) for name in ("base", "VQA", "Chart")]
-
-
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.view(torch.int16), b.view(torch.int16))
 
 
 def test_what_methods_need():
-    assert {name for name, method in REGISTRY.items() if method.random} == {"expert_merging", "expert_merging_pp"}
+    learned = {"expert_merging", "expert_merging_pp", "adamerging", "adamerging_pp"}
+    assert {name for name, method in REGISTRY.items() if method.learned} == learned
+    assert {name for name, method in REGISTRY.items() if method.random} == learned | {"ta_dare", "ties_dare"}
     assert REGISTRY["task_arithmetic"].needs == {"scale"}
     assert all(not REGISTRY[name].needs for name in ("checkpoint", "reset_expert", "weight_average"))
 
@@ -144,7 +135,7 @@ def test_the_same_arguments_give_the_same_bytes_and_another_seed_others(run, tmp
 
 def test_a_killed_row_resumes_its_fit(run, recipe, monkeypatch, tmp_path):
     whole, _, _ = run("expert_merging")
-    real, steps = fitting._alignment, []
+    real, steps = fitting._losses, []
 
     class Killed(Exception):
         pass
@@ -155,7 +146,7 @@ def test_a_killed_row_resumes_its_fit(run, recipe, monkeypatch, tmp_path):
             raise Killed
         return real(*arguments)
 
-    monkeypatch.setattr(fitting, "_alignment", dies)
+    monkeypatch.setattr(fitting, "_losses", dies)
     again = [recipe, "expert_merging", 0, tmp_path / "b" / "model"]
     with pytest.raises(Killed):
         merge_row(*again, tmp_path / "cache-b", 0.3)
@@ -171,7 +162,8 @@ def test_a_killed_row_resumes_its_fit(run, recipe, monkeypatch, tmp_path):
     [
         ("task_arithmetic", None, "row 'task_arithmetic' needs a scale"),
         ("expert_merging", None, "'scale of task_arithmetic' needs that scale"),
-        ("ties", 0.3, "row 'ties' has no method yet"),
+        ("ties", None, "row 'ties' needs a scale"),
+        ("tsv", 0.3, "row 'tsv' has no method yet"),
         ("expert_mergin", 0.3, r"unknown row 'expert_mergin': did you mean 'expert_merging'\?"),
     ],
 )

@@ -180,6 +180,30 @@ def test_random_rows_run_with_every_seed_and_others_once(plan):
     assert [plan.scale_row(row) for row in ("base", "expert_merging")] == [None, "task_arithmetic"]
 
 
+def test_rows_with_dare_run_with_every_seed_at_the_scale_of_the_first(tmp_path):
+    rows_ = [
+        {"id": "ta_dare", "label": "TA w/ DARE", "method": "ta_dare"},
+        {"id": "ties", "label": "TIES Merging", "method": "ties"},
+        {"id": "wudi", "label": "WUDI Merging", "method": "wudi"},
+    ]
+    plan = small_plan(tmp_path, rows=rows_)
+    assert [job.name for job in plan.jobs] == ["ta_dare/0", "ta_dare/1", "ties/0", "wudi/0"]
+    assert plan.scale_rows == ["ta_dare", "ties"] and {point.seed for point in plan.points("ta_dare")} == {0}
+    write_json(plan.scale_file("ta_dare"), {"scale": 0.4})
+    assert [plan.resolved(job).scale for job in plan.jobs] == [0.4, 0.4, None, None]
+
+
+def test_another_option_makes_only_its_own_row_stale(tmp_path, fakes):
+    rows_ = [{"id": name, "label": name, "method": name} for name in ("tsv", "wudi")]
+    plan = small_plan(tmp_path, rows=rows_)
+    write_json(plan.manifest(EVALUATION), {"benchmarks": {name: {"sha256": name} for name in plan.benchmarks}})
+    for job in plan.jobs:
+        rows.run_job(plan, job)
+    rows_[1]["options"] = {"lr": 0.5}
+    changed = small_plan(tmp_path, rows=rows_)
+    assert [changed.is_done(job) for job in changed.jobs] == [True, False]
+
+
 def test_a_fixed_scale_needs_no_points(tmp_path):
     rows_ = [{"id": "ta", "label": "TA", "method": "task_arithmetic", "scale": 0.1}]
     plan = small_plan(tmp_path, rows=rows_)

@@ -7,7 +7,8 @@ import pytest
 from small_plan import score, small_plan
 
 from emkit.errors import UserError
-from eval import scores, tables
+from emkit.files import write_json
+from eval import scale, scores, tables
 from eval.plan import Job
 
 
@@ -108,7 +109,7 @@ def test_reading_back_gives_the_rounded_entries(plan, tmp_path):
 
 
 def test_markdown_names_the_profile_and_keeps_ours_apart_from_theirs(plan):
-    text = tables.as_markdown(tables.entries(plan), "smoke")
+    text = tables.as_markdown(tables.entries(plan), "smoke", tables.scales(plan))
     ours, theirs = text.split("## Published")
     assert "profile `smoke`" in text.splitlines()[0]
     assert "| Base | 50.00 ± 28.87 | 75.00 ± 25.00 | 62.50 ± 19.09 |" in ours
@@ -130,3 +131,26 @@ def test_writing_is_deterministic_and_current(plan):
     assert plan.table.read_bytes() == first
     score(plan, Job("base", 0), "GQA", 0, 0, 0, 1)
     assert not tables.is_current(plan)
+
+
+def test_the_table_says_where_every_scale_comes_from(tmp_path):
+    rows = [
+        {"id": "base", "label": "Base", "method": "checkpoint", "model": "base"},
+        {"id": "ta", "label": "Task Arithmetic", "method": "task_arithmetic"},
+        {"id": "ties", "label": "TIES Merging", "method": "ties", "scale": 0.7},
+        {"id": "tsv", "label": "TSV Merging", "method": "tsv"},
+        {"id": "wudi", "label": "WUDI Merging", "method": "wudi", "options": {"scale": 0.5}},
+        {"id": "ada", "label": "AdaMerging", "method": "adamerging"},
+        {"id": "em", "label": "Expert Merging", "method": "expert_merging"},
+    ]
+    found = small_plan(tmp_path, rows=rows)
+    write_json(found.scale_file("ta"), {"scale": 0.2})
+    assert scale.origins(found) == {
+        "Task Arithmetic": (0.2, "chosen on its validation curve"),
+        "TIES Merging": (0.7, "given by the recipe"),
+        "TSV Merging": (1.0, "fixed by its authors"),
+        "WUDI Merging": (0.5, "given by the recipe"),
+        "AdaMerging": (0.3, "learned per tensor, starting from the recipe's value"),
+        "Expert Merging": (0.2, "learned per tensor, starting from Task Arithmetic's"),
+    }
+    assert "| TSV Merging | 1 | fixed by its authors |" in tables.scales(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,11 +11,11 @@ import torch
 from emkit.coefficients import chunk_bounds
 
 
-def merge_tensor(base: torch.Tensor, tau: torch.Tensor, coefficients: np.ndarray) -> torch.Tensor:
+def merge_tensor(base: torch.Tensor, tau: Iterable[torch.Tensor], coefficients: np.ndarray) -> torch.Tensor:
     """θ_base + Σ_k Σ_s α_{k,s} τ_{k,s} for task vectors that are given as such (Eq. 5).
 
-    ``base`` [*shape] of any floating dtype, ``tau`` [K, *shape], ``coefficients`` [K, m] for m contiguous chunks of
-    the flattened tensor. Sums in fp32 (in float64 for a float64 base), rounded once to the base's dtype; a
+    ``base`` [*shape] of any floating dtype, ``tau`` K tensors of that shape, ``coefficients`` [K, m] for m contiguous
+    chunks of the flattened tensor. Sums in fp32 (in float64 for a float64 base), rounded once to the base's dtype; a
     coefficient of exactly 0 contributes nothing, so all-zero coefficients return the base bit for bit.
     """
     weights = np.concatenate([np.ones((1, coefficients.shape[1])), coefficients])

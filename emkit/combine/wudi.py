@@ -1,0 +1,78 @@
+"""WUDI Merging and what it shares with WUDI v2: a quadratic interference objective, in a form whose cost has no K."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+SOLVERS = ("adam", "closed_form")
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """Σ_i ‖(M − T_i) L_iᵀ‖² / ‖τ_i‖² as a function of M, up to a constant: tr(M C Mᵀ) − 2 tr(M Dᵀ).
+
+    ``c`` = Σ_i L_iᵀL_i / ‖τ_i‖² [n, n] and ``d`` = Σ_i T_i L_iᵀL_i / ‖τ_i‖² [m, n] are all that it needs of the
+    experts, so a step costs one product M C whatever K is; the direct form costs 2K products with τ_i.
+    """
+
+    c: torch.Tensor
+    d: torch.Tensor
+
+    def gradient(self, m: torch.Tensor) -> torch.Tensor:
+        """2 (M C − D), the gradient of the objective."""
+        return 2 * (m @ self.c - self.d)
+
+    def minimise(self, m: torch.Tensor, optimiser: str, lr: float, iterations: int) -> torch.Tensor:
+        """M after ``iterations`` steps of ``adam`` or ``sgd`` (momentum 0.9) from ``m``, in its dtype."""
+        variable = torch.nn.Parameter(m.clone())
+        if optimiser == "adam":
+            stepper = torch.optim.Adam([variable], lr=lr, foreach=False)
+        else:
+            stepper = torch.optim.SGD([variable], lr=lr, momentum=0.9, foreach=False)
+        with torch.no_grad():
+            for _ in range(iterations):
+                variable.grad = self.gradient(variable)
+                stepper.step()
+        return variable.detach()
+
+    def minimum(self) -> torch.Tensor:
+        """D C⁺ in float64: of all minima the one in the span of the τ_i's rows, to which gradient descent from Σ τ_i
+        leads (that start lies in the span already, and no gradient leaves it)."""
+        c, d = self.c.double(), self.d.double()
+        return (d @ torch.linalg.pinv(c, hermitian=True)).to(self.d.dtype)
+
+
+def wudi_matrix(
+    taus: Iterable[torch.Tensor], solver: str = "adam", lr: float = 1e-5, iterations: int = 300
+) -> torch.Tensor:
+    """argmin_M Σ_i ‖(M − τ_i) τ_iᵀ‖² / ‖τ_i‖², approached from M = Σ_i τ_i (Cheng et al., 2025).
+
+    ``taus`` gives K matrices [m, n], taken one at a time, all arithmetic in their dtype; returns [m, n].
+
+    ``adam`` takes ``iterations`` steps at rate ``lr``, as the authors do; with few steps that is an early stop, not
+    the minimum: no entry moves further than about ``lr`` · ``iterations`` = 0.003. ``closed_form`` is the minimum
+    itself. An all-zero τ_i, whose term is 0/0, is left out.
+    """
+    quadratic, total = _quadratic(taus)
+    if quadratic is None:
+        return total
+    if solver == "closed_form":
+        return quadratic.minimum()
+    return quadratic.minimise(total, "adam", lr, iterations)
+
+
+def _quadratic(taus: Iterable[torch.Tensor]) -> tuple[Quadratic | None, torch.Tensor]:
+    """WUDI's objective (T_i = L_i = τ_i), None where every τ_i is 0, and Σ_i τ_i."""
+    c = d = total = None
+    for tau in taus:
+        total = tau.clone() if total is None else total.add_(tau)
+        square = tau.square().sum()
+        if square == 0:
+            continue
+        gram = tau.T @ tau / square
+        c = gram if c is None else c + gram
+        d = tau @ gram if d is None else d.add_(tau @ gram)
+    return (None if c is None else Quadratic(c, d)), total

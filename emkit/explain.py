@@ -1,0 +1,96 @@
+"""``emkit explain``: what a method is, from its own docstrings and declared options, and the numbers in use."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from typing import Any
+
+from emkit.methods import FAMILIES, REGISTRY, REQUIRED, Method, get
+from emkit.methods.registry import AUTHORS_ONE, VALIDATION
+from emkit.recipe import Recipe
+
+WIDTH = 100
+_SCALE = {
+    VALIDATION: "free: chosen by the recipe's one rule on validation items, unless its row gives one",
+    AUTHORS_ONE: "fixed at 1 by its authors; an option, never searched",
+    None: "none",
+}
+
+
+def methods() -> str:
+    """One line a method: its name and the first sentence of its docstring."""
+    width = max(map(len, REGISTRY)) + 2
+    families = [family.__name__ for family in FAMILIES]
+    ordered = sorted(REGISTRY.values(), key=lambda found: families.index(found.run.__module__))
+    lines = [f"{found.name:<{width}}{inspect.getdoc(found.run).splitlines()[0]}" for found in ordered]
+    return "\n".join([*lines, "", "emkit explain METHOD [--recipe FILE] says more of one."])
+
+
+def method(name: str, recipe: Recipe | None = None) -> str:
+    """Formula, parts, options with defaults and sources, and with a ``recipe`` the values in use.
+
+    ``UserError`` for an unknown method.
+    """
+    found = get(name)
+    sections = [f"{name}\n{'=' * len(name)}\n{inspect.getdoc(found.run)}", _facts(found)]
+    if found.parts:
+        sections.append("Made of\n-------\n" + "\n\n".join(_part(part) for part in found.parts))
+    if found.options:
+        sections.append("Options\n-------\n" + "\n".join(_option(key, found) for key in found.options))
+    if recipe is not None:
+        sections.append(_in_use(found, recipe))
+    return "\n\n".join(sections)
+
+
+def _facts(found: Method) -> str:
+    random = "another seed, another result" if found.random else "the same for every seed"
+    needs = "unlabeled calibration samples of every expert" if found.learned else "the checkpoints alone"
+    scale = _SCALE[found.scale]
+    if found.scale is None and "scale" in found.needs:
+        scale = "none of its own; a recipe may let it start from Task Arithmetic's"
+    return f"scale:       {scale}\nneeds:       {needs}\nrandomness:  {random}"
+
+
+def _part(part: Any) -> str:
+    return f"{part.__name__} ({part.__module__})\n{textwrap.indent(inspect.getdoc(part), '  ')}"
+
+
+def _option(key: str, found: Method) -> str:
+    option = found.options[key]
+    default = repr(option.default) if option.default is REQUIRED else f"default {_value(option.default)}"
+    about = textwrap.fill(option.about, WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return f"  {key}: {default}\n{about}"
+
+
+def _in_use(found: Method, recipe: Recipe) -> str:
+    """The values of every row with this method, each with the recipe's source for it."""
+    lines = [f"In {recipe.path}", "-" * (3 + len(str(recipe.path)))]
+    rows = [row for row in recipe.rows if row["method"] == found.name]
+    if not rows:
+        return "\n".join([*lines, "no row has this method"])
+    for row in rows:
+        lines.append(f"row {row['id']} ({row['label']})")
+        if "scale" in row:
+            lines.append(f"  scale = {row['scale']:g}  (given in the row)")
+        elif found.scale == VALIDATION:
+            lines.append(f"  scale = one of {recipe.data['scale']['grid']}  ({recipe.data['scale']['rule']})")
+        for key, value in recipe.settings(row).items():
+            lines.append(f"  {key} = {_value(value)}  ({_source(found, key, row, recipe)})")
+    return "\n".join(lines)
+
+
+def _source(found: Method, key: str, row: dict, recipe: Recipe) -> str:
+    """Where the value comes from: the row, a ``methods`` section with its stated source, or the default."""
+    if key in row.get("options", {}):
+        return "given in the row"
+    for name in (found.name, found.inherits):
+        if name and key in recipe.data["methods"].get(name, {}):
+            dotted = f"methods.{name}.{key}"
+            return recipe.data.get("sources", {}).get(dotted, dotted)
+    return "default"
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

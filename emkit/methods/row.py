@@ -1,0 +1,97 @@
+"""The job that runs one method for a row of a table: from recipe to checkpoint folder and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from emkit import backbones
+from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.errors import UserError
+from emkit.files import write_json
+from emkit.learning import Learned
+from emkit.methods.registry import Context, get
+from emkit.task_vectors import TaskVectors
+
+if TYPE_CHECKING:
+    from emkit.recipe import Recipe
+
+
+def merge_row(
+    recipe: Recipe,
+    row: str,
+    seed: int,
+    out: str | Path,
+    cache: str | Path,
+    scale: float | None = None,
+    progress: bool = False,
+) -> dict:
+    """Merge one row into the checkpoint folder ``out`` and return its report (a JSON value).
+
+    ``scale`` is the λ that the recipe's rule chose, for methods that need one. Learned methods keep calibration sets
+    and fits under ``cache``, resume them after a kill, and leave ``coefficients.json`` and ``history.json`` beside
+    ``out``. The same arguments give the same bytes. ``UserError`` for bad input, before anything long starts.
+    """
+    entry = recipe.row(row)
+    if entry["method"] is None:
+        raise UserError(f"row '{row}' has no method yet: its cells are shown as not run")
+    method = get(entry["method"])
+    backbone = backbones.get(recipe.backbone)
+    base = Checkpoint.open(recipe.model("base"))
+    experts = {name: Checkpoint.open(path) for name, path in recipe.experts.items()}
+    task_vectors = TaskVectors(base, experts, backbone.merged_names)
+    options, device = recipe.settings(entry), recipe.device
+    context = Context(recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
+    with _deterministic():
+        merge = method.run(context)
+        write_checkpoint(out, merge.tensors, merge.like, card(recipe, entry, seed))
+    report = {
+        "row": row,
+        "method": method.name,
+        "seed": seed,
+        "scale": merge.scale,
+        "recipe_sha256": recipe.sha256,
+        "base_sha256": base.sha256(),
+        "experts_sha256": {name: expert.sha256() for name, expert in experts.items()},
+        "model_sha256": Checkpoint.open(out).sha256(),
+        "merged_tensors": len(task_vectors.names),
+    }
+    if merge.learned is not None:
+        report |= _leave(merge.learned, Path(out).parent)
+    return report
+
+
+def _leave(learned: Learned, folder: Path) -> dict:
+    """Write the coefficients and the history beside the merged model; what the report says of them."""
+    learned.coefficients.save(folder / "coefficients.json")
+    write_json(folder / "history.json", {"stages": learned.stages, "calibration": learned.calibration})
+    return {
+        "coefficients": "coefficients.json",
+        "history": "history.json",
+        "trainable_coefficients": len(learned.coefficients.flat()),
+        "calibration": learned.calibration,
+    }
+
+
+class _deterministic:
+    """Deterministic torch kernels inside the block, what was before after it."""
+
+    def __enter__(self):
+        self.before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def __exit__(self, *error):
+        torch.use_deterministic_algorithms(self.before)
+
+
+def card(recipe: Recipe, row: Mapping, seed: int) -> str:
+    """The merged model's card: what it was made from, and how."""
+    experts = "\n".join(f"- {name}: `{path}`" for name, path in recipe.experts.items())
+    return (
+        f"# {row['label']}\n\nMade by emkit, row `{row['id']}` (method `{row['method']}`, seed {seed}) of the recipe "
+        f"`{recipe.profile}/{recipe.backbone}`, sha256 `{recipe.sha256}`.\n\nBase: `{recipe.model('base')}`\n\n"
+        f"Experts:\n\n{experts}\n"
+    )
