@@ -59,7 +59,8 @@ def stage(recipe: dict, member: str) -> dict:
     if member == "base":
         return recipe["base"]
     if member == "mixture":
-        return recipe["mixture"] | {"union_of": recipe["experts"]}
+        drawn = {name: stage(recipe, name)["examples"] for name in members(recipe)[1:-1]}
+        return recipe["mixture"] | {"union_of": drawn}
     domain = {d.lower(): d for d in DOMAINS}[member]
     return recipe["experts"]["all"] | recipe["experts"].get(domain, {})
 
