@@ -52,7 +52,7 @@ def test_a_second_model_with_the_same_tower_computes_nothing(model, items, tmp_p
 
 
 @pytest.mark.parametrize("change", ["tower", "items", "damage"])
-def test_they_are_made_again_when_anything_changed(model, items, tmp_path, monkeypatch, change):
+def test_they_are_made_again_when_anything_changed(model, items, tmp_path, monkeypatch, capfd, change):
     features.kept(tmp_path, {"items": "a"}, internvl, *model, items[0])
     calls = counted(monkeypatch)
     if change == "tower":
@@ -64,4 +64,5 @@ def test_they_are_made_again_when_anything_changed(model, items, tmp_path, monke
     found = features.kept(tmp_path, {"items": "b" if change == "items" else "a"}, internvl, *model, items[0])
     pixels = internvl.encode(model[1], items[0], [""] * 6)["pixel_values"]
     assert sum(calls) == len(pixels)
+    assert ("is unreadable" in capfd.readouterr().err) == (change == "damage")
     torch.testing.assert_close(found(0, 6), internvl.image_features(model[0], pixels))
