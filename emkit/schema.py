@@ -108,6 +108,12 @@ def integer(low: int = 0) -> Check:
     return check
 
 
+def boolean(value: Any, where: str) -> None:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise fail(where, f"{value!r} is neither true nor false")
+
+
 def choice(*known: str) -> Check:
     """One of these words."""
 

@@ -86,7 +86,8 @@ def _merged(plan: Plan, job: Job, folder: Path):
 def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judge_url: str | None) -> tuple[list[dict], dict]:
     """Answer a benchmark's questions in batches and let its own class score them: ``(items, harness)``."""
     settings, data = plan.protocol["benchmarks"][benchmark], plan.data(job.split)
-    backbone, prompts = backbones.get(plan.recipe.backbone), client.prompts(data, benchmark)
+    limit = plan.protocol.get("request_seconds", client.REQUEST_SECONDS)
+    backbone, prompts = backbones.get(plan.recipe.backbone), client.prompts(data, benchmark, limit)
     images = [prompt.image for prompt in prompts]
     seen = None
     if plan.protocol.get("keep_image_features", False):
@@ -96,7 +97,7 @@ def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judge_url:
     questions = [prompt.text + settings["suffix"] for prompt in prompts]
     answers = backbone.generate(model, processor, images, questions, settings["max_new_tokens"], features=seen)
     predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
-    result = client.evaluate(data, benchmark, predictions, judge_url=judge_url)
+    result = client.evaluate(data, benchmark, predictions, judge_url, limit)
     return result.items, result.harness
 
 

@@ -186,8 +186,24 @@ def test_a_difference_from_the_committed_items_is_said(smoke, tmp_path, capsys):
         ({"judge": "no"}, "benchmarks.GQA.judge"),
     ],
 )
+def test_a_wrong_benchmark_is_one_clear_line(smoke, tmp_path, change, message):
+    refused({**smoke, "benchmarks": {"GQA": smoke["benchmarks"]["GQA"] | change}}, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"judge_upstream": None}, "`judge_upstream` is missing or of the wrong type"),
+        ({"keep_image_features": "yes"}, "keep_image_features: 'yes' is neither true nor false"),
+        ({"request_seconds": "long"}, "request_seconds: 'long' is not a number"),
+        ({"request_seconds": 0}, "request_seconds: 0 is not a number from 1 to inf"),
+    ],
+)
 def test_a_wrong_protocol_is_one_clear_line(smoke, tmp_path, change, message):
-    protocol = {**smoke, "benchmarks": {"GQA": smoke["benchmarks"]["GQA"] | change}}
+    refused(smoke | change, tmp_path, message)
+
+
+def refused(protocol: dict, tmp_path: Path, message: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(yaml.safe_dump(protocol))
     with pytest.raises(UserError, match=message) as caught:

@@ -19,7 +19,7 @@ class Fakes:
     """Stands in for merging, model and harness; counts what was asked of it."""
 
     def __init__(self, monkeypatch):
-        self.merged, self.evaluated, self.broken = [], [], {}
+        self.merged, self.evaluated, self.broken, self.seconds = [], [], {}, set()
         monkeypatch.setattr(methods, "merge_row", self.merge)
         monkeypatch.setattr(rows.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate))
         monkeypatch.setattr(rows.features, "kept", lambda *about: "features")
@@ -43,10 +43,12 @@ class Fakes:
         assert model == b"weights" and features == "features"
         return [RIGHT for _ in questions]
 
-    def prompts(self, data, benchmark):
+    def prompts(self, data, benchmark, seconds):
+        self.seconds.add(seconds)
         return [SimpleNamespace(index=str(i), image=None, text="?") for i in range(4)]
 
-    def evaluate(self, data, benchmark, predictions, judge_url=None):
+    def evaluate(self, data, benchmark, predictions, judge_url, seconds):
+        self.seconds.add(seconds)
         self.evaluated.append(benchmark)
         if benchmark in self.broken:
             raise self.broken[benchmark]
@@ -148,6 +150,15 @@ def test_one_failed_benchmark_leaves_the_others_alone_and_is_tried_again(plan, f
     del fakes.broken["VizWiz"]
     rows.run_job(plan, BASE)
     assert plan.is_done(BASE) and fakes.evaluated == ["VizWiz", "GQA", "VizWiz"]
+
+
+def test_the_harness_has_the_time_that_the_protocol_gives_it(plan, fakes):
+    rows.run_job(plan, BASE)
+    assert fakes.seconds == {client.REQUEST_SECONDS}
+    fakes.seconds.clear()
+    plan.protocol["request_seconds"] = 60
+    rows.run_job(plan, plan.points("task_arithmetic")[0])
+    assert fakes.seconds == {60}
 
 
 def test_no_judge_is_a_status_of_its_own(plan, fakes):

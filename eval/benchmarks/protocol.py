@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from emkit.errors import UserError
+from emkit.schema import boolean, number
 from emkit.zoo.data import SUBTASKS
 
 # key: (accepted types, meaning); a protocol may say more about a benchmark, never less.
@@ -23,6 +24,12 @@ BENCHMARK_KEYS = {
     "metric": (str, "what the harness computes, in words"),
     "version": (int, "raised whenever the items or the way they are asked change"),
 }
+# what a protocol may say besides, each with the check of its value
+OPTIONAL = {
+    "keep_image_features": boolean,  # whether image features are kept for all rows (eval/features.py)
+    "request_seconds": number(1),  # longest time that VLMEvalKit may take over one benchmark of one row
+}
+_REQUIRED = {"name": str, "version": int, "image_size": (int, type(None)), "judge_upstream": str}
 
 
 def load(path: str | Path) -> dict:
@@ -42,11 +49,11 @@ def check(protocol: object, where: str = "protocol") -> None:
     """Raise `UserError` unless `protocol` has everything that writing and asking need."""
     if not isinstance(protocol, dict) or not isinstance(protocol.get("benchmarks"), dict) or not protocol["benchmarks"]:
         raise UserError(f"{where}: needs a mapping `benchmarks` from names to settings")
-    for key, kind in (("name", str), ("version", int), ("image_size", (int, type(None))), ("judge_upstream", str)):
+    for key, kind in _REQUIRED.items():
         if not isinstance(protocol.get(key), kind):
             raise UserError(f"{where}: `{key}` is missing or of the wrong type")
-    if not isinstance(protocol.get("keep_image_features", False), bool):
-        raise UserError(f"{where}: `keep_image_features` is true or false (see eval/features.py)")
+    for key in OPTIONAL.keys() & protocol.keys():
+        OPTIONAL[key](protocol[key], f"{where}: {key}")
     for name, settings in protocol["benchmarks"].items():
         _check_benchmark(f"{where}: benchmarks.{name}", settings)
 
