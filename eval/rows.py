@@ -80,7 +80,8 @@ def _merged(plan: Plan, job: Job, folder: Path):
         if (folder / name).is_file():
             with atomic_write(plan.cells(job) / name) as part:
                 shutil.copyfile(folder / name, part)
-    return backbones.get(plan.recipe.backbone).load(folder / "model", device=plan.recipe.device)
+    backbone, dtype = backbones.get(plan.recipe.backbone), getattr(torch, plan.dtype)
+    return backbone.load(folder / "model", dtype=dtype, device=plan.recipe.device)
 
 
 def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judge_url: str | None) -> tuple[list[dict], dict]:
@@ -107,7 +108,8 @@ def _judge(plan: Plan, benchmarks: list[str]) -> Iterator[str | None]:
     if not any(BENCHMARKS[name].judged for name in benchmarks):
         yield None
         return
-    with judge.running(plan.run / "judge", plan.protocol["judge_upstream"]) as url:
+    upstream, model = plan.protocol["judge_upstream"], plan.protocol.get("judge_model")
+    with judge.running(plan.run / "judge", upstream, model=model) as url:
         yield url
 
 

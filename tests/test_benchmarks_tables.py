@@ -195,6 +195,10 @@ def test_a_wrong_benchmark_is_one_clear_line(smoke, tmp_path, change, message):
     [
         ({"judge_upstream": None}, "`judge_upstream` is missing or of the wrong type"),
         ({"keep_image_features": "yes"}, "keep_image_features: 'yes' is neither true nor false"),
+        ({"judge_modle": "gpt"}, "unknown key 'judge_modle': did you mean 'judge_model'"),
+        ({"judge_model": 4}, "judge_model: 4 is not text"),
+        ({"generation": {"dtype": "bfloat"}}, "generation.dtype: unknown value 'bfloat': did you mean 'bfloat16'"),
+        ({"generation": {"decoding": "sampled"}}, "generation.decoding: unknown value 'sampled'"),
         ({"request_seconds": "long"}, "request_seconds: 'long' is not a number"),
         ({"request_seconds": 0}, "request_seconds: 0 is not a number from 1 to inf"),
     ],

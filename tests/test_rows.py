@@ -1,8 +1,10 @@
 """The row job, the scale rule and what counts as a finished cell, with a merge and a harness that cost nothing."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import torch
 from small_plan import items, score, small_plan
 
 from emkit import methods
@@ -36,7 +38,8 @@ class Fakes:
         self.folder = out
         return {"row": row, "scale": scale}
 
-    def load(self, folder, device):
+    def load(self, folder, dtype, device):
+        self.dtype = dtype
         return (folder / "model.safetensors").read_bytes(), None
 
     def generate(self, model, processor, images, questions, max_new_tokens, features):
@@ -150,6 +153,25 @@ def test_one_failed_benchmark_leaves_the_others_alone_and_is_tried_again(plan, f
     del fakes.broken["VizWiz"]
     rows.run_job(plan, BASE)
     assert plan.is_done(BASE) and fakes.evaluated == ["VizWiz", "GQA", "VizWiz"]
+
+
+def test_a_model_answers_in_the_protocols_dtype_and_in_float32_unless_told(plan, fakes):
+    rows.run_job(plan, BASE)
+    assert fakes.dtype == torch.float32
+    before = plan.expected(BASE, "GQA")["recipe_sha256"]
+    plan.protocol["generation"] = {"dtype": "bfloat16", "decoding": "greedy"}
+    assert plan.expected(BASE, "GQA")["recipe_sha256"] != before
+    rows.run_job(plan, BASE)
+    assert fakes.dtype == torch.bfloat16 and len(fakes.merged) == 2
+
+
+def test_the_judge_is_asked_for_the_protocols_model(tmp_path, monkeypatch):
+    plan = small_plan(tmp_path, benchmarks=["MathVista", "GQA"])
+    given = []
+    monkeypatch.setattr(rows.judge, "running", lambda cache, upstream, model: nullcontext(given.append(model)))
+    plan.protocol["judge_model"] = "gpt-4o-mini-2024-07-18"
+    with rows._judge(plan, plan.benchmarks):
+        assert given == ["gpt-4o-mini-2024-07-18"]
 
 
 def test_the_harness_has_the_time_that_the_protocol_gives_it(plan, fakes):
@@ -308,9 +330,10 @@ def test_a_benchmark_file_that_changed_or_is_gone_is_drawn_again(tmp_path):
     assert not plan.data_is_current(EVALUATION)
 
 
-def test_another_judge_makes_judged_cells_stale_and_no_others(tmp_path):
+@pytest.mark.parametrize("change", [{"judge_upstream": "https://example.org/v1"}, {"judge_model": "another"}])
+def test_another_judge_makes_judged_cells_stale_and_no_others(tmp_path, change):
     plan = small_plan(tmp_path, benchmarks=["MathVista", "GQA"])
     before = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}
-    plan.protocol["judge_upstream"] = "https://example.org/v1"
+    plan.protocol.update(change)
     after = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}
     assert before["GQA"] == after["GQA"] and before["MathVista"] != after["MathVista"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from emkit.errors import UserError
-from emkit.schema import boolean, number
+from emkit.schema import Key, boolean, choice, mapping, nearest, number, text
 from emkit.zoo.data import SUBTASKS
 
 # key: (accepted types, meaning); a protocol may say more about a benchmark, never less.
@@ -24,8 +24,12 @@ BENCHMARK_KEYS = {
     "metric": (str, "what the harness computes, in words"),
     "version": (int, "raised whenever the items or the way they are asked change"),
 }
-# what a protocol may say besides, each with the check of its value
+DTYPES = ("float32", "bfloat16", "float16")
+_GENERATION = {"dtype": Key(choice(*DTYPES), required=False), "decoding": Key(choice("greedy"), required=False)}
+# what a protocol may say besides, each with the check of its value; what nobody reads is an error
 OPTIONAL = {
+    "generation": mapping(_GENERATION),  # dtype: that of the model that answers, float32 unless given
+    "judge_model": text,  # the model that the judge's upstream is asked for, whatever the harness names
     "keep_image_features": boolean,  # whether image features are kept for all rows (eval/features.py)
     "request_seconds": number(1),  # longest time that VLMEvalKit may take over one benchmark of one row
 }
@@ -52,8 +56,12 @@ def check(protocol: object, where: str = "protocol") -> None:
     for key, kind in _REQUIRED.items():
         if not isinstance(protocol.get(key), kind):
             raise UserError(f"{where}: `{key}` is missing or of the wrong type")
-    for key in OPTIONAL.keys() & protocol.keys():
-        OPTIONAL[key](protocol[key], f"{where}: {key}")
+    known = [*_REQUIRED, *OPTIONAL, "benchmarks"]
+    for key, value in protocol.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{key}': {nearest(key, known)}")
+        if key in OPTIONAL:
+            OPTIONAL[key](value, f"{where}: {key}")
     for name, settings in protocol["benchmarks"].items():
         _check_benchmark(f"{where}: benchmarks.{name}", settings)
 
