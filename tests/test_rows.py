@@ -1,11 +1,13 @@
 """The row job, the scale rule and what counts as a finished cell, with a merge and a harness that cost nothing."""
 
+import subprocess
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from small_plan import items, score, small_plan
+from small_plan import SMOKE, items, score, small_plan
 
 from emkit import methods
 from emkit.errors import UserError
@@ -207,6 +209,13 @@ def test_points_of_the_grid_are_scored_on_the_validation_split(plan, fakes):
 
 
 # ---- which jobs there are
+def test_a_plan_imports_neither_what_draws_nor_what_loads_models(tmp_path):
+    """Every small step makes one, and pays for its imports."""
+    code = f"from eval.plan import Plan; Plan({str(SMOKE)!r}).protocol; import sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=SMOKE.parents[3], capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "transformers", "vlmeval", "pandas"} & set(run.stdout.split())
+
+
 def test_random_rows_run_with_every_seed_and_others_once(plan):
     assert [job.name for job in plan.jobs] == ["base/0", "task_arithmetic/0", "expert_merging/0", "expert_merging/1"]
     assert plan.scale_rows == ["task_arithmetic"]

@@ -8,7 +8,7 @@ import yaml
 
 from emkit.errors import UserError
 from emkit.schema import Key, boolean, choice, mapping, nearest, number, text
-from emkit.zoo.data import SUBTASKS
+from emkit.zoo.subtasks import SUBTASKS
 
 # key: (accepted types, meaning); a protocol may say more about a benchmark, never less.
 BENCHMARK_KEYS = {
