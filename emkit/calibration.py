@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from emkit.errors import UserError
-from emkit.files import atomic_dir, lock, sha256_json
+from emkit.files import atomic_dir, lock, read_kept, sha256_json
 from emkit.sequences import Folded, batches, collate, fold
 from emkit.sources import Item, JsonlSource, ZooSource
 from emkit.task_vectors import TaskVectors
@@ -90,7 +91,8 @@ def calibrate(
     """Samples and teacher targets of every expert's task, from ``cache`` where the same were made before.
 
     ``base_model`` is used for its image features only. A cache entry's key is the content of everything that it
-    depends on. ``UserError`` for a calibration set that is empty or too small for the samples asked.
+    depends on; one that cannot be read is made again. ``UserError`` for a calibration set that is empty or too small
+    for the samples asked.
     """
     tasks, keys = {}, {}
     for task, expert in task_vectors.checkpoints.items():
@@ -107,13 +109,14 @@ def calibrate(
         )
         folder = Path(cache) / "calibration" / keys[task]
         with lock(folder.with_suffix(".lock")):
-            if not folder.is_dir():
+            tasks[task] = read_kept(folder, partial(_load, task=task))
+            if tasks[task] is None:
                 teacher, processor = backbone.load(expert.path, device=str(base_model.device))
                 maker = _Maker(backbone, base_model, teacher, processor, settings)
                 made = maker.make(task, source.items(task, seed), progress)
                 with atomic_dir(folder) as part:
                     _save(made, part)
-        tasks[task] = _load(folder, task)
+                tasks[task] = _load(folder, task)
     return Calibration(tasks, settings.hidden_layer, keys)
 
 

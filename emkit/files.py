@@ -9,12 +9,15 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from emkit.errors import UserError
 
+T = TypeVar("T")
 _WORDS = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
@@ -99,6 +102,23 @@ def write_json(path: str | Path, value: object) -> None:
 def read_json(path: str | Path) -> object:
     """The value in a JSON file that emkit wrote."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_kept(path: str | Path, read: Callable[[Path], T]) -> T | None:
+    """``read(path)`` of a cache entry (file or folder); None where there is none, so that the caller makes it.
+
+    An entry that ``read`` cannot make sense of, whatever it raises, counts as none after one line on stderr: a disk
+    that damaged it must not stop this run and every later one, nor be passed over in silence.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        print(f"warning: {path} is unreadable ({what}); it is made again", file=sys.stderr, flush=True)
+        return None
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from emkit.calibration import Calibration, TaskSamples
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
-from emkit.files import sha256_json, write_json
+from emkit.files import read_json, read_kept, sha256_json, write_json
 from emkit.merged_model import MergedModel
 from emkit.objectives import entropy, hidden_alignment, logit_alignment, regulariser
 from emkit.sequences import batches, collate
@@ -172,10 +171,8 @@ class _Variable:
 
     def resume(self, state: Path | None, identity: str) -> list[dict]:
         """Take up the state that an interrupted fit of the same ``identity`` left, and return its history."""
-        if state is None or not state.is_file():
-            return []
-        found = json.loads(state.read_text(encoding="utf-8"))
-        if found["identity"] != identity:
+        found = None if state is None else read_kept(state, read_json)
+        if found is None or found["identity"] != identity:
             return []
         w, first, second = (torch.tensor(found[name], dtype=torch.float64) for name in ("w", "first", "second"))
         self.w.data.copy_(w)

@@ -14,7 +14,7 @@ import torch
 from emkit.calibration import Calibration, Settings, calibrate
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
-from emkit.files import atomic_dir, lock, read_json, sha256_json, write_json
+from emkit.files import atomic_dir, lock, read_json, read_kept, sha256_json, write_json
 from emkit.fit import FitOptions, Optimiser, fit
 from emkit.importance import allocate_chunks, chunked_start, layer_importance
 from emkit.sources import source
@@ -167,7 +167,8 @@ class Learner:
         folder = self.cache / "fits" / key
         state = folder.with_suffix(".state.json")
         with lock(folder.with_suffix(".lock")):
-            if not folder.is_dir():
+            found = read_kept(folder, _read_fit)
+            if found is None:
                 result = fit(
                     self.backbone,
                     self._model,
@@ -184,9 +185,15 @@ class Learner:
                 with atomic_dir(folder) as part:
                     result.coefficients.save(part / "coefficients.json")
                     write_json(part / "history.json", result.history)
+                found = _read_fit(folder)
             state.unlink(missing_ok=True)
-        coefficients = Coefficients.load(folder / "coefficients.json")
-        return coefficients, {"initial": initial, "history": read_json(folder / "history.json")}
+        coefficients, history = found
+        return coefficients, {"initial": initial, "history": history}
+
+
+def _read_fit(folder: Path) -> tuple[Coefficients, list[dict]]:
+    """Coefficients and history of a finished fit."""
+    return Coefficients.load(folder / "coefficients.json"), read_json(folder / "history.json")
 
 
 def _described(calibration: Calibration) -> dict:

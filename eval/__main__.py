@@ -87,11 +87,11 @@ def _zoo(options) -> None:
 
 
 def _data(options) -> None:
-    from eval import benchmarks
+    from eval.benchmarks.writer import write
 
     plan = _load(options)
     out = options.out or plan.data(options.split)
-    benchmarks.write(plan.protocol, options.split, out)
+    write(plan.protocol, options.split, out)
     with atomic_write(out / "key") as part:
         part.write_text(plan.data_key(options.split), encoding="utf-8")
 

@@ -13,11 +13,10 @@ from types import ModuleType
 
 import torch
 from PIL.Image import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from emkit.checkpoints import sha256_tensors
-from emkit.files import atomic_write, lock, sha256_json
+from emkit.files import atomic_write, lock, read_kept, sha256_json
 
 TILES = 64  # in one pass of the tower
 
@@ -34,20 +33,13 @@ def kept(
     key = sha256_json({**identity, "tower": tower, "dtype": str(model.dtype)})
     path = folder / f"{key[:32]}.safetensors"
     with lock(path.with_suffix(".lock")):
-        found = _read(path)
+        found = read_kept(path, load_file)
         if found is None:
             found = _compute(backbone, model, processor, images)
             with atomic_write(path) as part:
                 save_file(found, part)
     starts = found["starts"].tolist()
     return lambda start, stop: found["features"][starts[start] : starts[stop]].to(model.device)
-
-
-def _read(path: Path) -> dict[str, torch.Tensor] | None:
-    try:
-        return load_file(path) if path.is_file() else None
-    except SafetensorError:
-        return None
 
 
 def _compute(backbone: ModuleType, model, processor, images: Sequence[Image]) -> dict[str, torch.Tensor]:

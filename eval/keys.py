@@ -21,6 +21,7 @@ SOURCES = (
     "emkit/methods/*.py",
     "emkit/backbones/*.py",
     "emkit/zoo/data/*.py",  # calibration samples are drawn by it
+    "emkit/zoo/subtasks.py",
     "eval/features.py",
     "eval/rows.py",
     "eval/scores.py",
@@ -28,7 +29,8 @@ SOURCES = (
     "eval/vlm/*.py",
     "eval/judge/*.py",
 )
-DRAWING = ("emkit/zoo/data/*.py", "eval/benchmarks/*.py")  # the code that decides a benchmark's items
+# the code that decides a benchmark's items
+DRAWING = ("emkit/zoo/data/*.py", "emkit/zoo/subtasks.py", "eval/benchmarks/*.py")
 NOT_IN_NUMBERS = ("emkit/cli.py", "emkit/explain.py")
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 LIBRARIES = ("torch", "transformers", "ms-vlmeval", "numpy")

@@ -58,6 +58,11 @@ class Plan:
                 raise UserError(f"{self.path}: unknown benchmark '{benchmark}': {path} has {known}")
         return settings
 
+    @property
+    def dtype(self) -> str:
+        """The number format, by torch's name, in which a merged model answers; merging and fits have their own."""
+        return self.protocol.get("generation", {}).get("dtype", "float32")
+
     def method(self, row: str) -> methods.Method:
         """The method of a row that runs."""
         return methods.get(self.rows[row]["method"])
@@ -218,7 +223,9 @@ class Plan:
             "first_stage": recipe.method_settings(method.inherits) if method.inherits else None,
             "calibration": self._calibration_identity() if method.learned else None,
             "device": recipe.device,
+            "dtype": self.dtype,
             "judge_upstream": self.protocol["judge_upstream"] if asked["judge"] else None,
+            "judge_model": self.protocol.get("judge_model") if asked["judge"] else None,
             "benchmark": asked,
             "image_features": "kept" if self.protocol.get("keep_image_features") else "computed with each answer",
         }

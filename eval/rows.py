@@ -80,13 +80,15 @@ def _merged(plan: Plan, job: Job, folder: Path):
         if (folder / name).is_file():
             with atomic_write(plan.cells(job) / name) as part:
                 shutil.copyfile(folder / name, part)
-    return backbones.get(plan.recipe.backbone).load(folder / "model", device=plan.recipe.device)
+    backbone, dtype = backbones.get(plan.recipe.backbone), getattr(torch, plan.dtype)
+    return backbone.load(folder / "model", dtype=dtype, device=plan.recipe.device)
 
 
 def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judge_url: str | None) -> tuple[list[dict], dict]:
     """Answer a benchmark's questions in batches and let its own class score them: ``(items, harness)``."""
     settings, data = plan.protocol["benchmarks"][benchmark], plan.data(job.split)
-    backbone, prompts = backbones.get(plan.recipe.backbone), client.prompts(data, benchmark)
+    limit = plan.protocol.get("request_seconds", client.REQUEST_SECONDS)
+    backbone, prompts = backbones.get(plan.recipe.backbone), client.prompts(data, benchmark, limit)
     images = [prompt.image for prompt in prompts]
     seen = None
     if plan.protocol.get("keep_image_features", False):
@@ -96,7 +98,7 @@ def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judge_url:
     questions = [prompt.text + settings["suffix"] for prompt in prompts]
     answers = backbone.generate(model, processor, images, questions, settings["max_new_tokens"], features=seen)
     predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
-    result = client.evaluate(data, benchmark, predictions, judge_url=judge_url)
+    result = client.evaluate(data, benchmark, predictions, judge_url, limit)
     return result.items, result.harness
 
 
@@ -106,7 +108,8 @@ def _judge(plan: Plan, benchmarks: list[str]) -> Iterator[str | None]:
     if not any(BENCHMARKS[name].judged for name in benchmarks):
         yield None
         return
-    with judge.running(plan.run / "judge", plan.protocol["judge_upstream"]) as url:
+    upstream, model = plan.protocol["judge_upstream"], plan.protocol.get("judge_model")
+    with judge.running(plan.run / "judge", upstream, model=model) as url:
         yield url
 
 

@@ -18,7 +18,7 @@ from emkit.errors import UserError
 from emkit.zoo import data
 from eval import benchmarks
 from eval.benchmarks.__main__ import main
-from eval.benchmarks.writer import committed_hashes
+from eval.benchmarks.writer import committed_hashes, write
 
 FOLDER = Path(benchmarks.__file__).parent
 PROTOCOLS = [FOLDER / f"internvl-{profile}.yaml" for profile in ("mini", "smoke", "paper")]
@@ -50,7 +50,7 @@ def smoke() -> dict:
 @pytest.fixture(scope="module")
 def written(smoke, tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("benchmarks")
-    return folder, benchmarks.write(smoke, "evaluation", folder)
+    return folder, write(smoke, "evaluation", folder)
 
 
 @pytest.mark.parametrize("path", PROTOCOLS, ids=lambda p: p.stem)
@@ -127,11 +127,7 @@ def test_refcoco_boxes_are_pixels_of_the_image(written):
 
 def test_writing_again_gives_the_same_bytes_and_the_manifest_names_them(written, smoke, tmp_path):
     folder, manifest = written
-    assert (
-        benchmarks.write(smoke, "evaluation", tmp_path)
-        == manifest
-        == json.loads((folder / "manifest.json").read_text())
-    )
+    assert write(smoke, "evaluation", tmp_path) == manifest == json.loads((folder / "manifest.json").read_text())
     for file, digest in manifest["files"].items():
         assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
         assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
@@ -154,13 +150,13 @@ def test_drawn_items_are_the_committed_ones(profile, tmp_path):
     protocol = benchmarks.load(FOLDER / f"internvl-{profile}.yaml")
     found = {}
     for split in ("evaluation", "validation"):
-        entries = benchmarks.write(protocol, split, tmp_path / split)["benchmarks"]
+        entries = write(protocol, split, tmp_path / split)["benchmarks"]
         found |= {f"{split}/{name}": entry["sha256"] for name, entry in entries.items()}
     assert found == committed_hashes(f"internvl-{profile}")
 
 
 def test_no_item_of_evaluation_is_in_validation(smoke, written, tmp_path):
-    benchmarks.write(smoke, "validation", tmp_path)
+    write(smoke, "validation", tmp_path)
     for file in written[1]["files"]:
         images = [{row["image"] for row in read(folder / file)} for folder in (tmp_path, written[0])]
         assert images[0].isdisjoint(images[1])
@@ -169,7 +165,7 @@ def test_no_item_of_evaluation_is_in_validation(smoke, written, tmp_path):
 def test_a_difference_from_the_committed_items_is_said(smoke, tmp_path, capsys):
     changed = json.loads(json.dumps(smoke))
     changed["benchmarks"] = {"GQA": changed["benchmarks"]["GQA"] | {"seed": 26}}
-    benchmarks.write(changed, "validation", tmp_path)
+    write(changed, "validation", tmp_path)
     assert "the validation items of GQA differ from the committed ones" in capsys.readouterr().err
 
 
@@ -186,15 +182,35 @@ def test_a_difference_from_the_committed_items_is_said(smoke, tmp_path, capsys):
         ({"judge": "no"}, "benchmarks.GQA.judge"),
     ],
 )
+def test_a_wrong_benchmark_is_one_clear_line(smoke, tmp_path, change, message):
+    refused({**smoke, "benchmarks": {"GQA": smoke["benchmarks"]["GQA"] | change}}, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"judge_upstream": None}, "`judge_upstream` is missing or of the wrong type"),
+        ({"keep_image_features": "yes"}, "keep_image_features: 'yes' is neither true nor false"),
+        ({"judge_modle": "gpt"}, "unknown key 'judge_modle': did you mean 'judge_model'"),
+        ({"judge_model": 4}, "judge_model: 4 is not text"),
+        ({"generation": {"dtype": "bfloat"}}, "generation.dtype: unknown value 'bfloat': did you mean 'bfloat16'"),
+        ({"generation": {"decoding": "sampled"}}, "generation.decoding: unknown value 'sampled'"),
+        ({"request_seconds": "long"}, "request_seconds: 'long' is not a number"),
+        ({"request_seconds": 0}, "request_seconds: 0 is not a number from 1 to inf"),
+    ],
+)
 def test_a_wrong_protocol_is_one_clear_line(smoke, tmp_path, change, message):
-    protocol = {**smoke, "benchmarks": {"GQA": smoke["benchmarks"]["GQA"] | change}}
+    refused(smoke | change, tmp_path, message)
+
+
+def refused(protocol: dict, tmp_path: Path, message: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(yaml.safe_dump(protocol))
     with pytest.raises(UserError, match=message) as caught:
         benchmarks.load(path)
     assert "\n" not in str(caught.value) and "wrong.yaml" in str(caught.value)
     with pytest.raises(UserError, match=message):
-        benchmarks.write(protocol, "evaluation", tmp_path / "out")
+        write(protocol, "evaluation", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -209,17 +225,17 @@ def test_missing_keys_files_splits_and_published_sets_are_refused(smoke, tmp_pat
         benchmarks.load(tmp_path / "empty.yaml")
     gqa = {k: v for k, v in smoke["benchmarks"]["GQA"].items() if k != "suffix"}
     with pytest.raises(UserError, match="`suffix` is missing"):
-        benchmarks.write({**smoke, "benchmarks": {"GQA": gqa}}, "evaluation", tmp_path)
+        write({**smoke, "benchmarks": {"GQA": gqa}}, "evaluation", tmp_path)
     with pytest.raises(UserError, match="unknown split 'test'"):
-        benchmarks.write(smoke, "test", tmp_path)
+        write(smoke, "test", tmp_path)
     with pytest.raises(UserError, match="VizWiz is a published set"):
-        benchmarks.write(benchmarks.load(FOLDER / "internvl-paper.yaml"), "evaluation", tmp_path / "paper")
+        write(benchmarks.load(FOLDER / "internvl-paper.yaml"), "evaluation", tmp_path / "paper")
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(smoke, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        benchmarks.write(smoke, "evaluation", tmp_path / "file" / "out")
+        write(smoke, "evaluation", tmp_path / "file" / "out")
 
 
 def test_the_command_prints_an_error_and_no_traceback(tmp_path, capsys):

@@ -40,6 +40,13 @@ def test_answers_are_those_of_generating_without(model, items, tmp_path):
     assert with_features == internvl.generate(*model, *items, 8)
 
 
+def test_a_model_in_bfloat16_has_features_and_answers(tiny_zoo, items, tmp_path):
+    model = internvl.load(tiny_zoo / "base", dtype=torch.bfloat16)
+    kept = features.kept(tmp_path, {}, internvl, *model, items[0])
+    assert kept(0, 6).dtype == torch.bfloat16
+    assert len(internvl.generate(*model, *items, 4, features=kept)) == len(internvl.generate(*model, *items, 4)) == 6
+
+
 def test_a_second_model_with_the_same_tower_computes_nothing(model, items, tmp_path, monkeypatch):
     calls = counted(monkeypatch)
     first = features.kept(tmp_path, {}, internvl, *model, items[0])(0, 6)
@@ -52,7 +59,7 @@ def test_a_second_model_with_the_same_tower_computes_nothing(model, items, tmp_p
 
 
 @pytest.mark.parametrize("change", ["tower", "items", "damage"])
-def test_they_are_made_again_when_anything_changed(model, items, tmp_path, monkeypatch, change):
+def test_they_are_made_again_when_anything_changed(model, items, tmp_path, monkeypatch, capfd, change):
     features.kept(tmp_path, {"items": "a"}, internvl, *model, items[0])
     calls = counted(monkeypatch)
     if change == "tower":
@@ -64,4 +71,5 @@ def test_they_are_made_again_when_anything_changed(model, items, tmp_path, monke
     found = features.kept(tmp_path, {"items": "b" if change == "items" else "a"}, internvl, *model, items[0])
     pixels = internvl.encode(model[1], items[0], [""] * 6)["pixel_values"]
     assert sum(calls) == len(pixels)
+    assert ("is unreadable" in capfd.readouterr().err) == (change == "damage")
     torch.testing.assert_close(found(0, 6), internvl.image_features(model[0], pixels))

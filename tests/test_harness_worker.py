@@ -13,11 +13,13 @@ import pytest
 import tiny_benchmarks
 
 from emkit.errors import UserError
+from emkit.files import write_json
 from eval import judge
 from eval.judge import rules
 from eval.judge.upstream import UpstreamError
 from eval.vlm import client
 from eval.vlm.benchmarks import BENCHMARKS
+from eval.vlm.watch import Watch
 
 RIGHT_BOX, WRONG_BOX = "[250,250,500,500]", "[0,0,100,100]"  # thousandths; the true box is (8, 6, 16, 12) of 32 x 24
 
@@ -199,6 +201,43 @@ class TestWorker:
             time.sleep(0.1)
         assert not _alive(pid)
         assert worker_pid(data) != pid
+
+    def test_scoring_that_takes_too_long_is_an_error_and_the_next_request_has_a_fresh_worker(self, data):
+        pid = worker_pid(data)
+        assert os.getpgid(pid) == pid != os.getpgid(0)
+        answers = predictions(data, "MathVista", ["12"] * 5)
+        with socket.socket() as silent:  # a judge that takes calls and never answers
+            silent.bind(("127.0.0.1", 0))
+            silent.listen(64)
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/chat/completions"
+            with pytest.raises(UserError, match=r"at MathVista for more than 2 s.*raise request_seconds") as caught:
+                client.evaluate(data, "MathVista", answers, judge_url=url, seconds=2)
+        assert "\n" not in str(caught.value)
+        deadline = time.monotonic() + 10
+        while _alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not _alive(pid)
+        assert client.evaluate(data, "GQA", predictions(data, "GQA", ["No", "blue", "none"])).n == 3
+        assert worker_pid(data) != pid
+
+    def test_a_worker_that_hangs_over_a_dead_clients_request_is_replaced(self, data):
+        answers = {prompt.index: "No" for prompt in client.prompts(data, "GQA")}
+        pid = worker_pid(data)
+        os.kill(pid, signal.SIGSTOP)
+        write_json(client.socket_path(data).with_suffix(".work"), {"id": "a dead client's", "until": 0})
+        assert client.evaluate(data, "GQA", answers, seconds=3).n == 3
+        assert worker_pid(data) != pid and not _alive(pid)
+
+    def test_waiting_for_another_request_is_no_hanging(self, tmp_path):
+        work, killed = tmp_path / "w.work", []
+        write_json(work, {"id": "another's", "until": time.monotonic() + 1.5})
+        with subprocess.Popen(["sleep", "60"], process_group=0) as worker:
+            with Watch(worker.pid, work, "ours", 0.2) as watch:
+                time.sleep(0.8)
+                killed.append(worker.poll())
+                worker.wait(20)
+            killed.append(worker.returncode)
+        assert killed == [None, -signal.SIGKILL] and not watch.killed_ours
 
     def test_a_worker_that_cannot_start_shows_its_log(self, data, tmp_path, monkeypatch):
         other = tmp_path / "data"

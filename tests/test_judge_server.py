@@ -38,6 +38,7 @@ def service():
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             server.calls += 1
             server.keys.add(self.headers["Authorization"])
+            server.models.append(request["model"])
             status = server.status
             body = {"error": {"message": f"bad key {KEY}"}}
             if status == 200:
@@ -55,7 +56,7 @@ def service():
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.calls, server.keys, server.status = 0, set(), 200
+    server.calls, server.keys, server.models, server.status = 0, set(), [], 200
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -95,6 +96,15 @@ def test_a_failing_upstream_is_an_error_without_the_key_and_is_not_kept(tmp_path
         status, reply = post(url, HELLO)
     assert status == 502 and KEY not in json.dumps(reply) and "401" in reply["error"]["message"]
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_the_upstream_is_asked_for_the_pinned_model(tmp_path, service, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    upstream = f"http://127.0.0.1:{service.server_address[1]}/v1"
+    for model in (None, "pinned-2024-07-18", "pinned-2024-07-18", "another"):
+        with judge.running(tmp_path, upstream, model=model) as url:
+            assert post(url, HELLO)[0] == 200
+    assert service.models == [HELLO["model"], "pinned-2024-07-18", "another"]  # and no model's reply is another's
 
 
 def test_calls_have_a_cap(tmp_path, service, monkeypatch):

@@ -158,6 +158,39 @@ def test_a_killed_row_resumes_its_fit(run, recipe, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "damaged",
+    [
+        "fits/*/coefficients.json",
+        "fits/*/history.json",
+        "calibration/*/samples.json",
+        "calibration/*/teacher.safetensors",
+    ],
+)
+def test_a_damaged_cache_entry_is_named_and_made_again(run, tmp_path, capfd, damaged):
+    whole, _, _ = run("expert_merging")
+    file = sorted((tmp_path / "cache").glob(damaged))[0]
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    capfd.readouterr()
+    assert run("expert_merging", name="again")[0] == whole
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "warning: " in line]
+    assert len(warnings) == 1 and str(file.parent) in warnings[0] and "is made again" in warnings[0]
+    assert file.read_bytes() == content
+    run("expert_merging", name="third")
+    assert "warning" not in capfd.readouterr().err
+
+
+def test_a_damaged_state_of_a_fit_is_named_and_the_fit_begins_anew(run, tmp_path, capfd):
+    whole, _, _ = run("expert_merging")
+    cache = tmp_path / "cache"
+    (folder,) = [path for path in (cache / "fits").iterdir() if path.is_dir()]
+    shutil.rmtree(folder)
+    folder.with_suffix(".state.json").write_text('{"identity": ', encoding="utf-8")
+    assert run("expert_merging", name="again")[0] == whole
+    assert f"warning: {folder.with_suffix('.state.json')} is unreadable" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
     "row, scale, match",
     [
         ("task_arithmetic", None, "row 'task_arithmetic' needs a scale"),

@@ -11,13 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 from small_plan import SMOKE
 
+from emkit.files import read_json
+from eval import scores
 from eval.plan import EVALUATION, VALIDATION, Job, Plan
+from eval.vlm import client
 
 ROOT = Path(__file__).parent.parent
 RECIPE = Path("emkit/recipes/smoke/few.yaml")
@@ -55,9 +59,12 @@ def plan_of(folder: Path, monkeypatch) -> Plan:
     return Plan(RECIPE)
 
 
-def start(folder: Path) -> subprocess.Popen:
+REPRODUCE = ("reproduce", str(RECIPE), "--jobs", "2")
+
+
+def start(folder: Path, step: Sequence[str] = REPRODUCE) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    command = [sys.executable, "-m", "eval", "reproduce", str(RECIPE), "--jobs", "2"]
+    command = [sys.executable, "-m", "eval", *step]
     with open(folder / "output", "ab") as output:
         return subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -71,9 +78,9 @@ def stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def finish(folder: Path) -> float:
+def finish(folder: Path, step: Sequence[str] = REPRODUCE) -> float:
     """Run to the end; returns the seconds it took."""
-    began, process = time.monotonic(), start(folder)
+    began, process = time.monotonic(), start(folder, step)
     try:
         status = process.wait(timeout=3 * LIMIT)
     finally:
@@ -83,9 +90,9 @@ def finish(folder: Path) -> float:
     return time.monotonic() - began
 
 
-def kill_when(folder: Path, reached) -> None:
+def kill_when(folder: Path, reached, step: Sequence[str] = REPRODUCE) -> None:
     """Run until ``reached()`` and kill the run there."""
-    process, began = start(folder), time.monotonic()
+    process, began = start(folder, step), time.monotonic()
     try:
         while not reached():
             assert process.poll() is None, "it ended before it could be killed: " + (folder / "output").read_text()
@@ -140,6 +147,25 @@ def test_killed_at_every_stage_it_ends_with_the_identical_results(fresh, undistu
     finish(folder)
     assert results(folder) == results(undisturbed)
     assert scored and all(path.stat().st_mtime_ns == before for path, before in scored.items())
+
+
+@pytest.mark.timeout(900)
+def test_killed_while_a_cell_is_being_scored_it_ends_with_the_identical_table(undisturbed, tmp_path, monkeypatch):
+    """One cell is missing; the row is killed while the harness is at it, and run once more."""
+    folder = shutil.copytree(undisturbed, tmp_path / "clone")
+    plan = plan_of(folder, monkeypatch)
+    monkeypatch.setattr(client, "_PACKAGE_ROOT", folder)  # the worker of that copy
+    work = client.socket_path(folder / plan.data(EVALUATION)).with_suffix(".work")
+    cell, row = plan.cell(Job("base", 0), "MathVista"), ("row", str(RECIPE), "base", "0")
+    for path in (cell, scores.items_path(cell), plan.table):
+        path.unlink()
+    kill_when(folder, lambda: work.is_file() and read_json(work)["id"], row)
+    assert not cell.exists() and list(plan.run.glob("tmp/**/*.safetensors"))
+    finish(folder, row)
+    finish(folder, ("table", str(RECIPE)))
+    assert plan.table.read_bytes() == (undisturbed / plan.table).read_bytes()
+    assert results(folder) == results(undisturbed)
+    assert not list(plan.run.glob("tmp/**/*.safetensors"))
 
 
 @pytest.mark.timeout(600)

@@ -1,9 +1,13 @@
 """The row job, the scale rule and what counts as a finished cell, with a merge and a harness that cost nothing."""
 
+import subprocess
+import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from small_plan import items, score, small_plan
+import torch
+from small_plan import SMOKE, items, score, small_plan
 
 from emkit import methods
 from emkit.errors import UserError
@@ -19,7 +23,7 @@ class Fakes:
     """Stands in for merging, model and harness; counts what was asked of it."""
 
     def __init__(self, monkeypatch):
-        self.merged, self.evaluated, self.broken = [], [], {}
+        self.merged, self.evaluated, self.broken, self.seconds = [], [], {}, set()
         monkeypatch.setattr(methods, "merge_row", self.merge)
         monkeypatch.setattr(rows.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate))
         monkeypatch.setattr(rows.features, "kept", lambda *about: "features")
@@ -36,17 +40,20 @@ class Fakes:
         self.folder = out
         return {"row": row, "scale": scale}
 
-    def load(self, folder, device):
+    def load(self, folder, dtype, device):
+        self.dtype = dtype
         return (folder / "model.safetensors").read_bytes(), None
 
     def generate(self, model, processor, images, questions, max_new_tokens, features):
         assert model == b"weights" and features == "features"
         return [RIGHT for _ in questions]
 
-    def prompts(self, data, benchmark):
+    def prompts(self, data, benchmark, seconds):
+        self.seconds.add(seconds)
         return [SimpleNamespace(index=str(i), image=None, text="?") for i in range(4)]
 
-    def evaluate(self, data, benchmark, predictions, judge_url=None):
+    def evaluate(self, data, benchmark, predictions, judge_url, seconds):
+        self.seconds.add(seconds)
         self.evaluated.append(benchmark)
         if benchmark in self.broken:
             raise self.broken[benchmark]
@@ -150,6 +157,34 @@ def test_one_failed_benchmark_leaves_the_others_alone_and_is_tried_again(plan, f
     assert plan.is_done(BASE) and fakes.evaluated == ["VizWiz", "GQA", "VizWiz"]
 
 
+def test_a_model_answers_in_the_protocols_dtype_and_in_float32_unless_told(plan, fakes):
+    rows.run_job(plan, BASE)
+    assert fakes.dtype == torch.float32
+    before = plan.expected(BASE, "GQA")["recipe_sha256"]
+    plan.protocol["generation"] = {"dtype": "bfloat16", "decoding": "greedy"}
+    assert plan.expected(BASE, "GQA")["recipe_sha256"] != before
+    rows.run_job(plan, BASE)
+    assert fakes.dtype == torch.bfloat16 and len(fakes.merged) == 2
+
+
+def test_the_judge_is_asked_for_the_protocols_model(tmp_path, monkeypatch):
+    plan = small_plan(tmp_path, benchmarks=["MathVista", "GQA"])
+    given = []
+    monkeypatch.setattr(rows.judge, "running", lambda cache, upstream, model: nullcontext(given.append(model)))
+    plan.protocol["judge_model"] = "gpt-4o-mini-2024-07-18"
+    with rows._judge(plan, plan.benchmarks):
+        assert given == ["gpt-4o-mini-2024-07-18"]
+
+
+def test_the_harness_has_the_time_that_the_protocol_gives_it(plan, fakes):
+    rows.run_job(plan, BASE)
+    assert fakes.seconds == {client.REQUEST_SECONDS}
+    fakes.seconds.clear()
+    plan.protocol["request_seconds"] = 60
+    rows.run_job(plan, plan.points("task_arithmetic")[0])
+    assert fakes.seconds == {60}
+
+
 def test_no_judge_is_a_status_of_its_own(plan, fakes):
     fakes.broken["GQA"] = client.NoJudge("no key")
     rows.run_job(plan, BASE)
@@ -174,6 +209,13 @@ def test_points_of_the_grid_are_scored_on_the_validation_split(plan, fakes):
 
 
 # ---- which jobs there are
+def test_a_plan_imports_neither_what_draws_nor_what_loads_models(tmp_path):
+    """Every small step makes one, and pays for its imports."""
+    code = f"from eval.plan import Plan; Plan({str(SMOKE)!r}).protocol; import sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=SMOKE.parents[3], capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "transformers", "vlmeval", "pandas"} & set(run.stdout.split())
+
+
 def test_random_rows_run_with_every_seed_and_others_once(plan):
     assert [job.name for job in plan.jobs] == ["base/0", "task_arithmetic/0", "expert_merging/0", "expert_merging/1"]
     assert plan.scale_rows == ["task_arithmetic"]
@@ -321,9 +363,10 @@ def test_a_benchmark_file_that_changed_or_is_gone_is_drawn_again(tmp_path):
     assert not plan.data_is_current(EVALUATION)
 
 
-def test_another_judge_makes_judged_cells_stale_and_no_others(tmp_path):
+@pytest.mark.parametrize("change", [{"judge_upstream": "https://example.org/v1"}, {"judge_model": "another"}])
+def test_another_judge_makes_judged_cells_stale_and_no_others(tmp_path, change):
     plan = small_plan(tmp_path, benchmarks=["MathVista", "GQA"])
     before = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}
-    plan.protocol["judge_upstream"] = "https://example.org/v1"
+    plan.protocol.update(change)
     after = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}
     assert before["GQA"] == after["GQA"] and before["MathVista"] != after["MathVista"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from emkit.errors import UserError
-from emkit.zoo.data import SUBTASKS
+from emkit.schema import Key, boolean, choice, mapping, nearest, number, text
+from emkit.zoo.subtasks import SUBTASKS
 
 # key: (accepted types, meaning); a protocol may say more about a benchmark, never less.
 BENCHMARK_KEYS = {
@@ -23,6 +24,16 @@ BENCHMARK_KEYS = {
     "metric": (str, "what the harness computes, in words"),
     "version": (int, "raised whenever the items or the way they are asked change"),
 }
+DTYPES = ("float32", "bfloat16", "float16")
+_GENERATION = {"dtype": Key(choice(*DTYPES), required=False), "decoding": Key(choice("greedy"), required=False)}
+# what a protocol may say besides, each with the check of its value; what nobody reads is an error
+OPTIONAL = {
+    "generation": mapping(_GENERATION),  # dtype: that of the model that answers, float32 unless given
+    "judge_model": text,  # the model that the judge's upstream is asked for, whatever the harness names
+    "keep_image_features": boolean,  # whether image features are kept for all rows (eval/features.py)
+    "request_seconds": number(1),  # longest time that VLMEvalKit may take over one benchmark of one row
+}
+_REQUIRED = {"name": str, "version": int, "image_size": (int, type(None)), "judge_upstream": str}
 
 
 def load(path: str | Path) -> dict:
@@ -42,11 +53,15 @@ def check(protocol: object, where: str = "protocol") -> None:
     """Raise `UserError` unless `protocol` has everything that writing and asking need."""
     if not isinstance(protocol, dict) or not isinstance(protocol.get("benchmarks"), dict) or not protocol["benchmarks"]:
         raise UserError(f"{where}: needs a mapping `benchmarks` from names to settings")
-    for key, kind in (("name", str), ("version", int), ("image_size", (int, type(None))), ("judge_upstream", str)):
+    for key, kind in _REQUIRED.items():
         if not isinstance(protocol.get(key), kind):
             raise UserError(f"{where}: `{key}` is missing or of the wrong type")
-    if not isinstance(protocol.get("keep_image_features", False), bool):
-        raise UserError(f"{where}: `keep_image_features` is true or false (see eval/features.py)")
+    known = [*_REQUIRED, *OPTIONAL, "benchmarks"]
+    for key, value in protocol.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{key}': {nearest(key, known)}")
+        if key in OPTIONAL:
+            OPTIONAL[key](value, f"{where}: {key}")
     for name, settings in protocol["benchmarks"].items():
         _check_benchmark(f"{where}: benchmarks.{name}", settings)
 

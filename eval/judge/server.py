@@ -23,9 +23,10 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256  # the harness calls from 64 threads at once
 
-    def __init__(self, port: int, cache: Path, upstream: str, calls: int):
+    def __init__(self, port: int, cache: Path, upstream: str, calls: int, model: str | None):
         self.upstream = open_upstream(upstream, calls)
         self.cache = Cache(cache, self.upstream.name)
+        self.model = model
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
@@ -49,6 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(400, "the request is not JSON")
         if wrong := _wrong(request):
             return self._fail(400, wrong)
+        if self.server.model:  # before the cache is asked: it holds what the upstream was asked
+            request["model"] = self.server.model
         try:
             reply = self.server.cache.get(request)
             if reply is None:
@@ -88,9 +91,14 @@ def _wrong(request) -> str:
 
 
 @contextlib.contextmanager
-def running(cache_dir: str | Path, upstream: str = "rules", calls: int = CALLS) -> Iterator[str]:
-    """Run a judge in threads of this process for the time of the block; yields its URL (the whole path)."""
-    server = _Server(0, Path(cache_dir), upstream, calls)
+def running(
+    cache_dir: str | Path, upstream: str = "rules", calls: int = CALLS, model: str | None = None
+) -> Iterator[str]:
+    """Run a judge in threads of this process for the time of the block; yields its URL (the whole path).
+
+    ``model`` is what the upstream is asked for, whatever a request names; None leaves the request's own.
+    """
+    server = _Server(0, Path(cache_dir), upstream, calls, model)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -108,9 +116,10 @@ def cli(argv: list[str]) -> int:
     parser.add_argument("--cache", type=Path, required=True, help="folder of requests and replies")
     parser.add_argument("--upstream", default="rules", help="rules, or the https:// base URL of a service")
     parser.add_argument("--calls", type=int, default=CALLS, help=f"most calls of the service (default {CALLS})")
+    parser.add_argument("--model", help="model to ask the service for (default: what a request names)")
     options = parser.parse_args(argv)
     try:
-        server = _Server(options.port, options.cache, options.upstream, options.calls)
+        server = _Server(options.port, options.cache, options.upstream, options.calls, options.model)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

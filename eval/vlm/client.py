@@ -1,7 +1,8 @@
 """Prompts and scores from VLMEvalKit, through a worker process that loads it once (never imported here).
 
 The first call starts the worker; later calls, also of other processes, find it by a unix socket in a private
-folder under the temporary directory.  A worker that died, however it died, is replaced by the next call.
+folder under the temporary directory.  A worker that died, however it died, is replaced by the next call; one that
+is at a request for longer than it may be is killed with its process group (:mod:`eval.vlm.watch`).
 """
 
 import base64
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +26,9 @@ from PIL import Image
 from emkit.errors import UserError
 from emkit.files import atomic_write, lock, sha256_file
 from eval.vlm import benchmarks
+from eval.vlm.watch import Watch
 
+REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
 START_SECONDS = 300.0
 _PACKAGE_ROOT = Path(__file__).parents[2]
 _CARRIED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "SYSTEMROOT")
@@ -54,10 +58,11 @@ class Evaluation:
     harness: dict
 
 
-def prompts(data_dir: str | Path, benchmark: str) -> list[Prompt]:
+def prompts(data_dir: str | Path, benchmark: str, seconds: float = REQUEST_SECONDS) -> list[Prompt]:
     """Every item of ``benchmark`` as its dataset class's own ``build_prompt`` makes it, in the TSV's order.
 
     The texts are kept in ``data_dir/prompts/<benchmark>.jsonl`` for as long as the TSV and the harness are the same.
+    Raises :class:`UserError` when that takes the worker more than ``seconds``.
     """
     data_dir, known = _folder(data_dir), benchmarks.get(benchmark)
     tsv, kept = data_dir / known.tsv, data_dir / "prompts" / f"{benchmark}.jsonl"
@@ -66,7 +71,7 @@ def prompts(data_dir: str | Path, benchmark: str) -> list[Prompt]:
     header = {"benchmark": benchmark, "tsv_sha256": sha256_file(tsv), "harness": _code_sha256()}
     lines = _kept(kept, header)
     if lines is None:
-        lines = _ask(data_dir, {"do": "prompts", "benchmark": benchmark})
+        lines = _ask(data_dir, {"do": "prompts", "benchmark": benchmark}, seconds)
         with atomic_write(kept) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]), encoding="utf-8")
     images = _images(tsv)
@@ -78,24 +83,26 @@ def evaluate(
     benchmark: str,
     predictions: dict[str, str],
     judge_url: str | None = None,
+    seconds: float = REQUEST_SECONDS,
 ) -> Evaluation:
     """Score one row's answers with the class's own ``evaluate``; ``predictions`` maps every prompt's index to a text.
 
     ``judge_url`` is the judge's whole path (:func:`eval.judge.running`), needed by MathVista and MATH-Vision.
     The harness's own files live in a temporary folder for the time of the call.
-    Raises :class:`NoJudge` when the judge did not answer, :class:`UserError` for any other failure.
+    Raises :class:`NoJudge` when the judge did not answer, :class:`UserError` for any other failure, also for scoring
+    that takes the worker more than ``seconds``.
     """
     benchmarks.get(benchmark)
     if not all(isinstance(text, str) for text in predictions.values()):
         raise UserError(f"{benchmark}: a prediction is no text")
     texts = {str(index): text for index, text in predictions.items()}
     request = {"do": "evaluate", "benchmark": benchmark, "predictions": texts, "judge_url": judge_url}
-    return Evaluation(**_ask(_folder(data_dir), request))
+    return Evaluation(**_ask(_folder(data_dir), request, seconds))
 
 
 def versions(data_dir: str | Path) -> dict[str, str]:
     """Versions of the harness and its numerical packages, as the worker sees them."""
-    return _ask(_folder(data_dir), {"do": "versions"})
+    return _ask(_folder(data_dir), {"do": "versions"}, REQUEST_SECONDS)
 
 
 # ------------------------------------------------------------------------------------------- prompts
@@ -132,20 +139,31 @@ def _decode(images: list[str], row: int, tsv: Path) -> Image.Image:
 
 
 # -------------------------------------------------------------------------------------------- worker
-def _ask(data_dir: Path, request: dict):
-    """Send one request; start or replace the worker as often as it takes, three times at most."""
-    line = json.dumps(request).encode() + b"\n"
+def _ask(data_dir: Path, request: dict, seconds: float):
+    """Send one request; start or replace the worker as often as it takes, three times at most.
+
+    A worker that took too long over another's request is replaced as one that died is; over ours, it is an error.
+    """
+    request = request | {"id": uuid.uuid4().hex, "seconds": seconds}
+    line, work = json.dumps(request).encode() + b"\n", socket_path(data_dir).with_suffix(".work")
     for _ in range(3):
-        connection = _connect(data_dir)
-        try:
-            with connection, connection.makefile("rwb") as stream:
-                stream.write(line)
-                stream.flush()
-                reply = stream.readline()
-        except OSError:
-            continue
+        connection, worker = _connect(data_dir)
+        with Watch(worker, work, request["id"], seconds) as watch:
+            try:
+                with connection, connection.makefile("rwb") as stream:
+                    stream.write(line)
+                    stream.flush()
+                    reply = stream.readline()
+            except OSError:
+                reply = b""
         if reply.endswith(b"\n"):
             return _result(json.loads(reply), data_dir)
+        if watch.killed_ours:
+            what = request.get("benchmark", request["do"])
+            raise UserError(
+                f"VLMEvalKit was at {what} for more than {seconds:g} s, so its worker was killed: "
+                "if it needs that long, raise request_seconds in the protocol"
+            )
     raise UserError(f"the scoring worker died three times over the same request; its log ends:\n{_log_tail(data_dir)}")
 
 
@@ -188,10 +206,12 @@ def _code_sha256() -> str:
     return digest.hexdigest()
 
 
-def _connect(data_dir: Path) -> socket.socket:
+def _connect(data_dir: Path) -> tuple[socket.socket, int]:
+    """A connection to the worker, and the worker's process id (that of its group, too)."""
     path = socket_path(data_dir)
     with lock(path.with_suffix(".lock")):
-        return _dial(path) or _start(data_dir, path)
+        connection = _dial(path) or _start(data_dir, path)
+        return connection, int(path.with_suffix(".alive").read_text(encoding="utf-8"))
 
 
 def _dial(path: Path) -> socket.socket | None:
@@ -205,12 +225,18 @@ def _dial(path: Path) -> socket.socket | None:
 
 
 def _start(data_dir: Path, path: Path) -> socket.socket:
-    """Start a worker (unless one is just starting) and wait until it listens."""
+    """Start a worker in a process group of its own (unless one is just starting) and wait until it listens."""
     command = [sys.executable, "-m", "eval.vlm.worker", "--data", str(data_dir), "--socket", str(path)]
     with open(path.with_suffix(".log"), "ab") as log:
         log.truncate(0)
         process = subprocess.Popen(
-            command, cwd=_PACKAGE_ROOT, env=_environment(data_dir), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command,
+            cwd=_PACKAGE_ROOT,
+            env=_environment(data_dir),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            process_group=0,
         )
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

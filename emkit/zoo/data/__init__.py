@@ -16,6 +16,7 @@ from emkit.zoo.data.lexicon import lexicon
 from emkit.zoo.data.qa import QA
 from emkit.zoo.data.regions import Region, patch_targets
 from emkit.zoo.data.sampling import SPLITS, Draw, sample_spec
+from emkit.zoo.subtasks import DOMAINS, SUBTASKS
 
 __all__ = [
     "DOMAINS",
@@ -30,26 +31,6 @@ __all__ = [
     "patch_targets",
     "prompt",
 ]
-
-SUBTASKS = (
-    "vizwiz",
-    "gqa",
-    "mathvista",
-    "mathvision",
-    "chartqa",
-    "textvqa",
-    "ocrvqa",
-    "refcoco",
-    "refcoco+",
-    "refcocog",
-)
-DOMAINS = {
-    "VQA": ("vizwiz", "gqa"),
-    "Geometry": ("mathvista", "mathvision"),
-    "Chart": ("chartqa",),
-    "OCR": ("textvqa", "ocrvqa"),
-    "Grounding": ("refcoco", "refcoco+", "refcocog"),
-}
 
 # What VLMEvalKit's dataset classes or its InternVL model append, except to mathematical and grounding questions.
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
