@@ -149,7 +149,7 @@ def test_killed_at_every_stage_it_ends_with_the_identical_results(fresh, undistu
     assert scored and all(path.stat().st_mtime_ns == before for path, before in scored.items())
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 def test_killed_while_a_cell_is_being_scored_it_ends_with_the_identical_table(undisturbed, tmp_path, monkeypatch):
     """One cell is missing; the row is killed while the harness is at it, and run once more."""
     folder = shutil.copytree(undisturbed, tmp_path / "clone")
