@@ -9,7 +9,7 @@ from emkit import explain, recipe
 from emkit.cli import main
 from emkit.methods import REGISTRY, REQUIRED
 
-MINI = Path(recipe.__file__).parent / "recipes" / "mini" / "internvl.yaml"
+SMOKE = Path(recipe.__file__).parent / "recipes" / "smoke" / "internvl.yaml"  # it has a row for each kind of method
 SOURCES = ("authors", "original", "paper", "Section", "Eq.", "Appendix", "ours", "mergekit", "public", "as run")
 
 
@@ -57,18 +57,19 @@ def test_a_recipe_adds_the_numbers_in_use_with_their_sources(tmp_path):
 
 
 def test_settings_inherited_from_another_method_show_its_source():
-    text = explain.method("adamerging_pp", recipe.load(MINI))
+    text = explain.method("adamerging_pp", recipe.load(SMOKE))
     assert "initial = 0.3  (original: 0.3)" in text and "density = 0.2  (original: TIES" in text
 
 
 def test_the_command_line(capsys):
     assert main(["explain"]) == 0
-    assert all(name in capsys.readouterr().out for name in REGISTRY)
-    assert main(["explain", "wudi", "--recipe", str(MINI)]) == 0
-    assert "iterations = 300  (original: 300)" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in REGISTRY)
+    assert main(["explain", "wudi", "--recipe", str(SMOKE)]) == 0
+    assert "iterations = 3  (smoke: as few as run the code" in capsys.readouterr().out
     for arguments, said in (
         (["explain", "wudy"], "error: unknown method 'wudy': did you mean 'wudi'?"),
-        (["explain", "--recipe", str(MINI)], "error: --recipe needs a METHOD"),
+        (["explain", "--recipe", str(SMOKE)], "error: --recipe needs a METHOD"),
         (["explain", "wudi", "--recipe", "none.yaml"], "error: cannot read the recipe none.yaml"),
     ):
         assert main(arguments) == 2
