@@ -20,7 +20,6 @@ def row_inputs(wildcards):
 wildcard_constraints:
     row=r"\w+",
     seed=r"\d+",
-    value=r"[0-9.]+",
     split="validation|evaluation",
 
 
@@ -35,10 +34,11 @@ rule data:
     output: f"{PLAN.run}/data/{{split}}/manifest.json"
     shell: "{EVAL} data {ARGUMENTS} --split {wildcards.split}"
 
-rule point:
+# one job for a whole curve: what is imported for a point serves the next ones
+rule curve:
     input: PLAN.manifest(VALIDATION), PLAN.zoo_stamp
-    output: f"{STAMPS}/validation/{{row}}/{{value}}.done"
-    shell: "{EVAL} point {ARGUMENTS} {wildcards.row} {wildcards.value}"
+    output: expand(f"{STAMPS}/validation/{{{{row}}}}/{{value}}.done", value=PLAN.grid)
+    shell: "{EVAL} curve {ARGUMENTS} {wildcards.row}"
 
 rule scale:
     input: lambda wildcards: [PLAN.stamp(point) for point in PLAN.points(wildcards.row)]

@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     data = step("data", _data, "write a split's benchmark files")
     data.add_argument("--split", choices=("evaluation", "validation"), required=True)
     data.add_argument("--out", type=Path, help="another folder for them than the profile's own")
-    step("point", _point, "score a row on the validation split at one scale", "row", "scale")
+    step("curve", _curve, "score a row on the validation split at every scale of the grid", "row")
     step("scale", _scale, "choose a row's scale from its points", "row")
     step("row", _row, "merge and score one row", "row", "seed")
     step("table", _table, "write the table from the score files")
@@ -96,14 +96,12 @@ def _data(options) -> None:
         part.write_text(plan.data_key(options.split), encoding="utf-8")
 
 
-def _point(options) -> None:
+def _curve(options) -> None:
     from eval.rows import run_job
 
     plan = _load(options)
-    points = {str(point.scale): point for point in plan.points(_known(plan, options.row))}
-    if options.scale not in points:
-        raise UserError(f"{options.scale} is not in the grid of {plan.path}: {', '.join(points)}")
-    run_job(plan, points[options.scale])
+    for point in plan.points(_known(plan, options.row)):
+        run_job(plan, point)
 
 
 def _scale(options) -> None:

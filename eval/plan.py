@@ -112,9 +112,14 @@ class Plan:
         """The rows whose scale has to be chosen."""
         return sorted({source for job in self.jobs if (source := self.scale_row(job.row))})
 
+    @property
+    def grid(self) -> list[float]:
+        """The values of a free scale that are tried."""
+        return [float(value) for value in self.recipe.data["scale"]["grid"]]
+
     def points(self, row: str) -> list[Job]:
         """The validation jobs of a row's scale, one per value of the grid."""
-        return [Job(row, self.recipe.seeds[0], VALIDATION, float(value)) for value in self.recipe.data["scale"]["grid"]]
+        return [Job(row, self.recipe.seeds[0], VALIDATION, value) for value in self.grid]
 
     # ---- where files lie
     def data(self, split: str) -> Path:

@@ -146,7 +146,7 @@ def test_a_read_only_or_full_disk_is_refused(recipe, refuses, monkeypatch, numbe
     [
         (["row", "RECIPE", "base", "7"], "base runs with seed 0, not 7"),
         (["row", "RECIPE", "ties", "0"], "unknown row 'ties'"),
-        (["point", "RECIPE", "task_arithmetic", "0.7"], "0.7 is not in the grid"),
+        (["curve", "RECIPE", "ties"], "unknown row 'ties'"),
         (["scale", "RECIPE", "task_arithmetic"], "no score file"),
         (["table", "RECIPE"], "no score file"),
         (["notebook", "RECIPE", "-p", "profile=mini"], "no parameter 'profile'"),
