@@ -58,7 +58,7 @@ $(UV_READY):
 setup: .venv/ready
 
 test: .venv/ready
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: .venv/ready
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
