@@ -1,5 +1,6 @@
 """Language models: what is merged, and passes and answers that are those of transformers' own model."""
 
+import json
 import subprocess
 import sys
 
