@@ -71,14 +71,14 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o755)
-        _replace_dir(part, path)
+        replace_dir(part, path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _replace_dir(part: Path, path: Path) -> None:
+def replace_dir(part: Path, path: Path) -> None:
     """Rename ``part`` to ``path``; a folder that is there already steps aside first (a rename cannot replace it)."""
     while True:
         try:
