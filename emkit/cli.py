@@ -82,6 +82,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int
         parser.print_help()
         return 0
     options = parser.parse_args(given)
+    options.given = given
     try:
         return options.call(options) or 0
     except UserError as error:

@@ -32,6 +32,7 @@ _REFUSED = {
     "alora_invocation_tokens": "an activated adapter (aLoRA)",
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal adapters",
+    **{f"{kind}_config": f"the variant {kind}" for kind in ("arrow", "kasa", "monteclora", "velora")},
 }
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # start values that came with another base
 

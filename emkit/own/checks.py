@@ -60,7 +60,7 @@ def config(folder: Path, label: str) -> Config:
         except Exception as error:  # whatever a wrong value raises in transformers
             raise UserError(f"{label}: transformers cannot read {folder / 'config.json'} ({_line(error)})") from error
         text = known.get_text_config().to_dict()
-        tied = bool(known.tie_word_embeddings or known.get_text_config().tie_word_embeddings)
+        tied = any(getattr(part, "tie_word_embeddings", False) for part in (known, known.get_text_config()))
     return Config(kind, text, bool(tied), raw)
 
 

@@ -123,7 +123,7 @@ def _merge(options) -> None:
         print("everything fits; nothing was merged (--dry-run)")
         return
     cache = options.cache or prepared.recipe.out.absolute().parent / ".emkit-cache"
-    report = merge.run(prepared, shlex.join(["emkit", *sys.argv[1:]]), cache, progress=sys.stderr.isatty())
+    report = merge.run(prepared, shlex.join(["emkit", *options.given]), cache, progress=sys.stderr.isatty())
     print(f"{data['out']}: {report['checked']}")
     if "learned" in report["coefficients"]:
         print(f"its coefficients: emkit coefficients show {data['out']}")

@@ -10,6 +10,7 @@ from emkit.errors import UserError
 
 SMALL = (*SIDE_FILES, "*.safetensors.index.json")
 WEIGHTS = ("*.safetensors",)
+SECOND_COPIES = ("consolidated*", "*/*")  # the same weights in another layout, and what lies in folders
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # user/model, and a revision where one is wanted
 
 
@@ -47,8 +48,9 @@ def _download(name: str, label: str, patterns: tuple[str, ...], dry_run: bool = 
     from huggingface_hub import errors, snapshot_download
 
     repository, _, revision = name.partition("@")
+    chosen = {"allow_patterns": list(patterns), "ignore_patterns": list(SECOND_COPIES)}
     try:
-        return snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns), dry_run=dry_run)
+        return snapshot_download(repository, revision=revision or None, dry_run=dry_run, **chosen)
     except errors.GatedRepoError as error:
         raise UserError(
             f"{label}: {name} asks for its terms to be accepted on its hub page, and `hf auth login`"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -215,12 +216,15 @@ def run(
 
 
 @contextlib.contextmanager
-def _staged(stage: Path, out: Path):
-    """Remove what is left of ``stage`` when something failed; an error of the system becomes one line about ``out``."""
+def _staged(stage: Path, out: Path) -> Iterator[None]:
+    """Remove what is left of ``stage`` when something failed; errors speak of ``out``, the name a person knows."""
     try:
         yield
     except OSError as error:
         raise unwritable(out, error) from error
+    except UserError as error:
+        hidden = rf"[^\s:]*{re.escape(stage.name)}[^\s:]*"
+        raise UserError(re.sub(hidden, lambda _: str(out), str(error))) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from emkit.files import atomic_write
 _BLOCK = re.compile(r"\.(?P<block>\d+)\.(?P<rest>.+)")
 _SHADES = " ·░▒▓█"
 NAME = "coefficients.json"
+_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # others come after them
 
 
 def find(path: Path) -> Path:
@@ -34,11 +35,12 @@ def grid(coefficients: Coefficients, k: int) -> tuple[list[str], list[str], np.n
     rows, columns = [], []
     for name, value in coefficients.values.items():
         match = _BLOCK.search(name)
-        row = match["block"] if match else "–"
+        row = match["block"] if match else "other"
         column = (match["rest"] if match else name).removesuffix(".weight").split(".")[-1]
         rows, columns = rows + [row] * (row not in rows), columns + [column] * (column not in columns)
         cells[row, column] = float(value[k].mean())
     rows.sort(key=lambda row: (not row.isdigit(), int(row) if row.isdigit() else 0))
+    columns.sort(key=lambda column: _ORDER.index(column) if column in _ORDER else len(_ORDER))
     return rows, columns, np.array([[cells.get((row, column), np.nan) for column in columns] for row in rows])
 
 
