@@ -46,8 +46,9 @@ class Settings:
 class TaskSamples:
     """One task's sequences. ``sample_of[i]`` is the sample that sequence i is a part of.
 
-    Per sequence: ``features`` [tiles, tokens, D] of its image from the base (nothing before the projector is
-    merged); the teacher's ``logits`` [n, V] and ``hidden`` [n, d] at the n positions where losses are taken. fp32.
+    Per sequence: ``features`` of its image from the base, one tile or token a row (nothing that they depend on is
+    merged; without an image they are empty); the teacher's ``logits`` [n, V] and ``hidden`` [n, d] at the n positions
+    where losses are taken. fp32.
     """
 
     name: str
@@ -161,10 +162,11 @@ class _Maker:
         """Append one image's sequence; the number of its response tokens."""
         encoded = self.backbone.encode(self.processor, [item.image] * len(answers), list(item.questions), answers)
         folded, lengths = _folded(encoded, self.settings.tokens)
-        pixels = encoded["pixel_values"][: len(encoded["pixel_values"]) // len(answers)].to(self.base_model.device)
+        seen = [] if item.image is None else [encoded[name] for name in self.backbone.VISION]
+        seen = [of_rows[: len(of_rows) // len(answers)].to(self.base_model.device) for of_rows in seen]
         made.sequences.append(folded)
-        made.features.append(self.backbone.image_features(self.base_model, pixels).cpu())
-        teacher_features.append(self.backbone.image_features(self.teacher, pixels).cpu())
+        made.features.append(self.backbone.image_features(self.base_model, *seen).cpu())
+        teacher_features.append(self.backbone.image_features(self.teacher, *seen).cpu())
         rows = zip(item.questions, answers, lengths, strict=True)
         origin = {"subtask": item.subtask, "key": item.key}
         made.rows.append([{**origin, "question": q, "response": a, "tokens": n} for q, a, n in rows])
@@ -203,7 +205,10 @@ def _folded(encoded: dict, tokens: str) -> tuple[Folded, list[int]]:
     lengths = encoded["attention_mask"].sum(1).tolist()
     rows = [ids[:length].numpy() for ids, length in zip(encoded["input_ids"], lengths, strict=True)]
     responses = encoded["response_mask"].sum(1).tolist()
-    return fold(rows, responses, tokens), responses
+    positions = encoded.get("position_ids")
+    if positions is not None:  # the backbone has its own, [3, B, S]
+        positions = [positions[:, row, :length].numpy() for row, length in enumerate(lengths)]
+    return fold(rows, responses, tokens, positions), responses
 
 
 def _save(made: TaskSamples, folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +89,25 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """A tensor as it is stored (CPU)."""
         return self._reader(name).get_tensor(name)
+
+    def without(self, names: Iterable[str]) -> Checkpoint:
+        """The same checkpoint as if it did not have the tensors ``names``."""
+        dropped = set(names)
+        return Checkpoint(self.path, {name: file for name, file in self._files.items() if name not in dropped})
+
+    def with_side_files(self, folder: Path) -> Checkpoint:
+        """The same tensors with the configuration, tokenizer and templates of another ``folder``."""
+        return Checkpoint(folder, self._files)
+
+    def scan(self, where: str) -> None:
+        """Read every tensor once, for its hash, and raise ``UserError`` for NaN or infinity in one."""
+        self.__dict__["_sha256"] = sha256_tensors(self._finite(where))
+
+    def _finite(self, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in self.names:
+            tensor = self.read(name)
+            check_finite(name, tensor, where)
+            yield name, tensor
 
     def sha256(self) -> str:
         """Hash over every tensor's name, dtype, shape and bytes: the same however the tensors are sharded."""

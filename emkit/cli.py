@@ -1,14 +1,73 @@
-"""``emkit …``: zoos, single merges, layer importance and what the methods are, on the command line."""
+"""``emkit …``: merges of one's own models, rows of the paper's tables, zoos and what the methods are."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from emkit import __version__
 from emkit.errors import UserError
+from emkit.own import cli as own
+
+GROUPS = {
+    "Merge your own models": {
+        **own.COMMANDS,
+        "explain": "what a method does: formula, options, where defaults are from",
+    },
+    "The paper's tables": {
+        "plan": "list a recipe's rows",
+        "merge-row": "merge one row of a recipe into a checkpoint folder",
+        "importance": "layer importance and chunk counts (Section 3.3, Eq. 4)",
+        "zoo": "train the miniature models, or compare two zoos",
+    },
+}
+_HELP = """\
+Merge expert models into one: by learned coefficients (Expert Merging, arXiv 2509.25712) or by simpler methods.
+
+{groups}
+
+A first merge, in three lines:
+
+  emkit init merge.yaml --base models/base --expert math=models/math --expert code=models/code
+  emkit merge merge.yaml
+  emkit coefficients show merged
+
+The first writes a recipe that explains itself. A method that needs no prompts takes one line:
+
+  emkit merge --base models/base --expert models/math --expert models/code --method ties --out merged
+
+`emkit COMMAND --help` says more of one.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, with the option that was probably meant."""
+
+    def error(self, message: str):
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.split(": ", 1)[1].split()[0]
+            near = difflib.get_close_matches(wrong.partition("=")[0], sorted(_flags(self)), n=1)
+            message = f"unknown option {wrong}" if wrong.startswith("-") else f"'{wrong}' is one argument too many"
+            message += f": did you mean {near[0]}?" if near else ""
+        if message.startswith("argument COMMAND: invalid choice: "):
+            wrong = message.split("'")[1]
+            near = difflib.get_close_matches(wrong, [name for group in GROUPS.values() for name in group], n=1)
+            message = f"unknown command '{wrong}'" + (f": did you mean '{near[0]}'?" if near else "")
+        self.exit(2, f"error: {message} (`{self.prog} --help` says more)\n")
+
+
+def _flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Every option of a parser and of those below it."""
+    found = set()
+    for action in parser._actions:
+        found.update(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(*map(_flags, action.choices.values()))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     """Call what the chosen sub-command names as ``call``; a :class:`UserError` is one line on stderr and status 2."""
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given and isinstance(parser, Parser):
+        parser.print_help()
+        return 0
+    options = parser.parse_args(given)
+    options.given = given
     try:
         return options.call(options) or 0
     except UserError as error:
@@ -29,13 +93,24 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="emkit", description="Merge expert models (Expert Merging, arXiv 2509.25712)."
+def _parser() -> Parser:
+    listed = [
+        f"{title}:\n" + "\n".join(f"  {name:<14}{about}" for name, about in commands.items())
+        for title, commands in GROUPS.items()
+    ]
+    parser = Parser(
+        prog="emkit",
+        usage="emkit COMMAND …",
+        description=_HELP.format(groups="\n\n".join(listed)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"emkit {__version__}", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="emkit")
+    own.add(commands)
 
-    zoo = commands.add_parser("zoo", help="train the miniature models, or compare two zoos")
+    zoo = commands.add_parser("zoo", description="Train the miniature models, or compare two zoos.")
     actions = zoo.add_subparsers(required=True, metavar="ACTION")
     build = actions.add_parser("build", help="train a zoo from nothing; goes on where it was interrupted")
     build.add_argument("name", help="a recipe of emkit/recipes/zoo, such as internvl-mini")
@@ -47,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("folder", type=Path)
     check.set_defaults(call=_zoo_check)
 
-    row = commands.add_parser("merge-row", help="merge one row of a recipe into a checkpoint folder")
+    row = commands.add_parser("merge-row", description="Merge one row of a recipe into a checkpoint folder.")
     row.add_argument("recipe")
     row.add_argument("row")
     row.add_argument("--out", type=Path, required=True)
@@ -56,17 +131,19 @@ def _parser() -> argparse.ArgumentParser:
     row.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
     row.set_defaults(call=_merge_row)
 
-    importance = commands.add_parser("importance", help="layer importance and chunk counts (Section 3.3, Eq. 4)")
+    importance = commands.add_parser(
+        "importance", description="Layer importance and chunk counts (Section 3.3, Eq. 4)."
+    )
     importance.add_argument("recipe")
     importance.add_argument("coefficients", type=Path, help="coefficients.json of an Expert Merging run")
     importance.set_defaults(call=_importance)
 
-    explain = commands.add_parser("explain", help="a method's formula, options and sources; alone: all methods")
+    explain = commands.add_parser("explain", description="A method's formula, options and sources; alone: all methods.")
     explain.add_argument("method", nargs="?", help="a method's name; none lists them all")
     explain.add_argument("--recipe", help="show the values that this recipe gives the method, with their sources")
     explain.set_defaults(call=_explain)
 
-    plan = commands.add_parser("plan", help="list a recipe's rows")
+    plan = commands.add_parser("plan", description="List a recipe's rows.")
     plan.add_argument("recipe")
     plan.set_defaults(call=_plan)
     return parser

@@ -8,12 +8,15 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
+
+from safetensors import SafetensorError
 
 from emkit.errors import UserError
 
@@ -29,9 +32,17 @@ _WORDS = {
 }
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
-    """The line to show when writing ``path`` failed with ``error``."""
-    return UserError(f"cannot write {path}: {_WORDS.get(error.errno, error.strerror or str(error))}")
+def unwritable(path: Path, error: OSError | SafetensorError) -> UserError:
+    """The line to show when writing ``path`` failed with ``error`` (safetensors says it in words: "os error 28")."""
+    number = getattr(error, "errno", None)
+    if number is None and (said := re.search(r"os error (\d+)", str(error))):
+        number = int(said[1])
+    return UserError(f"cannot write {path}: {_WORDS.get(number, getattr(error, 'strerror', None) or str(error))}")
+
+
+def _by_system(error: OSError | SafetensorError) -> bool:
+    """Whether it was the system that refused; safetensors has errors of its own as well."""
+    return isinstance(error, OSError) or "os error" in str(error)
 
 
 @contextlib.contextmanager
@@ -53,7 +64,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield part
         part.chmod(0o644)
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if not _by_system(error):
+            raise
         raise unwritable(path, error) from error
     finally:
         part.unlink(missing_ok=True)
@@ -71,14 +84,16 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o755)
-        _replace_dir(part, path)
-    except OSError as error:
+        replace_dir(part, path)
+    except (OSError, SafetensorError) as error:
+        if not _by_system(error):
+            raise
         raise unwritable(path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _replace_dir(part: Path, path: Path) -> None:
+def replace_dir(part: Path, path: Path) -> None:
     """Rename ``part`` to ``path``; a folder that is there already steps aside first (a rename cannot replace it)."""
     while True:
         try:

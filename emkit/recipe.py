@@ -132,17 +132,27 @@ class Recipe:
 
     def method_settings(self, method: str) -> dict:
         """:meth:`settings` of a row without options of its own."""
-        found = get(method)
-        defaults = {name: option.default for name, option in found.options.items() if option.default is not REQUIRED}
-        inherited = self.method_settings(found.inherits) if found.inherits else {}
-        return defaults | inherited | self.data["methods"].get(method, {})
+        return method_settings(self.data["methods"], method)
 
     def fit_options(self, settings: Mapping) -> FitOptions:
         """The part of :meth:`settings` that is the fit's."""
-        keys = ("parameterisation", "temperature", "beta", "gamma", "regulariser", "hidden_loss")
-        keys += ("hidden_weight", "logit_weight")
-        given = {key: settings[key] for key in keys if key in settings}
-        return FitOptions(**given, optimiser=Optimiser(**settings["optimiser"]))
+        return fit_options(settings)
+
+
+def method_settings(methods: Mapping[str, Mapping], name: str) -> dict:
+    """Every option of the method ``name``: its defaults, the settings that it inherits, then its own in ``methods``."""
+    found = get(name)
+    defaults = {key: option.default for key, option in found.options.items() if option.default is not REQUIRED}
+    inherited = method_settings(methods, found.inherits) if found.inherits else {}
+    return defaults | inherited | methods.get(name, {})
+
+
+def fit_options(settings: Mapping) -> FitOptions:
+    """The part of a learned method's settings that is the fit's."""
+    keys = ("parameterisation", "temperature", "beta", "gamma", "regulariser", "hidden_loss")
+    keys += ("hidden_weight", "logit_weight")
+    given = {key: settings[key] for key in keys if key in settings}
+    return FitOptions(**given, optimiser=Optimiser(**settings["optimiser"]))
 
 
 def load(path: str | Path) -> Recipe:
@@ -185,7 +195,7 @@ def _check_rows(recipe: Recipe, where: str) -> None:
         if "scale" in row and "scale" not in method.needs:
             raise fail(here, f"the method {method.name} has no free scale: leave out the key 'scale'")
         if "options" in row:
-            _check_options(method, row["options"], f"{here}.options", required=())
+            check_options(method, row["options"], f"{here}.options", required=())
         _check_complete(recipe, method, row, where)
 
 
@@ -197,10 +207,11 @@ def _check_methods(recipe: Recipe, where: str) -> None:
         required = [
             key for key, option in method.options.items() if option.default is REQUIRED and key not in inherited
         ]
-        _check_options(method, settings, f"{where}methods.{name}", required)
+        check_options(method, settings, f"{where}methods.{name}", required)
 
 
-def _check_options(method: Method, given: Any, where: str, required: Iterable[str]) -> None:
+def check_options(method: Method, given: Any, where: str, required: Iterable[str]) -> None:
+    """Raise ``UserError`` unless ``given`` are options of the method, of the right type, with all ``required``."""
     if not method.options:
         raise fail(where, f"the method {method.name} has no options")
     mapping({key: Key(option.check, key in required) for key, option in method.options.items()})(given, where)

@@ -25,7 +25,7 @@ class Key:
 
 def fail(where: str, message: str) -> UserError:
     """The line for a wrong value at ``where`` ("file: key.key")."""
-    return UserError(f"{where}: {message}")
+    return UserError(f"{where.removesuffix(': ')}: {message}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

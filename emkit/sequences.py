@@ -1,8 +1,8 @@
 """Calibration sequences: one image with its questions and responses, folded into one pass through the model.
 
-Rows about one image share everything up to their questions. A sequence holds that prefix once, then each row's own
-tokens; a block mask hides the rows from each other and positions start anew after the prefix, so every row gets
-exactly the states and logits that it would get alone, for about half the tokens.
+(Or one question about none.) Rows about one image share everything up to their questions. A sequence holds that prefix
+once, then each row's own tokens; a block mask hides the rows from each other and positions start anew after the
+prefix, so every row gets exactly the states and logits that it would get alone, for about half the tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 
 @dataclass(frozen=True)
 class Folded:
-    """One sequence of S tokens: ``ids`` and ``positions`` int64 [S], ``block`` int64 [S] (0: prefix, r: row r's own).
+    """One sequence of S tokens: ``ids`` int64 [S], ``block`` int64 [S] (0: prefix, r: row r's own), ``positions`` int64
+    [S], or [3, S] for a backbone whose positions have three parts.
 
     ``count`` float64 [S] says how many rows' losses are taken at a position: 0 where none is.
     """
@@ -35,8 +36,13 @@ class Folded:
         return cls(*integers, np.array(value["count"], dtype=np.float64))
 
 
-def fold(rows: Sequence[np.ndarray], responses: Sequence[int], tokens: str) -> Folded:
+def fold(
+    rows: Sequence[np.ndarray], responses: Sequence[int], tokens: str, positions: Sequence[np.ndarray] | None = None
+) -> Folded:
     """Fold rows of token ids, each of which ends with ``responses[r]`` response tokens.
+
+    ``positions`` of a row's tokens, [n] or [3, n], are counted from 0 where none are given; rows that begin alike must
+    have alike positions there.
 
     ``tokens`` says where losses are taken: ``response``, at the positions that predict a response token (the last
     prompt token to the last but one), or ``all``, at every token, the prefix counting once for each of its rows.
@@ -45,31 +51,34 @@ def fold(rows: Sequence[np.ndarray], responses: Sequence[int], tokens: str) -> F
     for row in rows[1:]:
         differs = np.flatnonzero(row[:shared] != rows[0][:shared])
         shared = int(differs[0]) if len(differs) else shared
-    prefix = np.arange(shared)
-    ids, positions, block = [rows[0][:shared]], [prefix], [np.zeros(shared, np.int64)]
+    if positions is None:
+        positions = [np.arange(len(row)) for row in rows]
+    ids, placed, block = [rows[0][:shared]], [positions[0][..., :shared]], [np.zeros(shared, np.int64)]
     count = [np.full(shared, len(rows) if tokens == "all" else 0.0)]
     for number, (row, response) in enumerate(zip(rows, responses, strict=True), 1):
         own = np.arange(shared, len(row))
         ids.append(row[shared:])
-        positions.append(own)
+        placed.append(positions[number - 1][..., shared:])
         block.append(np.full(len(own), number))
         predicts = (own >= len(row) - response - 1) & (own < len(row) - 1)
         count.append(np.ones(len(own)) if tokens == "all" else predicts.astype(np.float64))
-    parts = [np.concatenate(part).astype(np.int64) for part in (ids, positions, block)]
+    parts = [np.concatenate(part, axis=-1).astype(np.int64) for part in (ids, placed, block)]
     return Folded(*parts, np.concatenate(count).astype(np.float64))
 
 
 def collate(sequences: Sequence[Folded]) -> tuple[dict, torch.Tensor]:
     """A batch for a backbone's ``forward``, and ``positions`` bool [B, S]: where losses are taken.
 
-    ``attention_mask`` is bool [B, 1, S, S] (True: may look at); padding looks at itself only, and nobody at it.
+    ``input_ids`` int64 [B, S], ``position_ids`` int64 [B, S] or [3, B, S],
+    ``attention_mask`` bool [B, 1, S, S] (True: may look at); padding looks at itself only, and nobody at it.
     """
     shape = (len(sequences), max(len(s.ids) for s in sequences))
-    ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    ids, positions = np.zeros(shape, np.int64), np.zeros((*sequences[0].positions.shape[:-1], *shape), np.int64)
     block, taken = np.full(shape, -1), np.zeros(shape, bool)
     for i, s in enumerate(sequences):
         here = slice(0, len(s.ids))
-        ids[i, here], positions[i, here], block[i, here], taken[i, here] = s.ids, s.positions, s.block, s.count > 0
+        ids[i, here], block[i, here], taken[i, here] = s.ids, s.block, s.count > 0
+        positions[..., i, here] = s.positions
     seen = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
     seen &= np.tri(shape[1], dtype=bool)[None] & (block[:, None, :] >= 0)
     seen |= np.eye(shape[1], dtype=bool)[None]

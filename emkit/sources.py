@@ -1,4 +1,4 @@
-"""Where calibration images and questions come from: drawn by the zoo, or listed in JSON-lines files."""
+"""Where calibration questions, and images if any, come from: drawn by the zoo, or listed in JSON-lines files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from emkit.files import sha256_file
 
 @dataclass(frozen=True)
 class Item:
-    """One image with the questions asked about it; ``subtask`` and ``key`` say where it is from."""
+    """One image, or none, with the questions asked about it; ``subtask`` and ``key`` say where it is from."""
 
     subtask: str
     key: str
-    image: Image.Image
+    image: Image.Image | None
     questions: tuple[str, ...]
 
 
@@ -71,7 +71,8 @@ class ZooSource:
 class JsonlSource:
     """Files of ``{"image": path, "question": text}`` lines, one file a task; image paths are relative to the file.
 
-    A seed draws the order of the lines.
+    A line may leave out ``image``, for a question about none, and say ``prompt`` for ``question``. Other keys are not
+    looked at. A seed draws the order of the lines.
     """
 
     def __init__(self, files: Mapping[str, str]):
@@ -79,44 +80,60 @@ class JsonlSource:
 
     def identity(self, task: str) -> dict:
         """What the items depend on besides the seed: the lines and the images' bytes."""
-        images = sorted({str(image) for image, _ in self._lines(task)})
+        images = sorted({str(image) for image, _ in self.lines(task) if image is not None})
         hashes = hashlib.sha256("".join(sha256_file(image) for image in images).encode()).hexdigest()
         return {"source": "jsonl", "lines": sha256_file(self.files[task]), "images": hashes}
 
     def items(self, task: str, seed: int) -> Iterator[Item]:
         """Every line once."""
-        lines = self._lines(task)
+        lines = self.lines(task)
         lines.sort(key=lambda line: hashlib.sha256(f"{seed}/{line[0]}/{line[1]}".encode()).hexdigest())
         for path, question in lines:
+            if path is None:
+                yield Item(task, question, None, (question,))
+                continue
             try:
                 with Image.open(path) as image:
                     yield Item(task, f"{path.name}: {question}", image.convert("RGB"), (question,))
             except (OSError, UnidentifiedImageError) as error:
                 raise UserError(f"{self.files[task]}: {path} is no readable image") from error
 
-    def _lines(self, task: str) -> list[tuple[Path, str]]:
+    def lines(self, task: str) -> list[tuple[Path | None, str]]:
+        """Image and question of every line; ``UserError`` naming the line that is not of the form, or lacks its image,
+        and for a file without lines."""
         if task not in self.files:
             raise UserError(f"calibration.files has no file for task '{task}': add one, or drop that expert")
         file = self.files[task]
         try:
             text = file.read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"calibration.files.{task}: cannot read {file}") from error
-        lines = []
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                image, question = file.parent / entry["image"], str(entry["question"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f'{file}, line {number}: not of the form {{"image": …, "question": …}}') from error
-            if not image.is_file():
-                raise UserError(f"{file}, line {number}: there is no image {image}")
-            lines.append((image, question))
+        lines = [_line(f"{file}, line {number}", file, line) for number, line in _filled(text)]
         if not lines:
             raise UserError(f"the calibration set of task '{task}' is empty: {file} has no lines")
         return lines
+
+
+def _filled(text: str) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _line(where: str, file: Path, line: str) -> tuple[Path | None, str]:
+    """Image and question of one line of ``file``."""
+    try:
+        entry = json.loads(line)
+        image = entry.get("image")
+        image = None if image is None else file.parent / image
+        question = entry["question"] if "question" in entry else entry["prompt"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f'{where}: not of the form {{"image": …, "question": …}} or {{"prompt": …}} (which has no image)'
+        ) from error
+    if not isinstance(question, str) or not question.strip():
+        raise UserError(f"{where}: the question is no text")
+    if image is not None and not image.is_file():
+        raise UserError(f"{where}: there is no image {image}")
+    return image, question
 
 
 def source(settings: Mapping) -> ZooSource | JsonlSource:

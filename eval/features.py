@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from emkit.checkpoints import sha256_tensors
 from emkit.files import atomic_write, lock, read_kept, sha256_json
 
-TILES = 64  # in one pass of the tower
+TILES = 64  # (or patches) in one pass of the tower, unless an image alone has more
 
 
 def kept(
@@ -43,8 +43,28 @@ def kept(
 
 
 def _compute(backbone: ModuleType, model, processor, images: Sequence[Image]) -> dict[str, torch.Tensor]:
-    """``features`` [tiles of all images, tokens, D] and ``starts`` [images + 1]: where each image's tiles begin."""
-    tiles = [backbone.encode(processor, [image], [""])["pixel_values"] for image in images]
-    counts = torch.tensor([0, *(len(of_image) for of_image in tiles)])
-    parts = [backbone.image_features(model, part.to(model.device)).cpu() for part in torch.cat(tiles).split(TILES)]
-    return {"features": torch.cat(parts).contiguous(), "starts": counts.cumsum(0)}
+    """``features`` of all images, one tile or token a row, and ``starts`` [images + 1]: where each image's begin."""
+    parts, counts = [], [0]
+    for group in _groups([_seen(backbone, processor, image) for image in images]):
+        together = [torch.cat(of_images).to(model.device) for of_images in zip(*group, strict=True)]
+        parts.append(backbone.image_features(model, *together).cpu())
+        rows = len(parts[-1]) / len(together[0])  # of features for a tile or patch: the same for every image
+        counts += [round(len(seen[0]) * rows) for seen in group]
+    return {"features": torch.cat(parts).contiguous(), "starts": torch.tensor(counts).cumsum(0)}
+
+
+def _seen(backbone: ModuleType, processor, image: Image) -> list[torch.Tensor]:
+    """What the backbone's tower takes of one image."""
+    encoded = backbone.encode(processor, [image], [""])
+    return [encoded[name] for name in backbone.VISION]
+
+
+def _groups(seen: list[list[torch.Tensor]]) -> list[list[list[torch.Tensor]]]:
+    """Consecutive images that pass through the tower together, of at most TILES tiles or patches."""
+    groups: list[list[list[torch.Tensor]]] = []
+    for of_image in seen:
+        if groups and sum(len(other[0]) for other in groups[-1]) + len(of_image[0]) <= TILES:
+            groups[-1].append(of_image)
+        else:
+            groups.append([of_image])
+    return groups

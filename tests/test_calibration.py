@@ -148,7 +148,7 @@ def test_a_jsonl_source(jsonl, tiny_zoo, base_model, tmp_path):
     [
         ("\n\n", "the calibration set of task 'VQA' is empty"),
         ("{", r"line 1: not of the form"),
-        ('{"question": "what?"}', r"line 1: not of the form"),
+        ('{"answer": "what?"}', r"line 1: not of the form"),
         ('{"image": "none.png", "question": "what?"}', r"line 1: there is no image"),
         ('\n{"image": "VQA.jsonl", "question": "what?"}', "VQA.jsonl is no readable image"),
     ],

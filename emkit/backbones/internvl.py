@@ -19,13 +19,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from emkit.backbones.output import Output
+
+VISION = ("pixel_values",)
 
 _BLOCK = r"layers\.(?P<block>\d+)\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)\.weight"
 _MERGED = {
@@ -37,14 +40,6 @@ _MERGED = {
         rf"(?:model\.language_model\.{_BLOCK}|model\.multi_modal_projector\.(?:layer_norm|linear_1|linear_2)\.weight)"
     ),
 }
-
-
-@dataclass
-class Output:
-    """``logits`` [B, S, V] (or [N, V] at selected positions) and ``hidden`` [B, S, d], both in the model's dtype."""
-
-    logits: torch.Tensor | None
-    hidden: torch.Tensor | None
 
 
 def layout(names: Iterable[str]) -> str:
@@ -93,29 +88,30 @@ def blocks(model) -> int:
     return model.config.text_config.num_hidden_layers
 
 
-def prompt(processor, question: str) -> str:
-    """The chat template's text of one image and one question, up to where the assistant begins."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
+def prompt(processor, question: str, image: bool = True) -> str:
+    """The chat template's text of one question, and one image before it, up to where the assistant begins."""
+    content = [{"type": "image"}] * image + [{"type": "text", "text": question}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
 
 
 def encode(
-    processor, images: Sequence[Image], questions: Sequence[str], responses: Sequence[str] | None = None
+    processor, images: Sequence[Image | None], questions: Sequence[str], responses: Sequence[str] | None = None
 ) -> dict:
-    """Tokenise single-turn chats; B chats give tensors of B rows.
+    """Tokenise single-turn chats; B chats give tensors of B rows. An image may be None: a question about none.
 
     With ``responses`` the rows are right-padded and end with the response and ``<|im_end|>``; ``response_mask``
     (bool [B, S]) is True where the token *at* that position belongs to the response, the end token included. Without,
     rows are left-padded and end where the assistant begins. Also ``input_ids``, ``attention_mask`` (int64 [B, S]) and
     ``pixel_values`` (fp32 [B, 3, H, W]).
     """
-    prompts = [prompt(processor, question) for question in questions]
+    seen = [image for image in images if image is not None]
+    prompts = [prompt(processor, q, image is not None) for q, image in zip(questions, images, strict=True)]
     side = "left" if responses is None else "right"
     ends = [""] * len(prompts) if responses is None else [text + processor.tokenizer.eos_token for text in responses]
     texts = [start + end for start, end in zip(prompts, ends, strict=True)]
-    batch = dict(processor(images=list(images), text=texts, return_tensors="pt", padding=True, padding_side=side))
+    batch = dict(processor(images=seen or None, text=texts, return_tensors="pt", padding=True, padding_side=side))
     if responses is not None:
         tokens = processor.tokenizer(ends, add_special_tokens=False)["input_ids"]
         response_mask = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
@@ -126,11 +122,13 @@ def encode(
 
 
 @torch.no_grad()
-def image_features(model, pixel_values: torch.Tensor) -> torch.Tensor:
+def image_features(model, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
     """The vision tower's output after pixel shuffle, before the projector: [B, image tokens, 4 × vision width].
 
-    Nothing of it is merged, so one result serves every merge of a zoo and every step of a fit.
+    Nothing of it is merged, so one result serves every merge of a zoo and every step of a fit. Empty without images.
     """
+    if pixel_values is None:
+        return torch.zeros(0)
     return trainable_image_features(model, pixel_values)
 
 
@@ -151,19 +149,18 @@ def trainable_image_features(model, pixel_values: torch.Tensor) -> torch.Tensor:
 def _embedded(model, batch: dict, features: torch.Tensor | None) -> dict:
     """Keyword arguments for the language model: token embeddings with the projected image in place."""
     if features is None:
-        features = image_features(model, batch["pixel_values"])
-    projected = model.model.multi_modal_projector(features)
+        features = image_features(model, batch.get("pixel_values"))
     embeddings = model.get_input_embeddings()(batch["input_ids"])
+    rest = {"attention_mask": batch["attention_mask"], "position_ids": batch.get("position_ids")}
+    if not len(features):
+        return {"inputs_embeds": embeddings, **rest}
+    projected = model.model.multi_modal_projector(features)
     place = (batch["input_ids"] == model.config.image_token_id).unsqueeze(-1)
     if int(place.sum()) != projected.shape[0] * projected.shape[1]:
         raise ValueError(
             f"{int(place.sum())} image tokens in the text, {projected.shape[0] * projected.shape[1]} features"
         )
-    return {
-        "inputs_embeds": embeddings.masked_scatter(place, projected.to(embeddings.dtype)),
-        "attention_mask": batch["attention_mask"],
-        "position_ids": batch.get("position_ids"),
-    }
+    return {"inputs_embeds": embeddings.masked_scatter(place, projected.to(embeddings.dtype)), **rest}
 
 
 def forward(
@@ -191,7 +188,7 @@ def forward(
 def generate(
     model,
     processor,
-    images: Sequence[Image],
+    images: Sequence[Image | None],
     questions: Sequence[str],
     max_new_tokens: int,
     batch_size: int = 64,
@@ -209,8 +206,9 @@ def generate(
         rows = order[start : start + batch_size]
         batch = encode(processor, [images[i] for i in rows], [questions[i] for i in rows])
         given = {}
-        if features is not None:
-            given = {"image": _pooled(model, torch.cat([features(i, i + 1) for i in rows]))}
+        if features is not None and "pixel_values" in batch:
+            seen = [features(i, i + 1) for i in rows if images[i] is not None]
+            given = {"image": _pooled(model, torch.cat(seen))}
             batch.pop("pixel_values")
         tokens = model.generate(
             **{key: value.to(model.device) for key, value in batch.items()},

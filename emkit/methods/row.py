@@ -45,7 +45,7 @@ def merge_row(
     task_vectors = TaskVectors(base, experts, backbone.merged_names)
     options, device = recipe.settings(entry), recipe.device
     context = Context(recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
-    with _deterministic():
+    with deterministic():
         merge = method.run(context)
         write_checkpoint(out, merge.tensors, merge.like, card(recipe, entry, seed))
     report = {
@@ -60,11 +60,11 @@ def merge_row(
         "merged_tensors": len(task_vectors.names),
     }
     if merge.learned is not None:
-        report |= _leave(merge.learned, Path(out).parent)
+        report |= leave(merge.learned, Path(out).parent)
     return report
 
 
-def _leave(learned: Learned, folder: Path) -> dict:
+def leave(learned: Learned, folder: Path) -> dict:
     """Write the coefficients and the history beside the merged model; what the report says of them."""
     learned.coefficients.save(folder / "coefficients.json")
     write_json(folder / "history.json", {"stages": learned.stages, "calibration": learned.calibration})
@@ -76,7 +76,7 @@ def _leave(learned: Learned, folder: Path) -> dict:
     }
 
 
-class _deterministic:
+class deterministic:
     """Deterministic torch kernels inside the block, what was before after it."""
 
     def __enter__(self):

@@ -1,0 +1,69 @@
+"""Models by folder or hub id: safetensors and what comes with them are fetched, never code and never pickles."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from emkit.checkpoints import SIDE_FILES
+from emkit.errors import UserError
+
+SMALL = (*SIDE_FILES, "*.safetensors.index.json")
+WEIGHTS = ("*.safetensors",)
+SECOND_COPIES = ("consolidated*", "*/*")  # the same weights in another layout, and what lies in folders
+_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # user/model, and a revision where one is wanted
+
+
+def is_id(name: str) -> bool:
+    """Whether ``name`` is read as a hub id: it looks like one, and no folder of that name is here."""
+    return _ID.fullmatch(name) is not None and not Path(name).exists() and name.split("/")[0] not in (".", "..")
+
+
+def folder(name: str, label: str, patterns: tuple[str, ...]) -> Path:
+    """The local folder of a model whose files of ``patterns`` are there: ``name`` itself, or the hub's download.
+
+    A hub id may end in ``@revision``. What was downloaded before is not downloaded again, and serves without a network.
+    ``UserError`` if there is neither such a folder nor such a model.
+    """
+    if not is_id(name):
+        path = Path(name).expanduser()
+        if not path.is_dir():
+            raise UserError(f"{label}: there is no folder {name}, and it is no hub id (user/model): check the path")
+        return path
+    return Path(_download(name, label, patterns))
+
+
+def missing_bytes(name: str, label: str) -> int:
+    """How much :func:`folder` would have to download for the weights of ``name``; 0 for a folder."""
+    if not is_id(name):
+        return 0
+    try:
+        files = _download(name, label, WEIGHTS, dry_run=True)
+    except UserError:  # without a network, what is there has to do
+        return 0
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def _download(name: str, label: str, patterns: tuple[str, ...], dry_run: bool = False):
+    from huggingface_hub import errors, snapshot_download
+
+    repository, _, revision = name.partition("@")
+    chosen = {"allow_patterns": list(patterns), "ignore_patterns": list(SECOND_COPIES)}
+    try:
+        return snapshot_download(repository, revision=revision or None, dry_run=dry_run, **chosen)
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{label}: {name} asks for its terms to be accepted on its hub page, and `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{label}: there is no folder {name} here, and the hub has no public model of that name: check the spelling"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{label}: {repository} has no revision '{revision}' on the hub") from error
+    except Exception as error:  # whatever the connection raised: the library changes its own from version to version
+        reason = " ".join(str(error).split(". ")[0].split()) or type(error).__name__
+        raise UserError(
+            f"{label}: there is no folder {name} here, and the hub cannot be reached to look for a model of that name "
+            f"({reason}): check the path or the connection"
+        ) from error

@@ -1,0 +1,126 @@
+"""What a merge will need of disk and memory, estimated from headers, and whether it is there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from emkit.checkpoints import SHARD_BYTES, Checkpoint
+from emkit.errors import UserError
+from emkit.files import unwritable
+from emkit.methods import Method
+from emkit.task_vectors import TaskVectors
+
+REPORT = "emkit_merge.json"  # beside a merged model's weights: what it was made from
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes: ``disk`` beside the output while it is written and kept, ``memory`` at the peak, roughly."""
+
+    disk: int
+    memory: int
+
+
+def size(checkpoint: Checkpoint) -> int:
+    """Bytes of all tensors, from the headers."""
+    return sum(_bytes(checkpoint, name) for name in checkpoint.names)
+
+
+def _bytes(checkpoint: Checkpoint, name: str) -> int:
+    info = checkpoint.info(name)
+    return torch.Size(info.shape).numel() * info.dtype.itemsize
+
+
+def estimate(method: Method, vectors: TaskVectors, text: dict, calibration: dict) -> Needs:
+    """Estimate what ``method`` needs. ``text`` holds the model's ``vocab_size`` and ``hidden_size``.
+
+    Without a fit: a shard of the output, and every checkpoint's share of the largest tensor in fp32 with room to
+    combine them. With one: the base and, one after the other, each teacher in fp32, the gradients of the merged
+    tensors, and all merged tensors as stored; and each task's logits and states (fp32) on disk and in memory.
+    """
+    base, experts = vectors.base, len(vectors.experts)
+    output = size(base)
+    largest = max(vectors.numel(name) for name in vectors.names)
+    memory = min(output, SHARD_BYTES) + 4 * largest * (2 * experts + 3)
+    if not method.learned:
+        return Needs(output, memory)
+    numel = sum(torch.Size(base.info(name).shape).numel() for name in base.names)
+    merged = sum(vectors.numel(name) for name in vectors.names)
+    stored = sum(_bytes(c, name) for c in (base, *vectors.checkpoints.values()) for name in vectors.names)
+    positions = calibration["samples"] * max(calibration["max_new_tokens"], calibration["response_tokens"])
+    kept = 4 * experts * positions * (text.get("vocab_size", 0) + text.get("hidden_size", 0))
+    return Needs(output + kept, max(memory, 4 * (2 * numel + merged) + stored + kept))
+
+
+def check_disk(out: Path, needed: int, allowed: bool) -> str:
+    """What of the disk is needed; ``UserError`` when that is more than there is (unless ``allowed``)."""
+    free = shutil.disk_usage(_existing(out)).free
+    if needed > free and not allowed:
+        raise UserError(
+            f"not enough disk for {out}: the merge needs about {human(needed)}, {human(free)} are free; free some, "
+            "choose another folder, or `--allow disk`"
+        )
+    return f"disk {human(needed)} of {human(free)} free"
+
+
+def check_memory(needed: int, allowed: bool) -> str:
+    """The same for memory; where the system does not say how much is free, only the need is told."""
+    free = available()
+    if free is None:
+        return f"memory about {human(needed)}"
+    if needed > free and not allowed:
+        raise UserError(
+            f"not enough memory: the merge needs about {human(needed)}, {human(free)} are available; close other "
+            "programs, use a larger machine, or `--allow memory`"
+        )
+    return f"memory about {human(needed)} of {human(free)} available"
+
+
+def available() -> int | None:
+    """Bytes of memory that can be had without swapping, on Linux."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def check_writable(out: Path, overwrite: bool, inputs: list[Path]) -> None:
+    """``UserError`` unless ``out`` can be written, and is new or may be replaced; it may not be one of the inputs."""
+    if any(out.resolve() == folder.resolve() for folder in inputs):
+        raise UserError(f"{out} is one of the models to merge: choose another output folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another output folder")
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise UserError(f"{out} is there already: choose another output folder, or `--overwrite` it")
+        if not (out / REPORT).is_file():
+            raise UserError(f"{out} is no model that emkit wrote, and is not overwritten: choose another output folder")
+    parent = _existing(out.parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".emkit-", dir=parent):
+            pass
+    except OSError as error:
+        raise unwritable(out, error) from error
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def human(count: int) -> str:
+    """A number of bytes in words: 14.5 GB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"

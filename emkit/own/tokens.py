@@ -1,0 +1,107 @@
+"""Tokenizers and chat templates: whose the merged model gets, and whether the experts' are the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emkit.checkpoints import SIDE_FILES
+from emkit.errors import UserError
+
+# what goes with a tokenizer rather than with the weights; the end tokens of generation are the tokenizer's
+FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
+    *("chat_template*", "generation_config.json"),
+)
+
+
+def side_files(base: Path, owner: Path, into: Path) -> None:
+    """Copy the base's configuration and the ``owner``'s tokenizer, template and generation settings to ``into``."""
+    own = owner.resolve() == base.resolve()
+    for file in sorted(base.iterdir()):
+        if file.is_file() and _one_of(file, SIDE_FILES) and (own or not _one_of(file, FILES)):
+            shutil.copyfile(file, into / file.name)
+    for file in [] if own else sorted(owner.iterdir()):
+        if file.is_file() and _one_of(file, FILES):
+            shutil.copyfile(file, into / file.name)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder comes with a tokenizer."""
+    return any(_one_of(file, ("tokenizer.json", "tokenizer_config.json", "*.model")) for file in folder.iterdir())
+
+
+def _one_of(file: Path, patterns: tuple[str, ...]) -> bool:
+    return any(file.match(pattern) for pattern in patterns)
+
+
+def template(folder: Path) -> str | None:
+    """The chat template of a folder, wherever transformers keeps it; None without one."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = _json(folder / name).get("chat_template")
+        if found:
+            return found if isinstance(found, str) else json.dumps(found, sort_keys=True)
+    return None
+
+
+def vocabulary(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Token → id of ``tokenizer.json``: the ordinary ones, and those that were added; empty without that file."""
+    found = _json(folder / "tokenizer.json")
+    added = {entry["content"]: entry["id"] for entry in found.get("added_tokens", [])}
+    words = found.get("model", {}).get("vocab", {})
+    if isinstance(words, list):  # a Unigram model lists pieces with their prices
+        words = {piece: i for i, (piece, _) in enumerate(words)}
+    return {token: i for token, i in words.items() if token not in added}, added
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A JSON file's mapping; empty if there is none. ``UserError`` for one that cannot be read."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: download it again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def compare(base: Path, experts: Mapping[str, Path], owner: str) -> list[str]:
+    """Remarks on experts whose tokenizer or chat template is not that of the ``owner``.
+
+    ``UserError`` where the base and an expert know the same id as different tokens: its weights speak another language.
+    """
+    folders = {"base": base, **{label: folder for label, folder in experts.items() if has_tokenizer(folder)}}
+    words = {label: vocabulary(folder) for label, folder in folders.items()}
+    ours = {i: token for token, i in words["base"][0].items()}
+    for label in [label for label in words if label != "base" and ours]:
+        theirs = {i: token for token, i in words[label][0].items()}
+        differ = [i for i in ours if i in theirs and theirs[i] != ours[i]]
+        if differ:
+            i = min(differ)
+            raise UserError(
+                f"expert '{label}' does not fit the base: mismatched vocabularies, token {i} is {theirs[i]!r} there "
+                f"and {ours[i]!r} in the base ({len(differ)} tokens differ)"
+            )
+    remarks = [] if owner in folders else [f"'{owner}' has no tokenizer of its own: the base's is taken"]
+    of_owner = folders.get(owner, base)
+    names = {label: words[label][1] for label in folders}
+    others = [label for label in folders if names[label] != names.get(owner, names["base"])]
+    if others:
+        remarks.append(f"the added tokens of {_list(others)} are not those of {owner}, whose tokenizer is taken")
+    others = [label for label, folder in folders.items() if template(folder) != template(of_owner)]
+    if others:
+        mine = "has none" if template(of_owner) is None else "is taken"
+        remarks.append(
+            f"the chat templates of {_list(others)} and {owner} differ, and that of {owner} {mine}; "
+            "`--tokenizer` chooses"
+        )
+    return remarks
+
+
+def _list(labels: list[str]) -> str:
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
