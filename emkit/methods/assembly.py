@@ -16,10 +16,9 @@ from emkit.transforms import View
 
 
 def replaced(ctx: Context, merge: Callable[[str], torch.Tensor]) -> Tensors:
-    """The base's tensors, in the order of their names, with each merged one replaced by ``merge(name)``."""
+    """The base's tensors, with each merged one replaced by ``merge(name)``."""
     merged = set(ctx.task_vectors.names)
-    for name in ctx.base.names:
-        yield name, merge(name) if name in merged else ctx.base.read(name)
+    return lambda name: merge(name) if name in merged else ctx.base.read(name)
 
 
 def linear(
