@@ -94,7 +94,7 @@ class Dropped(View):
 
 
 def drop_and_rescale(tau: torch.Tensor, drop: float, seed: int, expert: str, name: str, start: int = 0) -> torch.Tensor:
-    """DARE (Yu et al., 2024): τ̂ = m ⊙ τ / (1 − p) with every entry of m 0 with probability p, else 1; E[τ̂] = τ.
+    """DARE (Yu et al., 2024): τ̂ = m ⊙ τ / (1 − p) with every entry of m 0 with probability p, else 1; E[τ̂] = τ (fp32).
 
     Entry i is dropped where the i-th 32-bit number of a counter-based generator (Philox) is below p · 2³². Its key is
     a hash of (``seed``, ``expert``, ``name``), so the draw depends neither on the order in which tensors are read nor
@@ -107,7 +107,8 @@ def drop_and_rescale(tau: torch.Tensor, drop: float, seed: int, expert: str, nam
         return tau
     bits = random_bits(tau.numel(), seed, expert, name, start=start)
     kept = torch.from_numpy(bits >= np.uint32(min(round(drop * 2.0**32), 2**32 - 1))).to(tau.device)
-    return torch.where(kept.reshape(tau.shape), tau / (1 - drop), torch.zeros((), dtype=tau.dtype, device=tau.device))
+    mask = kept.view(torch.int8).neg().to(torch.int32).reshape(tau.shape)  # all bits or none
+    return (tau / (1 - drop)).view(torch.int32).bitwise_and_(mask).view(torch.float32)
 
 
 def random_bits(count: int, seed: int, *names: str, start: int = 0) -> np.ndarray:
@@ -197,8 +198,8 @@ def _count_high(magnitudes: torch.Tensor, k: int) -> tuple[slice, np.ndarray]:
 
 def _count_low(magnitudes: torch.Tensor, k: int, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bins and how often the low 16 bits of the magnitudes whose high ones are ``high[k]`` fall into them."""
-    bits = magnitudes.cpu().numpy().view(np.uint32)
-    return np.unique(bits[(bits >> 16) == high[k]] & 0xFFFF, return_counts=True)
+    above = magnitudes.cpu().numpy().view(np.uint32) - np.uint32(high[k] << 16)  # what lies below wraps around
+    return np.unique(above[above < BINS], return_counts=True)
 
 
 def _select(counts: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -86,7 +86,9 @@ def _weighted_sum(like: torch.Tensor, block: Block, weights: np.ndarray) -> torc
             for term, weight in zip(terms, columns[s], strict=True):
                 if weight == 0.0:
                     continue
-                product = term[part].to(wide, copy=True).mul_(weight)
+                product = term[part].to(wide, copy=True)
+                if weight != 1.0:
+                    product.mul_(weight)
                 total = product if total is None else total.add_(product)
             merged[part] = 0 if total is None else total
 
