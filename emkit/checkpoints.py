@@ -7,45 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from emkit import shards
+from emkit.blocks import in_blocks
 from emkit.errors import UserError
-from emkit.files import atomic_dir, unwritable
+from emkit.files import atomic_dir, resumable_dir, sha256_json
+from emkit.shards import DTYPES, INDEX, SHARD_BYTES, SINGLE, Shard, TensorInfo
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # configuration, tokenizer, processor and chat template; never a card, a log or code
 SIDE_FILES = (
     *("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab*", "merges.txt", "chat_template*", "*.model"),
 )
-SHARD_BYTES = 5 * 10**9
-DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a header says of a tensor: ``dtype`` as torch calls it, ``shape``."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
 
 
 class Checkpoint:
@@ -108,6 +90,17 @@ class Checkpoint:
             tensor = self.read(name)
             check_finite(name, tensor, where)
             yield name, tensor
+
+    def identity(self) -> list[list]:
+        """Path, size, time of change and inode of each file: other values where anybody may have put other weights.
+
+        For telling whether a merge that was killed can go on; unlike :meth:`sha256` it reads nothing.
+        """
+        found = []
+        for file in sorted({file.resolve() for file in self._files.values()}):
+            status = file.stat()
+            found.append([str(file), status.st_size, status.st_mtime_ns, status.st_ino])
+        return found
 
     def sha256(self) -> str:
         """Hash over every tensor's name, dtype, shape and bytes: the same however the tensors are sharded."""
@@ -176,66 +169,56 @@ def check_same_headers(base: Checkpoint, other: Checkpoint, label: str) -> None:
 
 def check_finite(name: str, tensor: torch.Tensor, where: str) -> None:
     """Raise ``UserError`` naming the tensor when it holds NaN or infinity."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not _is_finite(tensor.reshape(-1)):
         kind = "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
         raise UserError(f"{where}: tensor '{name}' contains {kind}; nothing was written")
 
 
-def write_checkpoint(
-    out: str | Path, tensors: Iterable[tuple[str, torch.Tensor]], like: Checkpoint, card: str | None = None
-) -> None:
-    """Write ``tensors`` as a checkpoint folder ``out`` with the configuration, tokenizer and templates of ``like``.
+def _is_finite(flat: torch.Tensor) -> bool:
+    extremes = []  # a NaN is smaller and larger than anything else
 
-    Tensors are taken one at a time and must be exactly those of ``like`` in name, shape and dtype (``ValueError``),
-    and finite (``UserError``). ``card`` becomes README.md. The folder appears whole or not at all.
+    def look(start: int, stop: int) -> None:
+        extremes.extend(torch.aminmax(flat[start:stop]))
+
+    in_blocks(len(flat), 1, flat.device, look)
+    return all(math.isfinite(float(value)) for value in extremes)
+
+
+def write_checkpoint(
+    out: str | Path,
+    tensors: Callable[[str], torch.Tensor],
+    like: Checkpoint,
+    card: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    key: str | None = None,
+) -> None:
+    """Write a checkpoint folder ``out`` with the configuration, tokenizer and templates of ``like``.
+
+    ``tensors`` makes the tensor of a name of ``like``, which must have the dtype and shape it has there
+    (``ValueError``) and be finite (``UserError``). It is called once for each, in the order in which they are stored,
+    and each is written before the next is made. ``card`` becomes README.md, ``shard_bytes`` bounds a file's tensors.
+    The folder appears whole or not at all.
+
+    ``key`` names everything that the tensors depend on. With it, a killed run's finished shards are found again by a
+    run with the same key, which calls ``tensors`` for the others alone (see :func:`emkit.files.resumable_dir`).
     """
     out = Path(out)
-    with atomic_dir(out) as part:
+    planned = shards.plan({name: like.info(name) for name in like.names}, shard_bytes)
+
+    def checked(name: str) -> torch.Tensor:
+        tensor = tensors(name)
+        check_finite(name, tensor, str(out))
+        return tensor
+
+    with atomic_dir(out) if key is None else resumable_dir(out, _written_key(key, planned)) as part:
+        shards.write(part, planned, checked)
         for file in sorted(like.path.iterdir()):
             if file.is_file() and any(file.match(pattern) for pattern in SIDE_FILES):
                 shutil.copyfile(file, part / file.name)
         if card is not None:
             (part / "README.md").write_text(card, encoding="utf-8")
-        shards: list[list[str]] = []
-        held: dict[str, torch.Tensor] = {}
-        for name, tensor in tensors:
-            _check_like(name, tensor, like)
-            check_finite(name, tensor, str(out))
-            if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > SHARD_BYTES:
-                shards.append(_write_shard(part, len(shards), held))
-                held = {}
-            held[name] = tensor.detach().cpu().contiguous()
-        shards.append(_write_shard(part, len(shards), held))
-        written = [name for shard in shards for name in shard]
-        if sorted(written) != like.names:
-            raise ValueError(f"{out}: {len(written)} tensors given, {len(like.names)} wanted, or one given twice")
-        _name_shards(part, shards, like)
 
 
-def _check_like(name: str, tensor: torch.Tensor, like: Checkpoint) -> None:
-    info = like.info(name)
-    if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
-        raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}, not {info.dtype} {info.shape}")
-
-
-def _write_shard(part: Path, number: int, tensors: dict[str, torch.Tensor]) -> list[str]:
-    file = part / f"shard-{number}"
-    try:
-        save_file(tensors, file, metadata={"format": "pt"})
-    except SafetensorError as error:  # safetensors wraps the system's error ("… No space left on device …")
-        raise unwritable(part, OSError(None, str(error))) from error
-    return list(tensors)
-
-
-def _name_shards(part: Path, shards: list[list[str]], like: Checkpoint) -> None:
-    """Give the shards their final names, now that their number is known, and write the index."""
-    if len(shards) == 1:
-        (part / "shard-0").rename(part / SINGLE)
-        return
-    final = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for i, name in enumerate(final):
-        (part / f"shard-{i}").rename(part / name)
-    weight_map = {name: file for file, names in zip(final, shards, strict=True) for name in names}
-    total = sum(like.read(name).nbytes for name in weight_map)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (part / INDEX).write_text(json.dumps(index, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+def _written_key(key: str, planned: Sequence[Shard]) -> str:
+    """``key`` and the files' layout."""
+    return sha256_json([key, [[shard.file, shard.header.hex()] for shard in planned]])

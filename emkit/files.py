@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from safetensors import SafetensorError
 
@@ -91,6 +91,60 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+PLAN = ".plan.json"
+
+
+@contextlib.contextmanager
+def resumable_dir(path: str | Path, key: str) -> Iterator[Path]:
+    """A folder that a killed process can go on with: yield the hidden sibling ``.NAME.part`` of ``path`` to fill.
+
+    It still has what an earlier block with the same ``key`` had put there when it was killed, or failed for a reason
+    outside itself (a full disk, Ctrl-C); for another ``key`` it is empty. It replaces ``path`` as a whole when the
+    block succeeds, and is removed when the block raises ``UserError``, which it would raise again. A second process
+    that wants the same folder waits. What is finished in the folder and what is not, the caller has to tell.
+    """
+    path = Path(path)
+    part, wanted = path.with_name(f".{path.name}.part"), json.dumps({"key": key})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked_plan(part) as plan:
+            plan.seek(0)
+            if plan.read() != wanted:
+                _clear(part, but=PLAN)
+                plan.truncate(0)
+                plan.write(wanted)
+                plan.flush()
+            try:
+                yield part
+            except UserError:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            part.chmod(0o755)
+            replace_dir(part, path)
+            (path / PLAN).unlink()  # not before: without it the folder would be anybody's
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _locked_plan(part: Path) -> TextIO:
+    """The file in the folder ``part`` that holds its key, open and locked; both are made where there are none."""
+    while True:
+        part.mkdir(exist_ok=True)
+        plan = open(part / PLAN, "a+", encoding="utf-8")  # noqa: SIM115 - the caller's
+        fcntl.flock(plan, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            # who held the lock may have finished meanwhile, and the folder with this file be gone
+            if os.path.samestat(os.fstat(plan.fileno()), os.stat(part / PLAN)):
+                return plan
+        plan.close()
+
+
+def _clear(folder: Path, but: str) -> None:
+    for path in folder.iterdir():
+        if path.name != but:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def replace_dir(part: Path, path: Path) -> None:

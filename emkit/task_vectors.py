@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import torch
 
+from emkit.blocks import Block
 from emkit.checkpoints import Checkpoint, check_finite, check_same_headers
 from emkit.combine.linear import merge_experts
 from emkit.errors import UserError
@@ -38,6 +39,7 @@ class TaskVectors:
             if not base.info(name).dtype.is_floating_point:
                 raise UserError(f"{base.path}: '{name}' is {base.info(name).dtype}, which cannot be merged")
         self._held: dict[str, list[torch.Tensor]] | None = None
+        self._finite: set[str] = set()
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -53,11 +55,12 @@ class TaskVectors:
         if self._held is not None:
             base, *experts = self._held[name]
             return base, experts
-        tensors = []
-        for checkpoint in (self.base, *self.checkpoints.values()):
-            tensor = checkpoint.read(name)
-            check_finite(name, tensor, str(checkpoint.path))
-            tensors.append(tensor)
+        checkpoints = (self.base, *self.checkpoints.values())
+        tensors = [checkpoint.read(name) for checkpoint in checkpoints]
+        if name not in self._finite:  # once: a tensor is read in several passes, and block by block
+            for checkpoint, tensor in zip(checkpoints, tensors, strict=True):
+                check_finite(name, tensor, str(checkpoint.path))
+            self._finite.add(name)
         return tensors[0], tensors[1:]
 
     def hold(self, device: str | torch.device = "cpu") -> None:
@@ -81,7 +84,21 @@ class TaskVectors:
         """τ_k of one tensor for each expert in turn (fp32)."""
         base, experts = self.read(name)
         wide = base.float()
-        return (expert.float() - wide for expert in experts)
+        return (expert.to(torch.float32, copy=True).sub_(wide) for expert in experts)
+
+    def blocks(self, name: str) -> Block:
+        """τ_k of one flattened tensor, block by block: ``(start, stop)`` → fp32 [K, stop − start]."""
+        base, experts = self.read(name)
+        flat, experts = base.reshape(-1), [expert.reshape(-1) for expert in experts]
+
+        def block(start: int, stop: int) -> torch.Tensor:
+            tau = torch.empty(len(experts), stop - start, dtype=torch.float32, device=flat.device)
+            wide = flat[start:stop].float()
+            for row, expert in zip(tau, experts, strict=True):
+                row.copy_(expert[start:stop]).sub_(wide)
+            return tau
+
+        return block
 
     def merged(self, name: str, coefficients: np.ndarray, dtype: torch.dtype | None = None) -> torch.Tensor:
         """θ_base + Σ_k Σ_s α_{k,s} τ_{k,s} of one tensor, in the base's dtype or ``dtype`` (Eq. 5)."""

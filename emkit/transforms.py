@@ -1,19 +1,21 @@
 """Transforms of task vectors before they are combined: DARE's random drop, TIES' trim and sign election.
 
-Each is a view of task vectors that computes one tensor of one expert at a time, so that no view ever holds a whole
-task vector. All arithmetic is on the fp32 τ_k; tensors of every number of dimensions are treated alike, entry by
-entry.
+Each is a view of task vectors that computes a block of entries at a time, so that no view ever holds a whole task
+vector, nor more of a tensor than it is asked for. All arithmetic is on the fp32 τ_k; tensors of every number of
+dimensions are treated alike, entry by entry.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 
 import numpy as np
 import torch
 
-from emkit.combine.linear import merge_tensor
+from emkit.blocks import Block, in_blocks
+from emkit.combine.linear import merge_blocks
 from emkit.task_vectors import TaskVectors
 
 
@@ -31,22 +33,42 @@ class View:
         self.numel = inner.numel
         self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None
 
-    def transform(self, name: str) -> Iterator[torch.Tensor]:
-        """τ̂_k of one tensor for each expert in turn (fp32)."""
+    def transform(self, name: str, block: Block) -> Block:
+        """The blocks of τ̂_k of one tensor, given those of τ_k, whose memory may be overwritten."""
         raise NotImplementedError
 
+    def blocks(self, name: str) -> Block:
+        """τ̂_k of one flattened tensor, block by block: ``(start, stop)`` → fp32 [K, stop − start].
+
+        What it takes of the whole tensor, as a threshold, is found here; each block is computed when it is asked for.
+        """
+        if self._held is not None:
+            tau = self._held[name][1].flatten(1)
+            return lambda start, stop: tau[:, start:stop].clone()
+        return self.transform(name, self.inner.blocks(name))
+
     def taus(self, name: str) -> Iterator[torch.Tensor]:
-        """:meth:`transform`, from memory where the view is held."""
-        return iter(self._held[name][1]) if self._held is not None else self.transform(name)
+        """τ̂_k of one tensor for each expert in turn (fp32)."""
+        return iter(self.tau(name))
 
     def tau(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """τ̂_k of one tensor for every expert: [K, *shape], computed in fp32 and then of ``dtype``."""
-        return torch.stack(list(self.taus(name))).to(dtype)
+        if self._held is not None:
+            return self._held[name][1].to(dtype)
+        block, shape = self.blocks(name), self.base.info(name).shape
+        device = block(0, 0).device
+        tau = torch.empty(len(self.experts), self.numel(name), dtype=dtype, device=device)
+
+        def fill(start: int, stop: int) -> None:
+            tau[:, start:stop] = block(start, stop)
+
+        in_blocks(self.numel(name), len(self.experts), device, fill)
+        return tau.reshape(len(self.experts), *shape)
 
     def merged(self, name: str, coefficients: np.ndarray, dtype: torch.dtype | None = None) -> torch.Tensor:
         """θ_base + Σ_k Σ_s α_{k,s} τ̂_{k,s} of one tensor, in the base's dtype or ``dtype`` (Eq. 5)."""
         base = self.base.read(name) if self._held is None else self._held[name][0]
-        return merge_tensor(base if dtype is None else base.to(dtype), self.taus(name), coefficients)
+        return merge_blocks(base if dtype is None else base.to(dtype), self.blocks(name), coefficients)
 
     def hold(self, device: str | torch.device = "cpu") -> None:
         """Keep θ_base and all τ̂_k in memory, on ``device``: what a fit reads at every step."""
@@ -61,34 +83,41 @@ class Dropped(View):
         super().__init__(inner, {"drop": drop, "seed": seed})
         self.drop, self.seed = drop, seed
 
-    def transform(self, name: str) -> Iterator[torch.Tensor]:
-        for expert, tau in zip(self.experts, self.inner.taus(name), strict=True):
-            yield drop_and_rescale(tau, self.drop, self.seed, expert, name)
+    def transform(self, name: str, block: Block) -> Block:
+        def dropped(start: int, stop: int) -> torch.Tensor:
+            tau = block(start, stop)
+            for expert, row in zip(self.experts, tau, strict=True):
+                row.copy_(drop_and_rescale(row, self.drop, self.seed, expert, name, start))
+            return tau
+
+        return dropped
 
 
-def drop_and_rescale(tau: torch.Tensor, drop: float, seed: int, expert: str, name: str) -> torch.Tensor:
-    """DARE (Yu et al., 2024): τ̂ = m ⊙ τ / (1 − p) with every entry of m 0 with probability p, else 1; E[τ̂] = τ.
+def drop_and_rescale(tau: torch.Tensor, drop: float, seed: int, expert: str, name: str, start: int = 0) -> torch.Tensor:
+    """DARE (Yu et al., 2024): τ̂ = m ⊙ τ / (1 − p) with every entry of m 0 with probability p, else 1; E[τ̂] = τ (fp32).
 
     Entry i is dropped where the i-th 32-bit number of a counter-based generator (Philox) is below p · 2³². Its key is
     a hash of (``seed``, ``expert``, ``name``), so the draw depends neither on the order in which tensors are read nor
-    on threads or shards. p = 0 returns τ itself.
+    on threads, shards or blocks (``tau`` may be the entries from ``start`` on). p = 0 returns τ itself.
 
     (mergekit 0.1.5 defines another thing: it rescales by ‖τ‖₁ / ‖m ⊙ τ‖₁, tensor by tensor, and draws from torch's
     global generator, so that its result depends on the order of the tensors.)
     """
     if drop == 0:
         return tau
-    bits = random_bits(tau.numel(), seed, expert, name)
+    bits = random_bits(tau.numel(), seed, expert, name, start=start)
     kept = torch.from_numpy(bits >= np.uint32(min(round(drop * 2.0**32), 2**32 - 1))).to(tau.device)
-    return torch.where(kept.reshape(tau.shape), tau / (1 - drop), torch.zeros((), dtype=tau.dtype, device=tau.device))
+    mask = kept.view(torch.int8).neg().to(torch.int32).reshape(tau.shape)  # all bits or none
+    return (tau / (1 - drop)).view(torch.int32).bitwise_and_(mask).view(torch.float32)
 
 
-def random_bits(count: int, seed: int, *names: str) -> np.ndarray:
-    """``count`` random uint32 that depend on ``seed`` and ``names`` alone."""
+def random_bits(count: int, seed: int, *names: str, start: int = 0) -> np.ndarray:
+    """The ``count`` random uint32 from the ``start``-th on of a stream that depends on ``seed`` and ``names`` alone."""
     text = "\0".join([str(seed), *names])
     key = np.frombuffer(hashlib.sha256(text.encode("utf-8")).digest()[:16], dtype="<u8")
-    raw = np.random.Philox(key=key).random_raw((count + 1) // 2)
-    return raw.astype("<u8", copy=False).view("<u4")[:count]
+    steps, skipped = divmod(start, 8)  # a step of the counter makes eight of them
+    raw = np.random.Philox(key=key).advance(steps).random_raw((skipped + count + 1) // 2)
+    return raw.astype("<u8", copy=False).view("<u4")[skipped : skipped + count]
 
 
 class Trimmed(View):
@@ -104,52 +133,73 @@ class Trimmed(View):
     def __init__(self, inner: TaskVectors | View, density: float, scope: str = "model"):
         super().__init__(inner, {"density": density, "scope": scope})
         self.density = density
-        self._whole = magnitude_thresholds(inner, density) if scope == "model" else None
+        self._whole = magnitude_thresholds(inner, density, inner.names) if scope == "model" else None
 
-    def transform(self, name: str) -> Iterator[torch.Tensor]:
-        for k, tau in enumerate(self.inner.taus(name)):
-            threshold = tensor_threshold(tau, self.density) if self._whole is None else float(self._whole[k])
-            yield torch.where(tau.abs() >= threshold, tau, torch.zeros((), dtype=tau.dtype, device=tau.device))
+    def transform(self, name: str, block: Block) -> Block:
+        found = magnitude_thresholds(self.inner, self.density, [name]) if self._whole is None else self._whole
+        # |τ| ≥ t as |τ| > the number before t, which torch has as one operation; None: everything is ≥ 0
+        below = [float(np.nextafter(t, np.float32(0))) if t > 0 else None for t in found]
 
+        def trimmed(start: int, stop: int) -> torch.Tensor:
+            tau = block(start, stop)
+            for row, limit in zip(tau, below, strict=True):
+                if limit is not None:
+                    torch.hardshrink(row, limit, out=row)
+            return tau
 
-def _rank(entries: int, density: float) -> int:
-    """k of the k-th smallest magnitude, as the original's code rounds it; 0: everything stays."""
-    return int(entries * (1 - density))
-
-
-def tensor_threshold(tau: torch.Tensor, density: float) -> float:
-    """The k-th smallest magnitude of one tensor, k = ⌊(1 − density) · n⌋ (0 for k = 0)."""
-    k = _rank(tau.numel(), density)
-    return float(tau.abs().reshape(-1).kthvalue(k).values) if k else 0.0
+        return trimmed
 
 
 BINS = 2**16
 
 
-def magnitude_thresholds(task_vectors: TaskVectors | View, density: float) -> np.ndarray:
-    """The k-th smallest magnitude of every whole task vector: fp32 [K]; exact, without concatenating or sorting it.
+def magnitude_thresholds(
+    task_vectors: TaskVectors | View, density: float, names: Sequence[str] | None = None
+) -> np.ndarray:
+    """The k-th smallest magnitude of every task vector, k = ⌊(1 − density) · n⌋ (0 for k = 0): fp32 [K], exact.
 
-    The bits of a non-negative fp32 number, read as an integer, are in the numbers' order. A first pass over the
-    tensors counts the high 16 bits of all magnitudes, which gives the bin that holds the k-th; a second one counts
-    the low 16 bits within that bin. Memory: two histograms a task vector, whatever its length.
+    The task vectors are those of the tensors ``names`` (all, unless given) and n their length. Nothing is
+    concatenated or sorted: the bits of a non-negative fp32 number, read as an integer, are in the numbers' order. A
+    first pass over the tensors counts the high 16 bits of all magnitudes, which gives the bin that holds the k-th; a
+    second one counts the low 16 bits within that bin. Memory: two histograms a task vector, whatever its length.
     """
-    total = sum(task_vectors.numel(name) for name in task_vectors.names)
-    left = np.full(len(task_vectors.experts), _rank(total, density), dtype=np.int64)
+    names = task_vectors.names if names is None else names
+    total = sum(task_vectors.numel(name) for name in names)
+    left = np.full(len(task_vectors.experts), int(total * (1 - density)), dtype=np.int64)  # as the original rounds
     if not left.any():
         return np.zeros(len(left), dtype=np.float32)
-    high, left = _select(_histogram(task_vectors, lambda bits, k: bits >> 16), left)
-    low, _ = _select(_histogram(task_vectors, lambda bits, k: (bits & 0xFFFF)[bits >> 16 == int(high[k])]), left)
+    high, left = _select(_histogram(task_vectors, names, _count_high), left)
+    low, _ = _select(_histogram(task_vectors, names, lambda *row: _count_low(*row, high)), left)
     return ((high << 16) | low).astype(np.uint32).view(np.float32)
 
 
-def _histogram(task_vectors: TaskVectors | View, digits) -> np.ndarray:
-    """How often each 16-bit digit of the magnitudes' bits occurs: int64 [K, 2¹⁶]."""
+def _histogram(task_vectors: TaskVectors | View, names: Sequence[str], count: Callable) -> np.ndarray:
+    """What ``count(magnitudes, counts, k)`` adds up over all blocks of the tensors: int64 [K, 2¹⁶]."""
     counts = np.zeros((len(task_vectors.experts), BINS), dtype=np.int64)
-    for name in task_vectors.names:
-        for k, tau in enumerate(task_vectors.taus(name)):
-            bits = tau.float().abs().reshape(-1).view(torch.int32)
-            counts[k] += torch.bincount(digits(bits, k), minlength=BINS).cpu().numpy()
+    locks = [Lock() for _ in counts]
+    for name in names:
+        block = task_vectors.blocks(name)
+
+        def add(start: int, stop: int, block: Block = block) -> None:
+            for k, row in enumerate(block(start, stop).abs_()):
+                bins, times = count(row, k)
+                with locks[k]:
+                    counts[k, bins] += times
+
+        in_blocks(task_vectors.numel(name), len(counts), block(0, 0).device, add)
     return counts
+
+
+def _count_high(magnitudes: torch.Tensor, k: int) -> tuple[slice, np.ndarray]:
+    """Bins and how often the high 16 bits of the magnitudes fall into them."""
+    times = torch.bincount(magnitudes.view(torch.int32) >> 16, minlength=BINS // 2).cpu().numpy()
+    return slice(0, BINS // 2), times  # the sign bit is 0
+
+
+def _count_low(magnitudes: torch.Tensor, k: int, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bins and how often the low 16 bits of the magnitudes whose high ones are ``high[k]`` fall into them."""
+    above = magnitudes.cpu().numpy().view(np.uint32) - np.uint32(high[k] << 16)  # what lies below wraps around
+    return np.unique(above[above < BINS], return_counts=True)
 
 
 def _select(counts: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,19 +224,35 @@ class Elected(View):
         super().__init__(inner, {"elected": scope})
         self._majority = None
         if scope == "model":
-            self._majority = int(np.sign(sum(int(self._signs(name).sum()) for name in self.names)))
+            self._majority = int(np.sign(sum(self._votes(name, inner.blocks(name)) for name in self.names)))
 
-    def _signs(self, name: str) -> torch.Tensor:
-        """sgn(Σ_k τ̂_k), still 0 where the sum is: int64 [*shape]."""
-        total = 0
-        for tau in self.inner.taus(name):
-            total = total + tau.double()
-        return torch.sign(total).long()
+    def _votes(self, name: str, block: Block) -> int:
+        """Σ γ over one tensor."""
+        if len(self.experts) == 1:
+            return 0  # a sum of one is 0 only where there is nothing to elect
+        votes = []  # whole numbers: their sum has no order
 
-    def transform(self, name: str) -> Iterator[torch.Tensor]:
-        signs = self._signs(name)
-        majority = self._majority if self._majority is not None else int(torch.sign(signs.sum()))
-        signs[signs == 0] = majority
-        for tau in self.inner.taus(name):
-            agrees = (torch.sign(tau).long() == signs) & (signs != 0)
-            yield torch.where(agrees, tau, torch.zeros((), dtype=tau.dtype, device=tau.device))
+        def count(start: int, stop: int) -> None:
+            votes.append(int(_signs(block(start, stop)).sum(dtype=torch.float64)))
+
+        in_blocks(self.numel(name), len(self.experts), block(0, 0).device, count)
+        return sum(votes)
+
+    def transform(self, name: str, block: Block) -> Block:
+        majority = int(np.sign(self._votes(name, block))) if self._majority is None else self._majority
+
+        def elected(start: int, stop: int) -> torch.Tensor:
+            tau = block(start, stop)
+            signs = _signs(tau).mul_(2).add_(majority).sign_()  # the majority where the sum is 0
+            # γ τ̂ is positive where the signs agree; + 0 turns a negative zero into the zero of an entry left out
+            return tau.mul_(signs).clamp_(min=0).mul_(signs).add_(0.0)
+
+        return elected
+
+
+def _signs(tau: torch.Tensor) -> torch.Tensor:
+    """sgn(Σ_k τ̂_k) of a block [K, n], 0 where the sum is: fp32 [n]."""
+    total = tau[0].double()
+    for row in tau[1:]:
+        total.add_(row.double())
+    return total.sign_().float()

@@ -84,7 +84,8 @@ def run(method: str, task_vectors: TaskVectors, scale: float | None = None, seed
     settings = {name: option.default for name, option in found.options.items()} | options
     row = {"id": method}
     context = Context(None, row, seed, Path(), scale, False, None, task_vectors.base, task_vectors, options=settings)
-    merged = dict(found.run(context).tensors)
+    merge = found.run(context)
+    merged = {name: merge.tensors(name) for name in merge.like.names}
     assert all(tensor.dtype == task_vectors.base.info(name).dtype for name, tensor in merged.items())
     return {name: tensor.double().numpy() for name, tensor in merged.items()}
 

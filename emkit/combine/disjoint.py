@@ -20,6 +20,6 @@ def disjoint_merge(selected: Iterable[torch.Tensor], merge: str = "mean") -> tor
     for tau in selected:
         total = tau.clone() if total is None else total.add_(tau)
         if merge == "mean":
-            here = (tau != 0).to(torch.int32)
+            here = tau.sign().abs_()
             count = here if count is None else count.add_(here)
-    return total if count is None else total / count.clamp(min=1)
+    return total if count is None else total.div_(count.clamp_(min=1))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
+from emkit.blocks import Block, in_blocks
 from emkit.coefficients import chunk_bounds
 
 
@@ -18,8 +19,18 @@ def merge_tensor(base: torch.Tensor, tau: Iterable[torch.Tensor], coefficients: 
     chunks of the flattened tensor. Sums in fp32 (in float64 for a float64 base), rounded once to the base's dtype; a
     coefficient of exactly 0 contributes nothing, so all-zero coefficients return the base bit for bit.
     """
+    flat = [term.reshape(-1) for term in tau]
+    return merge_blocks(base, lambda start, stop: [term[start:stop] for term in flat], coefficients)
+
+
+def merge_blocks(base: torch.Tensor, block: Block, coefficients: np.ndarray) -> torch.Tensor:
+    """:func:`merge_tensor` for task vectors that exist block by block only.
+
+    ``block(start, stop)`` gives the entries [start, stop) of the K flattened τ_k.
+    """
     weights = np.concatenate([np.ones((1, coefficients.shape[1])), coefficients])
-    return _weighted_sum([base, *tau], weights)
+    flat = base.reshape(-1)
+    return _weighted_sum(base, lambda start, stop: [flat[start:stop], *block(start, stop)], weights)
 
 
 def merge_experts(base: torch.Tensor, experts: Sequence[torch.Tensor], coefficients: np.ndarray) -> torch.Tensor:
@@ -34,7 +45,9 @@ def merge_experts(base: torch.Tensor, experts: Sequence[torch.Tensor], coefficie
     ``base`` [*shape], ``experts`` K tensors of that shape, ``coefficients`` [K, m] float64; returns the base's dtype.
     """
     rest = np.array([[1.0 - float(np.sum(column)) for column in coefficients.T]])
-    return _weighted_sum([base, *experts], np.concatenate([rest, coefficients]))
+    flat = [term.reshape(-1) for term in (base, *experts)]
+    weights = np.concatenate([rest, coefficients])
+    return _weighted_sum(base, lambda start, stop: [term[start:stop] for term in flat], weights)
 
 
 def mean_experts(base: torch.Tensor, experts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -43,27 +56,52 @@ def mean_experts(base: torch.Tensor, experts: Sequence[torch.Tensor]) -> torch.T
     Summed first and divided once, so that equal experts average to themselves bit for bit.
     """
     wide = _wide(base.dtype)
-    total = experts[0].to(wide)
-    for expert in experts[1:]:
-        total = total + expert.to(wide)
-    return (total / len(experts)).to(base.dtype)
+    first, *rest = [expert.reshape(-1) for expert in experts]
+    out = torch.empty(base.shape, dtype=base.dtype, device=base.device)
+
+    def mean(start: int, stop: int) -> None:
+        total = first[start:stop].to(wide, copy=True)
+        for expert in rest:
+            total.add_(expert[start:stop].to(wide))
+        out.view(-1)[start:stop] = total.div_(len(experts))
+
+    in_blocks(base.numel(), 2, base.device, mean)
+    return out
 
 
-def _weighted_sum(terms: Sequence[torch.Tensor], weights: np.ndarray) -> torch.Tensor:
-    """Σ_j weights[j, s] · terms[j] on each chunk s, terms of weight 0 left out; the dtype of ``terms[0]``."""
-    wide = _wide(terms[0].dtype)
-    flat = [term.reshape(-1) for term in terms]
-    out = torch.empty_like(flat[0])
-    bounds = chunk_bounds(len(out), weights.shape[1])
-    for s, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        total = None
-        for term, weight in zip(flat, weights[:, s].tolist(), strict=True):
-            if weight == 0.0:
-                continue
-            product = term[start:stop].to(wide) * weight
-            total = product if total is None else total + product
-        out[start:stop] = 0 if total is None else total.to(out.dtype)
-    return out.reshape(terms[0].shape)
+def _weighted_sum(like: torch.Tensor, block: Block, weights: np.ndarray) -> torch.Tensor:
+    """Σ_j weights[j, s] · term_j on each chunk s, terms of weight 0 left out; shape, dtype and device of ``like``.
+
+    ``block(start, stop)`` gives these entries of the flattened terms.
+    """
+    wide = _wide(like.dtype)
+    bounds = chunk_bounds(like.numel(), weights.shape[1])
+    columns = weights.T.tolist()
+    out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+    def merge(start: int, stop: int) -> None:
+        terms, merged = block(start, stop), out.view(-1)[start:stop]
+        for s, part in _chunks_within(bounds, start, stop):
+            total = None
+            for term, weight in zip(terms, columns[s], strict=True):
+                if weight == 0.0:
+                    continue
+                product = term[part].to(wide, copy=True)
+                if weight != 1.0:
+                    product.mul_(weight)
+                total = product if total is None else total.add_(product)
+            merged[part] = 0 if total is None else total
+
+    in_blocks(like.numel(), len(weights), like.device, merge)
+    return out
+
+
+def _chunks_within(bounds: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, slice]]:
+    """The chunks s that the entries [``start``, ``stop``) reach into, with their places relative to ``start``."""
+    s = bisect.bisect_right(bounds, start) - 1
+    while s < len(bounds) - 1 and bounds[s] < stop:
+        yield s, slice(max(bounds[s], start) - start, min(bounds[s + 1], stop) - start)
+        s += 1
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from emkit.coefficients import Coefficients
-from emkit.combine.linear import mean_experts, merge_tensor
+from emkit.combine.linear import mean_experts, merge_blocks, merge_tensor
 from emkit.learning import Learned
 from emkit.methods.registry import Context, Merge, Tensors
 from emkit.task_vectors import TaskVectors
@@ -16,10 +16,9 @@ from emkit.transforms import View
 
 
 def replaced(ctx: Context, merge: Callable[[str], torch.Tensor]) -> Tensors:
-    """The base's tensors, in the order of their names, with each merged one replaced by ``merge(name)``."""
+    """The base's tensors, with each merged one replaced by ``merge(name)``."""
     merged = set(ctx.task_vectors.names)
-    for name in ctx.base.names:
-        yield name, merge(name) if name in merged else ctx.base.read(name)
+    return lambda name: merge(name) if name in merged else ctx.base.read(name)
 
 
 def linear(
@@ -38,11 +37,18 @@ def linear(
     return Merge(tensors, ctx.base, coefficients, scale, learned)
 
 
-def scaled(ctx: Context, combine: Callable[[str], torch.Tensor], scale: float) -> Merge:
-    """θ_base + λ · ``combine(name)`` over the merged tensors, ``scale`` being λ."""
+def entrywise(
+    ctx: Context, task_vectors: TaskVectors | View, combine: Callable[[torch.Tensor], torch.Tensor], scale: float
+) -> Merge:
+    """θ_base + λ · ``combine`` of the K task vectors over the merged tensors, block by block, ``scale`` being λ.
+
+    ``combine`` makes one block [n] of the K task vectors' block [K, n].
+    """
 
     def merge(name: str) -> torch.Tensor:
-        return merge_tensor(ctx.base.read(name), [combine(name).cpu()], np.array([[scale]]))
+        block = task_vectors.blocks(name)
+        combined = lambda start, stop: [combine(block(start, stop))]  # noqa: E731
+        return merge_blocks(ctx.base.read(name), combined, np.array([[scale]]))
 
     return Merge(replaced(ctx, merge), ctx.base, scale=scale)
 

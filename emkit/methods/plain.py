@@ -12,14 +12,13 @@ from emkit.methods.registry import Context, Merge, method
 def checkpoint(ctx: Context) -> Merge:
     """A model of the recipe as it is: the base, an expert, or the mixture-trained one."""
     found = Checkpoint.open(ctx.recipe.model(ctx.row["model"]))
-    return Merge(((name, found.read(name)) for name in found.names), found)
+    return Merge(found.read, found)
 
 
 @method()
 def reset_expert(ctx: Context) -> Merge:
     """An expert with its unmerged tensors reset to the base's: the most of this expert that merging can reach."""
-    expert, merged = ctx.task_vectors.checkpoints[ctx.row["model"]], set(ctx.task_vectors.names)
-    return Merge(((name, (expert if name in merged else ctx.base).read(name)) for name in ctx.base.names), ctx.base)
+    return Merge(replaced(ctx, ctx.task_vectors.checkpoints[ctx.row["model"]].read), ctx.base)
 
 
 @method(parts=(mean_experts,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from emkit.task_vectors import TaskVectors
 if TYPE_CHECKING:  # the recipe's schema is made of the methods' options
     from emkit.recipe import Recipe
 
-Tensors = Iterator[tuple[str, torch.Tensor]]
+Tensors = Callable[[str], torch.Tensor]  # makes the tensor of a name when it is asked for
 
 # where a method's scale comes from
 VALIDATION = "validation"  # free: the recipe's one rule chooses it on validation items
@@ -75,8 +75,9 @@ class Context:
 
 @dataclass(frozen=True)
 class Merge:
-    """A method's result: the merged tensors, one at a time, the checkpoint whose side files they come with, and, for
-    linear methods, their coefficients; ``learned`` holds what a fit left behind."""
+    """A method's result: a function that makes the merged tensor of a name, the checkpoint whose names, shapes, dtypes
+    and side files the result has, and, for linear methods, the coefficients; ``learned`` holds what a fit left behind.
+    """
 
     tensors: Tensors
     like: Checkpoint

@@ -13,6 +13,7 @@ from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.errors import UserError
 from emkit.files import write_json
 from emkit.learning import Learned
+from emkit.methods.key import content_key, default_device
 from emkit.methods.registry import Context, get
 from emkit.task_vectors import TaskVectors
 
@@ -33,7 +34,8 @@ def merge_row(
 
     ``scale`` is the λ that the recipe's rule chose, for methods that need one. Learned methods keep calibration sets
     and fits under ``cache``, resume them after a kill, and leave ``coefficients.json`` and ``history.json`` beside
-    ``out``. The same arguments give the same bytes. ``UserError`` for bad input, before anything long starts.
+    ``out``. A merge that was killed goes on at its first unfinished shard. The same arguments give the same bytes.
+    ``UserError`` for bad input, before anything long starts.
     """
     entry = recipe.row(row)
     if entry["method"] is None:
@@ -43,11 +45,12 @@ def merge_row(
     base = Checkpoint.open(recipe.model("base"))
     experts = {name: Checkpoint.open(path) for name, path in recipe.experts.items()}
     task_vectors = TaskVectors(base, experts, backbone.merged_names)
-    options, device = recipe.settings(entry), recipe.device
+    options, device = recipe.settings(entry), recipe.data.get("device", default_device())
     context = Context(recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
     with deterministic():
         merge = method.run(context)
-        write_checkpoint(out, merge.tensors, merge.like, card(recipe, entry, seed))
+        key = content_key(context, method.name, merge)
+        write_checkpoint(out, merge.tensors, merge.like, card(recipe, entry, seed), key=key)
     report = {
         "row": row,
         "method": method.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emkit.combine.disjoint import MERGES, disjoint_merge
 from emkit.methods.arithmetic import DROP
-from emkit.methods.assembly import scaled
+from emkit.methods.assembly import entrywise
 from emkit.methods.registry import VALIDATION, Context, Merge, Option, method
 from emkit.schema import boolean, choice, number
 from emkit.task_vectors import TaskVectors
@@ -74,4 +74,4 @@ def _ties(ctx: Context, task_vectors: TaskVectors | View, trim: bool = True) -> 
     scale = ctx.needed_scale()  # before the passes over all tensors that the threshold takes
     trimmed = Trimmed(task_vectors, ctx.options["density"], ctx.options["scope"]) if trim else task_vectors
     elected = Elected(trimmed, ctx.options["scope"])
-    return scaled(ctx, lambda name: disjoint_merge(elected.taus(name), ctx.options["merge"]), scale)
+    return entrywise(ctx, elected, lambda tau: disjoint_merge(tau, ctx.options["merge"]), scale)

@@ -1,0 +1,34 @@
+"""One merge by emkit in a process of its own, so that its time and memory can be measured from outside.
+
+``python -m emkit.bench.child METHOD BASE OUT EXPERT…`` with the options that the comparison fixes (see
+:data:`emkit.bench.merge.METHODS`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.methods import Context, get
+from emkit.methods.key import content_key, default_device
+from emkit.task_vectors import TaskVectors
+
+
+def merge(method: str, base: str, out: str, experts: list[str], scale: float | None, options: dict) -> None:
+    """Merge all tensors of ``experts`` by ``method`` into the checkpoint folder ``out``."""
+    found = get(method)
+    opened = Checkpoint.open(base)
+    vectors = TaskVectors(opened, {Path(path).name: Checkpoint.open(path) for path in experts}, list)
+    settings = {name: option.default for name, option in found.options.items()} | options
+    row, device = {"id": method}, default_device()
+    context = Context(None, row, 0, Path(), scale, False, None, opened, vectors, settings, device)
+    result = found.run(context)
+    write_checkpoint(out, result.tensors, result.like, key=content_key(context, method, result))
+
+
+if __name__ == "__main__":
+    name, base_folder, out_folder, settings, *folders = sys.argv[1:]
+    given = json.loads(settings)
+    merge(name, base_folder, out_folder, folders, given.pop("scale", None), given)

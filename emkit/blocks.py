@@ -1,0 +1,47 @@
+"""Work on a tensor in blocks of entries, so that temporaries are bounded by a block and not by the tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+# start, stop → for each of K experts these entries of a flattened tensor: [K, stop − start], or K tensors
+Block = Callable[[int, int], torch.Tensor | Sequence[torch.Tensor]]
+
+# Entries of K task vectors in one block: a few fp32 buffers of it fit a core's cache, and a torch call on it takes
+# long against the call itself.
+BLOCK_ENTRIES = 2**18
+GPU_BLOCK_ENTRIES = 2**26
+
+
+def in_blocks(entries: int, rows: int, device: torch.device, work: Callable[[int, int], None]) -> None:
+    """Call ``work(start, stop)`` for all contiguous blocks of ``range(entries)``, on all of torch's threads.
+
+    ``rows`` numbers of every entry are held at once (K for K task vectors); a block is so small that their product
+    with its length is about ``BLOCK_ENTRIES``. ``work`` must treat entries one by one, or count in integers: then
+    neither the blocks nor the number of threads can be seen in the result. The first exception is raised.
+    """
+    size = max(1, (BLOCK_ENTRIES if device.type == "cpu" else GPU_BLOCK_ENTRIES) // max(rows, 1))
+    bounds = [(start, min(start + size, entries)) for start in range(0, entries, size)]
+    threads = min(torch.get_num_threads(), len(bounds)) if device.type == "cpu" else 1
+    if threads <= 1:
+        for start, stop in bounds:
+            work(start, stop)
+        return
+    # one block a thread, rather than all threads in each operation, which would wait for each other after each
+    with _single_threaded_operations(), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda block: work(*block), bounds))
+
+
+@contextmanager
+def _single_threaded_operations() -> Iterator[None]:
+    """Threads that start inside the block run each torch operation by themselves alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

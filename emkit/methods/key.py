@@ -1,0 +1,53 @@
+"""What a merge depends on, as one hash: a killed merge goes on only as the very merge that it was."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import torch
+
+import emkit
+from emkit.files import sha256_file, sha256_json
+from emkit.methods.registry import Context, Merge
+
+
+def content_key(ctx: Context, method: str, merge: Merge) -> str:
+    """Hash over the method with all its values, the input files, emkit's code, and what else may decide a bit.
+
+    Input files count as the same while nobody has touched them (:meth:`emkit.checkpoints.Checkpoint.identity`).
+    Threads and processor are in it because matrix products and SVDs add in an order that may depend on them.
+    """
+    checkpoints = [merge.like, ctx.base, *ctx.task_vectors.checkpoints.values()]
+    return sha256_json(
+        {
+            "method": method,
+            "row": dict(ctx.row),
+            "options": dict(ctx.options),
+            "seed": ctx.seed,
+            "scale": merge.scale,
+            "coefficients": None if merge.coefficients is None else merge.coefficients.to_json(),
+            "experts": ctx.task_vectors.experts,
+            "inputs": [checkpoint.identity() for checkpoint in checkpoints],
+            "names": ctx.task_vectors.names,
+            "code": _code(),
+            "machine": [torch.__version__, torch.get_num_threads(), _processor(ctx.device)],
+        }
+    )
+
+
+def default_device() -> str:
+    """Where SVDs and iterations run unless a recipe says otherwise: a GPU when there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _processor(device: str) -> str:
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()
+
+
+@cache
+def _code() -> str:
+    root = Path(emkit.__file__).parent
+    return hashlib.sha256("".join(sha256_file(file) for file in sorted(root.rglob("*.py"))).encode()).hexdigest()
