@@ -96,11 +96,7 @@ class Checkpoint:
 
         For telling whether a merge that was killed can go on; unlike :meth:`sha256` it reads nothing.
         """
-        found = []
-        for file in sorted({file.resolve() for file in self._files.values()}):
-            status = file.stat()
-            found.append([str(file), status.st_size, status.st_mtime_ns, status.st_ino])
-        return found
+        return file_identities(self._files.values())
 
     def sha256(self) -> str:
         """Hash over every tensor's name, dtype, shape and bytes: the same however the tensors are sharded."""
@@ -124,6 +120,15 @@ def _reader(file: Path) -> safe_open:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is not a whole safetensors file ({error}): download or build it again") from error
+
+
+def file_identities(files: Iterable[Path]) -> list[list]:
+    """[path, size, time of change, inode] of each file, sorted."""
+    found = []
+    for file in sorted({file.resolve() for file in files}):
+        status = file.stat()
+        found.append([str(file), status.st_size, status.st_mtime_ns, status.st_ino])
+    return found
 
 
 def sha256_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

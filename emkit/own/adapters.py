@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from emkit.checkpoints import Checkpoint, TensorInfo, _reader, check_finite, sha256_tensors
+from emkit.checkpoints import Checkpoint, TensorInfo, _reader, check_finite, file_identities, sha256_tensors
 from emkit.errors import UserError
 from emkit.files import sha256_json
 
@@ -80,6 +80,9 @@ class AdapterCheckpoint(Checkpoint):
         a, b = (self._factors.get_tensor(part).to(wide) for part in (factors.a, factors.b))
         delta = b @ a
         return stored.to(wide) + factors.scaling * (delta.T if factors.transposed else delta)
+
+    def identity(self) -> list[list]:
+        return [*self.base.identity(), *file_identities([self.path / CONFIG, _weights(self.path, self.label)])]
 
     def scan(self, where: str) -> None:
         """Raise ``UserError`` for NaN or infinity in the factors (the base is scanned by itself)."""

@@ -81,7 +81,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backbone", help="which tensors are merged; default: what the base's config.json says")
     parser.add_argument("--tensors", help="backbone (default), or all: embeddings, norms and biases too")
-    parser.add_argument("--device", help="cpu (default) or cuda")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda when there is one)")
     parser.add_argument("--seed", type=int)
     parser.add_argument(
         "--allow", action="append", default=[], metavar="WHAT", help="let pass what a message says it can"

@@ -52,7 +52,7 @@ def text(name: str, method: Method, base: str, experts: Mapping[str, str], backb
         + "\n# tokenizer: base        # whose tokenizer and chat template the model gets: base, or an expert's name"
         "\n# backbone: auto         # which tensors are merged: auto reads it from the base's config.json"
         + ("" if method.learned else "\n# tensors: backbone      # or all: embeddings, norms and biases too")
-        + "\n# device: cpu            # or cuda\n# seed: 0"
+        + "\n# device: cpu            # left out: cuda when there is one\n# seed: 0"
         "\n# allow: []              # what to let pass: rotary, adapter_base, identical, disk, memory"
     )
     return "\n\n".join(parts) + "\n"

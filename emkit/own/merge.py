@@ -20,6 +20,7 @@ from emkit import backbones
 from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.errors import UserError
 from emkit.files import replace_dir, sha256_file, unwritable, write_json
+from emkit.methods.key import content_key
 from emkit.methods.registry import Context, Merge
 from emkit.methods.row import deterministic, leave
 from emkit.own import card, checks, hub, resources, tokens
@@ -105,7 +106,7 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device: torch has no '{device}' here ({reason}): leave it out for cpu") from error
+        raise UserError(f"device: torch has no '{device}' here ({reason}): leave it out") from error
 
 
 def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecipe:
@@ -168,8 +169,9 @@ def run(
     """Merge, verify, and move the result to the recipe's ``out``; returns the report (a JSON value).
 
     The model is written beside ``out`` under a hidden name, checked there, and renamed, so that a model with the name
-    has passed. The report is also in it, as emkit_merge.json, with the card and, for learned methods,
-    coefficients.json and history.json. ``cache`` keeps what a killed fit goes on from.
+    has passed; a merge that was killed while writing goes on at its first unfinished shard. The report is also in it,
+    as emkit_merge.json, with the card and, for learned methods, coefficients.json and history.json. ``cache`` keeps
+    what a killed fit goes on from.
     """
     recipe, vectors = prepared.recipe, prepared.vectors
     everyone = {"base": vectors.base, **vectors.checkpoints}
@@ -200,7 +202,7 @@ def run(
         readme = card.text(report, recipe.method, recipe.sources())
         say(f"writing {recipe.out}")
         like = vectors.base.with_side_files(Path(side))
-        write_checkpoint(stage, merge.tensors, like, readme)
+        write_checkpoint(stage, merge.tensors, like, readme, key=content_key(context, recipe.method.name, merge))
         if merge.learned is not None:
             leave(merge.learned, stage)
         say("checking it")

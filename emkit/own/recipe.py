@@ -12,6 +12,7 @@ from emkit.errors import UserError
 from emkit.fit import FitOptions
 from emkit.learning import SCALE
 from emkit.methods import REGISTRY, REQUIRED, Method, get
+from emkit.methods.key import default_device
 from emkit.own import defaults
 from emkit.recipe import check_options, fit_options, method_settings
 from emkit.schema import (
@@ -84,7 +85,7 @@ class MergeRecipe:
 
     @property
     def device(self) -> str:
-        return self.given.get("device", "cpu")
+        return self.given.get("device", default_device())
 
     @property
     def seed(self) -> int:
