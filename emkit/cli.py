@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     row.add_argument("--seed", type=int, default=0)
     row.add_argument("--scale", type=float, help="λ, for a method with a free scale")
     row.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
+    _engine_arguments(row)
     row.set_defaults(call=_merge_row)
 
     importance = commands.add_parser("importance", help="layer importance and chunk counts (Section 3.3, Eq. 4)")
@@ -70,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("recipe")
     plan.set_defaults(call=_plan)
     return parser
+
+
+def _engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a fit may use of the machine (:class:`emkit.engine.options.EngineOptions`)."""
+    from emkit.engine import options as engine
+
+    given = parser.add_argument_group("fits (learned methods)")
+    given.add_argument("--memory", help="what a fit may take on its device, such as 24GiB (default: all it wants)")
+    given.add_argument("--place", choices=engine.PLACEMENTS, help="where task vectors live (default: by --memory)")
+    given.add_argument("--dtype", choices=engine.DTYPES, default="float32", help="of the merged weights")
+    given.add_argument("--micro-tokens", type=int, default=2048, help="padded tokens in one forward and backward")
+    given.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
+    given.add_argument("--like", choices=engine.LIKE, help="follow the authors' code's loss, optimiser and order")
 
 
 def _zoo_build(options) -> int:
@@ -101,10 +115,22 @@ def _zoo_check(options) -> int:
 
 def _merge_row(options) -> None:
     from emkit import methods, recipe
+    from emkit.engine.options import EngineOptions, parse_bytes
 
     cache = options.cache or options.out.parent / ".cache"
+    memory = None if options.memory is None else parse_bytes(options.memory)
+    engine = EngineOptions(
+        memory, options.place, options.dtype, options.micro_tokens, options.checkpointing, options.like
+    )
     report = methods.merge_row(
-        recipe.load(options.recipe), options.row, options.seed, options.out, cache, options.scale, progress=True
+        recipe.load(options.recipe),
+        options.row,
+        options.seed,
+        options.out,
+        cache,
+        options.scale,
+        progress=True,
+        engine=engine,
     )
     print(json.dumps(report, indent=1, sort_keys=True))
 

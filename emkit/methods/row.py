@@ -10,6 +10,7 @@ import torch
 
 from emkit import backbones
 from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import write_json
 from emkit.learning import Learned
@@ -28,12 +29,14 @@ def merge_row(
     cache: str | Path,
     scale: float | None = None,
     progress: bool = False,
+    engine: EngineOptions | None = None,
 ) -> dict:
     """Merge one row into the checkpoint folder ``out`` and return its report (a JSON value).
 
     ``scale`` is the λ that the recipe's rule chose, for methods that need one. Learned methods keep calibration sets
     and fits under ``cache``, resume them after a kill, and leave ``coefficients.json`` and ``history.json`` beside
-    ``out``. The same arguments give the same bytes. ``UserError`` for bad input, before anything long starts.
+    ``out``; ``engine`` says what a fit may use of the machine. The same arguments give the same bytes. ``UserError``
+    for bad input, before anything long starts.
     """
     entry = recipe.row(row)
     if entry["method"] is None:
@@ -44,7 +47,8 @@ def merge_row(
     experts = {name: Checkpoint.open(path) for name, path in recipe.experts.items()}
     task_vectors = TaskVectors(base, experts, backbone.merged_names)
     options, device = recipe.settings(entry), recipe.device
-    context = Context(recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
+    given = (recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
+    context = Context(*given, engine or EngineOptions())
     with _deterministic():
         merge = method.run(context)
         write_checkpoint(out, merge.tensors, merge.like, card(recipe, entry, seed))
