@@ -56,8 +56,8 @@ class Asked:
             yield Item(task, f"{i}", self.image, (f"what is {i}?", f"why, {task}?"))
 
 
-def toy(name: str, folder: Path, tokens: str = "response") -> Toy:
-    """Base, two experts (VQA, Chart) and two samples of each task, of a backbone with random weights."""
+def toy(name: str, folder: Path, tokens: str = "response", samples: int = 2) -> Toy:
+    """Base, two experts (VQA, Chart) and samples of each task, of a backbone with random weights."""
     backbone = backbones.get(name)
     if name == "internvl":
         write_tiny_zoo(folder)
@@ -70,7 +70,7 @@ def toy(name: str, folder: Path, tokens: str = "response") -> Toy:
     experts = {member: Checkpoint.open(folder / member) for member in ("VQA", "Chart")}
     vectors = TaskVectors(Checkpoint.open(folder / "base"), experts, backbone.merged_names)
     source = ZooSource("train") if name == "internvl" else Asked(name == "qwen2_vl")
-    settings = Settings(samples=2, response_tokens=6, hidden_layer=1, tokens=tokens, max_new_tokens=5)
+    settings = Settings(samples=samples, response_tokens=6, hidden_layer=1, tokens=tokens, max_new_tokens=5)
     model, _ = backbone.load(folder / "base")
     return Toy(backbone, vectors, calibrate(backbone, model, vectors, source, settings, 0, folder / "cache"))
 

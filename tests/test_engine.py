@@ -1,5 +1,6 @@
 """The engine against plain autograd on three backbones; placements bit for bit; micro-batches; shards; memory."""
 
+import itertools
 import math
 
 import numpy as np
@@ -184,7 +185,7 @@ def test_sums_over_chunks_and_blocks(bounds, block):
     gradient, alpha = rng.normal(size=1000).astype(np.float32), rng.normal(size=(3, len(bounds) - 1))
     sums = Arithmetic("cpu", torch.float32, block)
     found = sums.contract(rows, torch.from_numpy(gradient), bounds).numpy()
-    expected = [[t[a:b] @ gradient[a:b].astype(float) for a, b in zip(bounds, bounds[1:])] for t in tau]
+    expected = [[t[a:b] @ gradient[a:b].astype(float) for a, b in itertools.pairwise(bounds)] for t in tau]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
     out = torch.empty(1000)
     sums.merge(rows, torch.from_numpy(alpha), bounds, out)

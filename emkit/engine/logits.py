@@ -1,9 +1,9 @@
 """KL and entropy of next-token distributions from final hidden states, by blocks of the vocabulary.
 
 Logits are z = W h + b with a head W [V, d] that is not trained. Holding z for N positions and its softmax takes many
-times the memory of everything else (N × V fp32 numbers). Here a first pass over blocks of W finds the log-sum-exps,
-a second one the values and at once their gradients with respect to h, [N, d]; no more than N × block numbers exist.
-A vocabulary of one block is passed once.
+times the memory of everything else (N × V fp32 numbers). Here positions are taken some at a time, and for those a first
+pass over blocks of W finds the log-sum-exps, a second one the values and at once their gradients with respect to h,
+[N, d]. Where the whole vocabulary fits one block, its logits are computed once.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-HELD = 2**24  # numbers of a block of logits: 64 MiB of fp32
-LEAST = 1024  # rows of the head in a block
+HELD = {"cpu": 2**21, "cuda": 2**25}  # numbers of a block of logits: 8 and 128 MiB of fp32
+LEAST = 128  # positions taken at a time, if there are so many
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,23 @@ def alignment(
 
     :func:`emkit.objectives.logit_alignment` of the two models' logits, differentiable in ``final``.
     """
-    return _Alignment.apply(final, head, teacher_final, teacher_head, temperature, block)
+    parts = zip(*(h.split(_positions(head, final)) for h in (final, teacher_final)), strict=True)
+    return torch.cat([_Alignment.apply(h, head, hk, teacher_head, temperature, block) for h, hk in parts])
 
 
 def entropy(final: torch.Tensor, head: Head, block: int | None = None) -> torch.Tensor:
     """H = −Σ_v p_v log p_v of each position: [N, d] → [N]; :func:`emkit.objectives.entropy` of the logits."""
-    return _Entropy.apply(final, head, block)
+    parts = final.split(_positions(head, final))
+    return torch.cat([_Entropy.apply(h, head, block) for h in parts])
+
+
+def _held(device: torch.device) -> int:
+    return HELD.get(device.type, HELD["cuda"])
+
+
+def _positions(head: Head, final: torch.Tensor) -> int:
+    """How many positions to take at a time: so many that the whole vocabulary is one block, but not too few."""
+    return max(LEAST, _held(final.device) // len(head.weight))
 
 
 class _Alignment(torch.autograd.Function):
@@ -127,7 +138,7 @@ class _Blocks:
 
     def __init__(self, final: torch.Tensor, head: Head, block: int | None, wanted: bool):
         size = len(head.weight)
-        step = block or max(LEAST, HELD // max(len(final), 1))
+        step = block or max(1, _held(final.device) // max(len(final), 1))
         self.ranges = [slice(low, min(low + step, size)) for low in range(0, size, step)]
         self.head, self.final, self.wanted = head, final, wanted
         self.gradient = torch.zeros_like(final, dtype=_wide(final[:0]).dtype) if self.wanted else None

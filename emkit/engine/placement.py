@@ -16,9 +16,9 @@ from emkit.transforms import View
 class Placement:
     """Gives one tensor's :class:`Rows` on ``device`` at a time; ``kind`` says from where.
 
-    Making one reads every tensor once, for NaN and infinity (``UserError``). Every placement has the same numbers. What is not on the device already is copied there for one tensor, and the
-    tensor that came next the last time is copied meanwhile (CUDA). That takes twice K + 1 tensors of memory; on the
-    CPU nothing is copied.
+    Making one reads every tensor once, for NaN and infinity (``UserError``). Every placement has the same numbers.
+    What is not on the device already is copied there for one tensor, and the tensor that came next the last time is
+    copied meanwhile (CUDA). That takes twice K + 1 tensors of memory; on the CPU nothing is copied.
     """
 
     kind = "files"
