@@ -122,7 +122,7 @@ def calibrate(
             }
         )
         folder = Path(cache) / "calibration" / keys[task]
-        load = partial(_load, heads=Path(cache) / "heads", task=task)
+        load = partial(load_samples, heads=Path(cache) / "heads", task=task)
         with lock(folder.with_suffix(".lock")):
             tasks[task] = read_kept(folder, load)
             if tasks[task] is None:
@@ -132,7 +132,7 @@ def calibrate(
                     made = maker.make(task, source.items(task, seed), progress)
                     del maker, teacher
                 with atomic_dir(folder) as part:
-                    _save(made, part, Path(cache) / "heads")
+                    save_samples(made, part, Path(cache) / "heads")
                 tasks[task] = load(folder)
     return Calibration(tasks, settings.hidden_layer, keys)
 
@@ -268,7 +268,7 @@ def _folded(encoded: dict, tokens: str) -> tuple[Folded, list[int]]:
     return fold(rows, responses, tokens, positions), responses
 
 
-def _save(made: TaskSamples, folder: Path, heads: Path) -> None:
+def save_samples(made: TaskSamples, folder: Path, heads: Path) -> None:
     entries = [
         {"sample": sample, "sequence": sequence.to_json(), "rows": rows}
         for sample, sequence, rows in zip(made.sample_of, made.sequences, made.rows, strict=True)
@@ -304,7 +304,7 @@ def _head_key(file: Path) -> str | None:
         return None
 
 
-def _load(folder: Path, heads: Path, task: str) -> TaskSamples:
+def load_samples(folder: Path, heads: Path, task: str) -> TaskSamples:
     entries = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     with safe_open(folder / "teacher.safetensors", framework="pt") as file:
         head = load_file(heads / f"{file.metadata()['head']}.safetensors")

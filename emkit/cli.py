@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from emkit import bench
 from emkit.errors import UserError
 
 
@@ -70,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="list a recipe's rows")
     plan.add_argument("recipe")
     plan.set_defaults(call=_plan)
+
+    bench.add_parsers(commands)
     return parser
 
 

@@ -38,7 +38,7 @@ class Whole(torch.nn.Module):
 def authors_loop(made, initial: float, hidden_weight: float) -> list[np.ndarray]:
     """α = σ(w), w₀ = logit(ᾱ); loss of one sample of one task: β (soft cross-entropy, mean over all its tokens, +
     w_h · mean squared hidden error) + γ Σ|α − ᾱ| / (n/K); AdamW 0.5 on w, weight decay 1e-5, cosine warm restarts
-    (T₀ 50), 8 accumulation steps, clip 1.0, one epoch; tasks in turn. α [tensor, expert] before each step and at the end.
+    (T₀ 50), 8 accumulation steps, clip 1.0, one epoch; tasks in turn. α [tensor, expert] before each step and after.
     """
     names, k = made.task_vectors.names, 2
     whole = Whole(made.backbone, made.model())
