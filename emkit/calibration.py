@@ -1,31 +1,38 @@
-"""Calibration: unlabeled samples of each task, answered by its own expert, with that teacher's states and logits.
+"""Calibration: unlabeled samples of each task, answered by its own expert, with that teacher's states.
 
 The paper takes five to ten unlabeled samples a task; the responses are the experts' own greedy ones (authors' code).
 Its samples carry long responses. Where answers are a word long, a *sample* here is a pack of questions (of whole
 images) whose responses together have at least ``response_tokens`` tokens, so that five samples still say something.
+
+Experts run once, here. What is kept of them are the middle hidden states and, for exact logits, the final ones with
+the expert's own head: d numbers a token, where the logits would be V.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from emkit.checkpoints import sha256_tensors
+from emkit.engine.logits import Head, headless
 from emkit.errors import UserError
-from emkit.files import atomic_dir, lock, read_kept, sha256_json
+from emkit.files import atomic_dir, atomic_write, lock, read_kept, sha256_json
 from emkit.sequences import Folded, batches, collate, fold
 from emkit.sources import Item, JsonlSource, ZooSource
 from emkit.task_vectors import TaskVectors
 
-FORMAT = 1  # of the cache; part of its keys
+FORMAT = 2  # of the cache; part of its keys
 ROUND = 24  # images answered at a time; how many are needed is known only once their responses are counted
 TEACHER_TOKENS = 8192  # padded tokens in one pass of a teacher
 
@@ -47,17 +54,22 @@ class TaskSamples:
     """One task's sequences. ``sample_of[i]`` is the sample that sequence i is a part of.
 
     Per sequence: ``features`` of its image from the base, one tile or token a row (nothing that they depend on is
-    merged; without an image they are empty); the teacher's ``logits`` [n, V] and ``hidden`` [n, d] at the n positions
-    where losses are taken. fp32.
+    merged; without an image they are empty); the teacher's middle states ``hidden`` [n, d] and final states ``final``
+    [n, d] at the n positions where losses are taken. fp32. ``head`` makes the teacher's logits of the latter.
     """
 
     name: str
     sequences: list[Folded]
     sample_of: list[int]
     features: list[torch.Tensor]
-    logits: list[torch.Tensor]
+    final: list[torch.Tensor]
     hidden: list[torch.Tensor]
     rows: list[list[dict]]
+    head: Head
+
+    def logits(self, index: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The teacher's logits [n, V] of sequence ``index``, computed in ``dtype``."""
+        return self.head.logits(self.final[index].to(dtype))
 
     @property
     def samples(self) -> int:
@@ -106,19 +118,35 @@ def calibrate(
                 "source": source.identity(task),
                 "settings": vars(settings),
                 "seed": seed,
+                **({} if base_model.dtype == torch.float32 else {"dtype": str(base_model.dtype)}),
             }
         )
         folder = Path(cache) / "calibration" / keys[task]
+        load = partial(load_samples, heads=Path(cache) / "heads", task=task)
         with lock(folder.with_suffix(".lock")):
-            tasks[task] = read_kept(folder, partial(_load, task=task))
+            tasks[task] = read_kept(folder, load)
             if tasks[task] is None:
-                teacher, processor = backbone.load(expert.path, device=str(base_model.device))
-                maker = _Maker(backbone, base_model, teacher, processor, settings)
-                made = maker.make(task, source.items(task, seed), progress)
+                with _aside(base_model) as device:
+                    teacher, processor = backbone.load(expert.path, base_model.dtype, device)
+                    maker = _Maker(backbone, base_model, teacher, processor, settings)
+                    made = maker.make(task, source.items(task, seed), progress)
+                    del maker, teacher
                 with atomic_dir(folder) as part:
-                    _save(made, part)
-                tasks[task] = _load(folder, task)
+                    save_samples(made, part, Path(cache) / "heads")
+                tasks[task] = load(folder)
     return Calibration(tasks, settings.hidden_layer, keys)
+
+
+@contextlib.contextmanager
+def _aside(model: torch.nn.Module) -> Iterator[str]:
+    """Inside, a GPU that holds ``model`` has room for a teacher in its place; yields the device's name."""
+    device = model.device
+    if device.type == "cuda":
+        model.to("cpu")
+    try:
+        yield str(device)
+    finally:
+        model.to(device)
 
 
 @dataclass(frozen=True)
@@ -131,10 +159,17 @@ class _Maker:
     processor: object
     settings: Settings
 
+    @cached_property
+    def one_tower(self) -> bool:
+        """Whether expert and base see images alike, so that features need computing once."""
+        towers = [self.backbone.vision_state(model) for model in (self.base_model, self.teacher)]
+        return all(torch.equal(tensor.cpu(), towers[1][name].cpu()) for name, tensor in towers[0].items())
+
     def make(self, task: str, items: Iterator[Item], progress: bool) -> TaskSamples:
-        """Ask the expert until its responses fill the samples, then record its states and logits."""
+        """Ask the expert until its responses fill the samples, then record its states."""
         settings = self.settings
-        made = TaskSamples(task, [], [], [], [], [], [])
+        with headless(self.teacher) as head:
+            made = TaskSamples(task, [], [], [], [], [], [], head)
         teacher_features: list[torch.Tensor] = []
         sample, tokens, wanted = 0, 0, settings.samples * settings.response_tokens
         with tqdm(total=wanted, desc=f"calibration {task}", unit="token", disable=not progress) as bar:
@@ -153,8 +188,8 @@ class _Maker:
                 f"the calibration set of task '{task}' {filled if made.sequences else 'is empty'}, {settings.samples} "
                 "are wanted: give more questions, or lower calibration.samples or calibration.response_tokens"
             )
-        for logits, hidden in self._teach(made.sequences, teacher_features):
-            made.logits.append(logits)
+        for final, hidden in self._teach(made, teacher_features):
+            made.final.append(final)
             made.hidden.append(hidden)
         return made
 
@@ -163,10 +198,14 @@ class _Maker:
         encoded = self.backbone.encode(self.processor, [item.image] * len(answers), list(item.questions), answers)
         folded, lengths = _folded(encoded, self.settings.tokens)
         seen = [] if item.image is None else [encoded[name] for name in self.backbone.VISION]
-        seen = [of_rows[: len(of_rows) // len(answers)].to(self.base_model.device) for of_rows in seen]
+        seen = [of_rows[: len(of_rows) // len(answers)] for of_rows in seen]
         made.sequences.append(folded)
-        made.features.append(self.backbone.image_features(self.base_model, *seen).cpu())
-        teacher_features.append(self.backbone.image_features(self.teacher, *seen).cpu())
+        features = [
+            self.backbone.image_features(model, *(part.to(model.device) for part in seen)).cpu()
+            for model in ((self.teacher,) if self.one_tower else (self.teacher, self.base_model))
+        ]
+        teacher_features.append(features[0])
+        made.features.append(features[-1].float())
         rows = zip(item.questions, answers, lengths, strict=True)
         origin = {"subtask": item.subtask, "key": item.key}
         made.rows.append([{**origin, "question": q, "response": a, "tokens": n} for q, a, n in rows])
@@ -183,21 +222,39 @@ class _Maker:
                 yield item, list(itertools.islice(answers, len(item.questions)))
 
     @torch.no_grad()
-    def _teach(self, sequences: list[Folded], features: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The teacher's logits [n, V] and hidden states [n, d] at each sequence's positions, fp32 on the CPU."""
+    def _teach(self, made: TaskSamples, features: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The teacher's final and middle states, [n, d] each, at each sequence's positions, fp32 on the CPU."""
+        sequences = made.sequences
         targets: list = [None] * len(sequences)
-        device = self.teacher.device
         for indices in batches([len(s.ids) for s in sequences], TEACHER_TOKENS):
-            batch, taken = collate([sequences[i] for i in indices])
-            batch, taken = {name: value.to(device) for name, value in batch.items()}, taken.to(device)
-            images = torch.cat([features[i] for i in indices]).to(device)
-            layer = self.settings.hidden_layer
-            output = self.backbone.forward(self.teacher, batch, features=images, hidden_layer=layer, positions=taken)
+            with headless(self.teacher):
+                output, taken = self._pass([sequences[i] for i in indices], [features[i] for i in indices])
+            if all(target is None for target in targets):  # once
+                self._check_head(made.head, sequences[indices[0]], features[indices[0]])
             sizes = [int((sequences[i].count > 0).sum()) for i in indices]
             parts = (output.logits.float().cpu().split(sizes), output.hidden[taken].float().cpu().split(sizes))
-            for i, logits, hidden in zip(indices, *parts, strict=True):
-                targets[i] = (logits.clone(), hidden.clone())
+            for i, final, hidden in zip(indices, *parts, strict=True):
+                targets[i] = (final.clone(), hidden.clone())
         return targets
+
+    def _pass(self, sequences: list[Folded], features: list[torch.Tensor]):
+        """The teacher's output for some sequences, and the positions bool [B, S] that it is for."""
+        device = self.teacher.device
+        batch, taken = collate(sequences)
+        batch, taken = {name: value.to(device) for name, value in batch.items()}, taken.to(device)
+        images, layer = torch.cat(features).to(device, self.teacher.dtype), self.settings.hidden_layer
+        return self.backbone.forward(self.teacher, batch, images, hidden_layer=layer, positions=taken), taken
+
+    def _check_head(self, head: Head, sequence: Folded, features: torch.Tensor) -> None:
+        """``UserError`` where a model does more to its logits than its head (a cap, a scale)."""
+        logits = self._pass([sequence], [features])[0].logits
+        with headless(self.teacher):
+            found = head.logits(self._pass([sequence], [features])[0].logits)
+        if float((found - logits).abs().max()) > 0.02 * float(logits.abs().max()):
+            raise UserError(
+                f"{type(self.teacher).__name__} does more to its logits than a linear head (a cap or a scale), which "
+                "learned methods do not know: merge it by one that needs no calibration"
+            )
 
 
 def _folded(encoded: dict, tokens: str) -> tuple[Folded, list[int]]:
@@ -211,32 +268,57 @@ def _folded(encoded: dict, tokens: str) -> tuple[Folded, list[int]]:
     return fold(rows, responses, tokens, positions), responses
 
 
-def _save(made: TaskSamples, folder: Path) -> None:
+def save_samples(made: TaskSamples, folder: Path, heads: Path) -> None:
     entries = [
         {"sample": sample, "sequence": sequence.to_json(), "rows": rows}
         for sample, sequence, rows in zip(made.sample_of, made.sequences, made.rows, strict=True)
     ]
     (folder / "samples.json").write_text(json.dumps(entries, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {}
-    for name in ("features", "logits", "hidden"):
+    for name in ("features", "final", "hidden"):
         parts = getattr(made, name)
         tensors[name] = torch.cat(parts)
         tensors[f"{name}.sizes"] = torch.tensor([len(part) for part in parts])
-    save_file(tensors, folder / "teacher.safetensors")
+    save_file(tensors, folder / "teacher.safetensors", metadata={"head": _save_head(made.head, heads)})
 
 
-def _load(folder: Path, task: str) -> TaskSamples:
+def _save_head(head: Head, folder: Path) -> str:
+    """Keep a head under the hash of its content, which it returns; equal heads are kept once."""
+    tensors = {"weight": head.weight.cpu().contiguous()}
+    if head.bias is not None:
+        tensors["bias"] = head.bias.cpu().contiguous()
+    key = sha256_tensors(sorted(tensors.items()))
+    file = folder / f"{key}.safetensors"
+    with lock(file.with_suffix(".lock")):
+        if not file.is_file() or _head_key(file) != key:
+            with atomic_write(file) as part:
+                save_file(tensors, part)
+    return key
+
+
+def _head_key(file: Path) -> str | None:
+    """The hash of a kept head's content; None where it cannot be read."""
+    try:
+        return sha256_tensors(sorted(load_file(file).items()))
+    except (SafetensorError, OSError):
+        return None
+
+
+def load_samples(folder: Path, heads: Path, task: str) -> TaskSamples:
     entries = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / "teacher.safetensors")
+    with safe_open(folder / "teacher.safetensors", framework="pt") as file:
+        head = load_file(heads / f"{file.metadata()['head']}.safetensors")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     split = {
-        name: list(tensors[name].split(tensors[f"{name}.sizes"].tolist())) for name in ("features", "logits", "hidden")
+        name: list(tensors[name].split(tensors[f"{name}.sizes"].tolist())) for name in ("features", "final", "hidden")
     }
     return TaskSamples(
         task,
         [Folded.from_json(entry["sequence"]) for entry in entries],
         [entry["sample"] for entry in entries],
         split["features"],
-        split["logits"],
+        split["final"],
         split["hidden"],
         [entry["rows"] for entry in entries],
+        Head(head["weight"], head.get("bias")),
     )

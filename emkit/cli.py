@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emkit import __version__
+from emkit import __version__, bench
+from emkit.engine import options as engine
 from emkit.errors import UserError
 from emkit.own import cli as own
 
@@ -24,6 +25,7 @@ GROUPS = {
         "importance": "layer importance and chunk counts (Section 3.3, Eq. 4)",
         "zoo": "train the miniature models, or compare two zoos",
     },
+    "Speed and memory": {"bench": "time fits and merges against other ways of doing them"},
 }
 _HELP = """\
 Merge expert models into one: by learned coefficients (Expert Merging, arXiv 2509.25712) or by simpler methods.
@@ -129,6 +131,7 @@ def _parser() -> Parser:
     row.add_argument("--seed", type=int, default=0)
     row.add_argument("--scale", type=float, help="λ, for a method with a free scale")
     row.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
+    engine.add_arguments(row)
     row.set_defaults(call=_merge_row)
 
     importance = commands.add_parser(
@@ -146,6 +149,8 @@ def _parser() -> Parser:
     plan = commands.add_parser("plan", description="List a recipe's rows.")
     plan.add_argument("recipe")
     plan.set_defaults(call=_plan)
+
+    bench.add_parsers(commands)
     return parser
 
 
@@ -181,7 +186,14 @@ def _merge_row(options) -> None:
 
     cache = options.cache or options.out.parent / ".cache"
     report = methods.merge_row(
-        recipe.load(options.recipe), options.row, options.seed, options.out, cache, options.scale, progress=True
+        recipe.load(options.recipe),
+        options.row,
+        options.seed,
+        options.out,
+        cache,
+        options.scale,
+        progress=True,
+        engine=engine.from_arguments(options),
     )
     print(json.dumps(report, indent=1, sort_keys=True))
 

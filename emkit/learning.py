@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +13,9 @@ import torch
 
 from emkit.calibration import Calibration, Settings, calibrate
 from emkit.coefficients import Coefficients
+from emkit.engine.options import EngineOptions
+from emkit.engine.order import authors_settings
+from emkit.engine.placement import Placement, place
 from emkit.errors import UserError
 from emkit.files import atomic_dir, lock, read_json, read_kept, sha256_json, write_json
 from emkit.fit import FitOptions, Optimiser, fit
@@ -24,7 +27,7 @@ from emkit.transforms import View
 if TYPE_CHECKING:
     from emkit.recipe import Recipe
 
-FORMAT = 2  # of the kept fits; part of their keys
+FORMAT = 3  # of the kept fits; part of their keys
 SCALE = "scale of task_arithmetic"  # the initial value "validated by Task Arithmetic" (Section 3.2)
 
 
@@ -44,7 +47,8 @@ class Learned:
 
 @dataclass(frozen=True)
 class Learner:
-    """Fits coefficients for a recipe's models. ``cache`` keeps calibration sets and fits; ``scale`` is the chosen λ.
+    """Fits coefficients for a recipe's models. ``cache`` keeps calibration sets and fits; ``scale`` is the chosen λ;
+    ``engine`` says what the machine may give, and whose conventions Expert Merging follows.
 
     ``task_vectors`` may be a transformed view; the calibration set is that of the experts themselves.
     """
@@ -56,13 +60,15 @@ class Learner:
     cache: Path
     scale: float | None = None
     progress: bool = False
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
     def expert_merging(self, settings: Mapping) -> Learned:
         """Expert Merging: one coefficient per merged tensor and expert (Section 3.2)."""
+        settings = self._like(settings)
         start = Coefficients.constant(self.task_vectors.names, self._initial(settings))
         calibration = self._calibration(settings)
         coefficients, stage = self._fit(
-            self.recipe.fit_options(settings), self._initial(settings), calibration, start, len(start.values)
+            self._options(settings), self._initial(settings), calibration, start, len(start.values)
         )
         return Learned(coefficients, [stage], _described(calibration))
 
@@ -81,7 +87,7 @@ class Learner:
 
     def expert_merging_pp(self, first: Mapping, settings: Mapping) -> Learned:
         """Expert Merging with the settings ``first``, importance, chunks, and a second fit (Section 3.3)."""
-        stage1 = self.expert_merging(first)
+        stage1, settings = self.expert_merging(first), self._like(settings)
         names = self.task_vectors.names
         importance = layer_importance(stage1.coefficients, self.task_vectors, settings.get("normalise", "per_expert"))
         chunks = allocate_chunks(importance, settings["budget"], settings["kappa"])
@@ -95,7 +101,7 @@ class Learner:
         )
         calibration = self._calibration(settings)
         coefficients, stage = self._fit(
-            self.recipe.fit_options(settings),
+            self._options(settings),
             self._initial(settings),
             calibration,
             start,
@@ -104,12 +110,33 @@ class Learner:
         stage |= {"importance": importance, "chunks": chunks}
         return Learned(coefficients, [*stage1.stages, stage], _described(calibration))
 
-    @cached_property
+    def _like(self, settings: Mapping) -> Mapping:
+        """The settings, or with ``--like authors`` those of the authors' code in their place."""
+        if self.engine.like is None:
+            return settings
+        samples = self.recipe.data["calibration"]["samples"]
+        return authors_settings(dict(settings), samples, len(self.task_vectors.experts))
+
+    def _options(self, settings: Mapping) -> FitOptions:
+        options = self.recipe.fit_options(settings)
+        return options if self.engine.like is None else replace(options, order=self.engine.like)
+
+    @property
     def _model(self) -> torch.nn.Module:
-        """The base in fp32, whose merged weights the fits overwrite (and nothing else of it)."""
-        model, _ = self.backbone.load(self.task_vectors.base.path, device=self.recipe.device)
-        self.task_vectors.hold(self.recipe.device)
-        return model
+        """The base, whose merged weights the fits overwrite (and nothing else of it)."""
+        return self._loaded[0]
+
+    @property
+    def _placement(self) -> Placement:
+        """Where the fits read θ_base and the task vectors."""
+        return self._loaded[1]
+
+    @cached_property
+    def _loaded(self) -> tuple[torch.nn.Module, Placement]:
+        """Both at once: the task vectors' first reading finds NaN and infinity before anything long starts."""
+        path, dtype = self.task_vectors.base.path, self.engine.torch_dtype
+        model, _ = self.backbone.load(path, dtype, self.recipe.device)
+        return model, place(self.task_vectors, model, self.engine)
 
     def _initial(self, settings: Mapping) -> dict[str, float]:
         """ᾱ_k of each expert, in the experts' order: the chosen λ, a number, or a number for each."""
@@ -162,6 +189,7 @@ class Learner:
                 "options": repr(options),
                 "count": count,
                 "seed": self.seed,
+                "engine": self.engine.identity,
             }
         )
         folder = self.cache / "fits" / key
@@ -172,7 +200,7 @@ class Learner:
                 result = fit(
                     self.backbone,
                     self._model,
-                    self.task_vectors,
+                    self._placement,
                     start,
                     initial,
                     calibration,
@@ -181,6 +209,7 @@ class Learner:
                     self.seed,
                     state,
                     self.progress,
+                    self.engine,
                 )
                 with atomic_dir(folder) as part:
                     result.coefficients.save(part / "coefficients.json")

@@ -183,5 +183,5 @@ def test_calibration_on_images_of_every_size(zoo, loaded, tmp_path):
         )
         predicts = batch["response_mask"].roll(-1, dims=1)
         expected = stock(teacher, batch)
-        torch.testing.assert_close(made.logits[i], expected.logits[predicts], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made.logits(i), expected.logits[predicts], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(made.hidden[i], expected.hidden_states[1][predicts], rtol=1e-4, atol=1e-4)

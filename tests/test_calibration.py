@@ -75,10 +75,10 @@ def test_responses_and_targets_are_the_experts_own(calibration, tiny_zoo):
             out = internvl.forward(model, batch, hidden_layer=1)
         predicts = slice(-row["tokens"] - 1, -1)
         here = slice(at, at + row["tokens"])
-        torch.testing.assert_close(task.logits[0][here], out.logits[0, predicts], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(task.logits(0)[here], out.logits[0, predicts], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(task.hidden[0][here], out.hidden[0, predicts], rtol=1e-4, atol=1e-4)
         at += row["tokens"]
-    assert at == len(task.logits[0])
+    assert at == len(task.final[0])
 
 
 def stream() -> int:
@@ -102,7 +102,7 @@ def test_a_second_call_reads_the_cache_and_another_seed_draws_anew(tiny_zoo, bas
     assert again.keys == first.keys
     for name, task in first.tasks.items():
         assert again.tasks[name].rows == task.rows
-        assert all(torch.equal(a, b) for a, b in zip(task.logits, again.tasks[name].logits))
+        assert all(torch.equal(a, b) for a, b in zip(task.final, again.tasks[name].final))
     other = made(tiny_zoo, base_model, tmp_path, seed=1)
     assert other.keys["VQA"] != first.keys["VQA"]
     assert {r[0]["key"] for r in other.tasks["VQA"].rows}.isdisjoint({r[0]["key"] for r in first.tasks["VQA"].rows})
@@ -118,7 +118,7 @@ def test_tokens_all_takes_every_position_of_every_row(tiny_zoo, base_model, tmp_
         processor, [image] * len(rows), [r["question"] for r in rows], [r["response"] for r in rows]
     )
     assert found.sequences[0].count.sum() == int(batch["attention_mask"].sum())
-    assert len(found.logits[0]) == len(found.sequences[0].ids)
+    assert len(found.final[0]) == len(found.sequences[0].ids)
 
 
 @pytest.fixture

@@ -153,4 +153,4 @@ def _adamerging(ctx: Context, task_vectors: TaskVectors | View) -> Merge:
 def _learner(ctx: Context, task_vectors: TaskVectors | View | None = None) -> Learner:
     scale = ctx.row.get("scale", ctx.scale)
     vectors = ctx.task_vectors if task_vectors is None else task_vectors
-    return Learner(ctx.backbone, vectors, ctx.recipe, ctx.seed, ctx.cache, scale, ctx.progress)
+    return Learner(ctx.backbone, vectors, ctx.recipe, ctx.seed, ctx.cache, scale, ctx.progress, ctx.engine)

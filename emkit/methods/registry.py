@@ -12,6 +12,7 @@ import torch
 
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
+from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.learning import Learned
 from emkit.schema import Check, nearest
@@ -50,7 +51,7 @@ class Context:
     """What a method may use: the row's options, recipe, seed and free scale, and the checkpoints, opened and compared.
 
     ``options`` is complete: every option of the method has its value. ``recipe`` and ``backbone`` are for methods that
-    need calibration.
+    need calibration; ``engine`` says what a fit may use of the machine.
     """
 
     recipe: Recipe
@@ -64,6 +65,7 @@ class Context:
     task_vectors: TaskVectors
     options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
     def needed_scale(self) -> float:
         """The free scale: the row's own, else the one that the recipe's rule chose; ``UserError`` if there is none."""

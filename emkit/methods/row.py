@@ -10,10 +10,11 @@ import torch
 
 from emkit import backbones
 from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import write_json
 from emkit.learning import Learned
-from emkit.methods.key import content_key, default_device
+from emkit.methods.key import content_key
 from emkit.methods.registry import Context, get
 from emkit.task_vectors import TaskVectors
 
@@ -29,13 +30,14 @@ def merge_row(
     cache: str | Path,
     scale: float | None = None,
     progress: bool = False,
+    engine: EngineOptions | None = None,
 ) -> dict:
     """Merge one row into the checkpoint folder ``out`` and return its report (a JSON value).
 
     ``scale`` is the λ that the recipe's rule chose, for methods that need one. Learned methods keep calibration sets
     and fits under ``cache``, resume them after a kill, and leave ``coefficients.json`` and ``history.json`` beside
-    ``out``. A merge that was killed goes on at its first unfinished shard. The same arguments give the same bytes.
-    ``UserError`` for bad input, before anything long starts.
+    ``out``; ``engine`` says what a fit may use of the machine. A merge that was killed goes on at its first unfinished
+    shard. The same arguments give the same bytes. ``UserError`` for bad input, before anything long starts.
     """
     entry = recipe.row(row)
     if entry["method"] is None:
@@ -45,8 +47,9 @@ def merge_row(
     base = Checkpoint.open(recipe.model("base"))
     experts = {name: Checkpoint.open(path) for name, path in recipe.experts.items()}
     task_vectors = TaskVectors(base, experts, backbone.merged_names)
-    options, device = recipe.settings(entry), recipe.data.get("device", default_device())
-    context = Context(recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
+    options, device = recipe.settings(entry), recipe.device
+    given = (recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
+    context = Context(*given, engine or EngineOptions())
     with deterministic():
         merge = method.run(context)
         key = content_key(context, method.name, merge)

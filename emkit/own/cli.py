@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emkit.engine import options as engine
 from emkit.errors import UserError
 
 COMMANDS = {
@@ -89,6 +90,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a model that emkit wrote to --out before")
     parser.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, and stop before the weights are read")
+    engine.add_arguments(parser)
     parser.set_defaults(call=_merge)
 
 
@@ -116,14 +118,15 @@ def _merge(options) -> None:
         raise UserError("--expert is missing: give one for each expert, or a recipe; `emkit merge --help` has examples")
     recipe.check(data, where or "command line: ")
     _quieten()
-    prepared = merge.prepare(data, options.overwrite)
+    use = engine.from_arguments(options)
+    prepared = merge.prepare(data, options.overwrite, engine=use)
     for line in prepared.plan:
         print(line, file=sys.stderr)
     if options.dry_run:
         print("everything fits; nothing was merged (--dry-run)")
         return
     cache = options.cache or prepared.recipe.out.absolute().parent / ".emkit-cache"
-    report = merge.run(prepared, shlex.join(["emkit", *options.given]), cache, progress=sys.stderr.isatty())
+    report = merge.run(prepared, shlex.join(["emkit", *options.given]), cache, progress=sys.stderr.isatty(), engine=use)
     print(f"{data['out']}: {report['checked']}")
     if "learned" in report["coefficients"]:
         print(f"its coefficients: emkit coefficients show {data['out']}")

@@ -18,6 +18,7 @@ import torch
 
 from emkit import backbones
 from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import replace_dir, sha256_file, unwritable, write_json
 from emkit.methods.key import content_key
@@ -50,7 +51,12 @@ class Prepared:
     plan: tuple[str, ...]
 
 
-def prepare(given: Mapping[str, Any], overwrite: bool = False, say: Callable[[str], None] = _say) -> Prepared:
+def prepare(
+    given: Mapping[str, Any],
+    overwrite: bool = False,
+    say: Callable[[str], None] = _say,
+    engine: EngineOptions | None = None,
+) -> Prepared:
     """Open and check everything that a recipe names; ``UserError`` for whatever would go wrong later.
 
     ``given`` went through :func:`emkit.own.recipe.check`. Hub ids are downloaded, their configurations first, so that
@@ -85,7 +91,8 @@ def prepare(given: Mapping[str, Any], overwrite: bool = False, say: Callable[[st
             )
         remark = checks.dtypes(base, expert, vectors.names) if label not in adapters else None
         remarks += [f"expert '{label}' {remark}"] if remark else []
-    needs = resources.estimate(recipe.method, vectors, dict(config.text), recipe.data["calibration"])
+    use = engine or EngineOptions()
+    needs = resources.estimate(recipe.method, vectors, dict(config.text), recipe.data["calibration"], use)
     plan = (
         f"{recipe.method.name} of {', '.join(experts)} on {given['base']}, backbone {recipe.backbone}: "
         f"{len(vectors.names)} of {len(base.names)} tensors are merged",
@@ -164,14 +171,19 @@ def _names(base: Checkpoint, module: ModuleType, tensors: str, names: list[str])
 
 
 def run(
-    prepared: Prepared, command: str, cache: Path, say: Callable[[str], None] = _say, progress: bool = False
+    prepared: Prepared,
+    command: str,
+    cache: Path,
+    say: Callable[[str], None] = _say,
+    progress: bool = False,
+    engine: EngineOptions | None = None,
 ) -> dict:
     """Merge, verify, and move the result to the recipe's ``out``; returns the report (a JSON value).
 
     The model is written beside ``out`` under a hidden name, checked there, and renamed, so that a model with the name
     has passed; a merge that was killed while writing goes on at its first unfinished shard. The report is also in it,
     as emkit_merge.json, with the card and, for learned methods, coefficients.json and history.json. ``cache`` keeps
-    what a killed fit goes on from.
+    what a killed fit goes on from; ``engine`` says what a fit may use of the machine.
     """
     recipe, vectors = prepared.recipe, prepared.vectors
     everyone = {"base": vectors.base, **vectors.checkpoints}
@@ -190,6 +202,7 @@ def run(
         vectors,
         recipe.settings(),
         recipe.device,
+        engine or EngineOptions(),
     )
     stage = recipe.out.absolute().with_name(f".{recipe.out.name}.unchecked")
     with deterministic(), tempfile.TemporaryDirectory() as side, _staged(stage, recipe.out):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from emkit.checkpoints import SHARD_BYTES, Checkpoint
+from emkit.checkpoints import Checkpoint
+from emkit.engine.options import EngineOptions
+from emkit.engine.placement import held_bytes
 from emkit.errors import UserError
 from emkit.files import unwritable
 from emkit.methods import Method
@@ -36,25 +38,26 @@ def _bytes(checkpoint: Checkpoint, name: str) -> int:
     return torch.Size(info.shape).numel() * info.dtype.itemsize
 
 
-def estimate(method: Method, vectors: TaskVectors, text: dict, calibration: dict) -> Needs:
-    """Estimate what ``method`` needs. ``text`` holds the model's ``vocab_size`` and ``hidden_size``.
+def estimate(method: Method, vectors: TaskVectors, text: dict, calibration: dict, engine: EngineOptions) -> Needs:
+    """Estimate what ``method`` needs. ``text`` holds the model's ``hidden_size``.
 
-    Without a fit: a shard of the output, and every checkpoint's share of the largest tensor in fp32 with room to
-    combine them. With one: the base and, one after the other, each teacher in fp32, the gradients of the merged
-    tensors, and all merged tensors as stored; and each task's logits and states (fp32) on disk and in memory.
+    Without a fit: every checkpoint's share of the largest tensor in fp32, with room to combine them. With one: the
+    base with, one after the other, each teacher in fp32; then the base in ``engine``'s dtype with the gradient of a
+    tensor and all task vectors in fp32, or what ``engine.memory`` allows; and each task's states (fp32), on disk too.
     """
     base, experts = vectors.base, len(vectors.experts)
     output = size(base)
     largest = max(vectors.numel(name) for name in vectors.names)
-    memory = min(output, SHARD_BYTES) + 4 * largest * (2 * experts + 3)
+    memory = 4 * largest * (2 * experts + 3)
     if not method.learned:
         return Needs(output, memory)
     numel = sum(torch.Size(base.info(name).shape).numel() for name in base.names)
-    merged = sum(vectors.numel(name) for name in vectors.names)
-    stored = sum(_bytes(c, name) for c in (base, *vectors.checkpoints.values()) for name in vectors.names)
     positions = calibration["samples"] * max(calibration["max_new_tokens"], calibration["response_tokens"])
-    kept = 4 * experts * positions * (text.get("vocab_size", 0) + text.get("hidden_size", 0))
-    return Needs(output + kept, max(memory, 4 * (2 * numel + merged) + stored + kept))
+    kept = 4 * experts * positions * 2 * text.get("hidden_size", 0)
+    fit = engine.torch_dtype.itemsize * (numel + largest) + held_bytes(vectors, torch.float32) + kept
+    if engine.memory is not None:
+        fit = min(fit, engine.memory)
+    return Needs(output + kept, max(memory, 4 * 2 * numel + kept, fit))
 
 
 def check_disk(out: Path, needed: int, allowed: bool) -> str:

@@ -1,0 +1,111 @@
+"""The two sums that a fit takes over every merged tensor, in blocks: Σ_k α_k τ_k, and ⟨∂L/∂W, τ_k⟩ of every chunk.
+
+A task vector is used as a block of ``wide`` numbers (fp32; float64 for a float64 model), wherever it came from: held
+as such, or computed into one buffer from the stored θ_k and θ_base. The blocks, the order of the sums and the buffers'
+alignment are the same for every placement, and so is every bit of the result.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+BLOCK = {"cpu": 2**16, "cuda": 2**23}  # elements: what fits a core's cache; what keeps a GPU busy
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One tensor, flattened: ``base`` θ_base [n] as stored; ``vectors`` K × [n], the experts' θ_k as stored, or the
+    task vectors τ_k themselves where ``given`` (then ``base`` is used for the sum only)."""
+
+    base: torch.Tensor
+    vectors: Sequence[torch.Tensor]
+    given: bool
+
+    def part(self, start: int, stop: int) -> Rows:
+        """The rows of [start, stop): a shard's."""
+        if (start, stop) == (0, len(self.base)):
+            return self
+        return Rows(self.base[start:stop], [vector[start:stop] for vector in self.vectors], self.given)
+
+
+class Arithmetic:
+    """The sums on one device, with the few blocks of working memory that they need."""
+
+    def __init__(self, device: torch.device | str, wide: torch.dtype, block: int | None = None):
+        self.device, self.wide = torch.device(device), wide
+        self.block = block or BLOCK.get(self.device.type, BLOCK["cuda"])
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def merge(self, rows: Rows, alpha: torch.Tensor, bounds: list[int], out: torch.Tensor, start: int = 0) -> None:
+        """``out`` [n] ← θ_base + Σ_k Σ_s α_{k,s} τ_{k,s}, summed in ``wide`` and rounded once (Eq. 5).
+
+        ``alpha`` float64 [K, m]; ``bounds`` of the m chunks of the whole flattened tensor, of which ``out`` and
+        ``rows`` are the part that begins at ``start``.
+        """
+        factors = alpha.to(self.wide)
+        if self.device.type == "cpu":
+            factors = factors.tolist()  # plain numbers: no kernel for each
+        for low, high in self._blocks(len(out)):
+            base = self._wide("base", rows.base[low:high])
+            sums = out[low:high] if out.dtype == self.wide else self._buffer("sums", high - low)
+            sums.copy_(base)
+            segments = list(_segments(bounds, start + low, start + high))
+            for k in range(len(rows.vectors)):
+                tau = self._tau(rows, k, low, high, base)
+                for s, a, b in segments:
+                    if self.device.type == "cpu":
+                        sums[a:b].add_(tau[a:b], alpha=factors[k][s])
+                    else:
+                        sums[a:b].addcmul_(tau[a:b], factors[k, s])
+            if out.dtype != self.wide:
+                out[low:high] = sums
+
+    @torch.no_grad()
+    def contract(self, rows: Rows, gradient: torch.Tensor, bounds: list[int], start: int = 0) -> torch.Tensor:
+        """⟨gradient, τ_k⟩ on every chunk: [n] → float64 [K, m]; products in ``wide``, blocks summed in float64.
+
+        This is ∂L/∂α by the chain rule, for W = θ_base + Σ_k Σ_s α_{k,s} τ_{k,s} and gradient = ∂L/∂W.
+        """
+        experts, chunks = len(rows.vectors), len(bounds) - 1
+        parts: list[list] = [[] for _ in range(experts * chunks)]
+        for low, high in self._blocks(len(gradient)):
+            g = gradient[low:high] if gradient.dtype == self.wide else self._wide("gradient", gradient[low:high])
+            base = None if rows.given else self._wide("base", rows.base[low:high])
+            segments = list(_segments(bounds, start + low, start + high))
+            for k in range(experts):
+                tau = self._tau(rows, k, low, high, base)
+                for s, a, b in segments:
+                    parts[k * chunks + s].append(torch.dot(tau[a:b], g[a:b]))
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums = [torch.stack(part).double().sum() if len(part) > 1 else part[0] if part else zero for part in parts]
+        return torch.stack([value.double() for value in sums]).reshape(experts, chunks)
+
+    def _blocks(self, n: int) -> Iterator[tuple[int, int]]:
+        return ((low, min(low + self.block, n)) for low in range(0, n, self.block))
+
+    def _tau(self, rows: Rows, k: int, low: int, high: int, base: torch.Tensor | None) -> torch.Tensor:
+        """τ_k on a block, in ``wide``; it may lie in the buffer that the next call overwrites."""
+        vector = rows.vectors[k][low:high]
+        if rows.given:
+            return vector if vector.dtype == self.wide else self._wide("tau", vector)
+        return self._wide("tau", vector).sub_(base)
+
+    def _wide(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        return self._buffer(name, len(values)).copy_(values)
+
+    def _buffer(self, name: str, size: int) -> torch.Tensor:
+        if name not in self._buffers or len(self._buffers[name]) < size:
+            self._buffers[name] = torch.empty(size, dtype=self.wide, device=self.device)
+        return self._buffers[name][:size]
+
+
+def _segments(bounds: list[int], low: int, high: int) -> Iterator[tuple[int, int, int]]:
+    """The chunks s that meet [low, high), with where they begin and end in it."""
+    for s, (a, b) in enumerate(itertools.pairwise(bounds)):
+        if a < high and b > low:
+            yield s, max(a, low) - low, min(b, high) - low

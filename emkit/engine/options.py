@@ -1,0 +1,93 @@
+"""What a fit may use of a machine, and how it is told: ``--memory``, ``--dtype`` and their kin."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from emkit.errors import UserError
+
+if TYPE_CHECKING:  # the command line is put together without torch, which takes seconds to import
+    import torch
+
+DTYPES = ("float32", "bfloat16")
+PLACEMENTS = ("device", "host", "files")
+LIKE = ("authors",)
+_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+# floats that a block keeps for each token and unit of width until its backward: inputs of norms, matrices, attention
+# and of the gated activation (three times about three widths), as Llama-like blocks have them
+KEPT_PER_WIDTH = 22
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """``memory``: bytes that a fit may take on its device (None: all it wants); the placement of the task vectors
+    follows from it unless ``place`` names one. ``dtype`` of the merged weights (coefficients are float64 always).
+    ``micro_tokens``: padded tokens in one forward and backward. ``checkpointing`` recomputes activations instead of
+    keeping them. ``like``: reproduce somebody's conventions (:mod:`emkit.engine.order`).
+
+    Neither ``memory`` nor ``place`` changes a bit of the outcome; the others do, within rounding.
+    """
+
+    memory: int | None = None
+    place: str | None = None
+    dtype: str = "float32"
+    micro_tokens: int = 2048  # enough to keep a core busy, little enough for its cache
+    checkpointing: bool = False
+    like: str | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        return getattr(torch, self.dtype)
+
+    @property
+    def identity(self) -> dict:
+        """What the outcome depends on (within rounding), for cache keys; empty for the defaults."""
+        mine, usual = vars(self), vars(EngineOptions())
+        return {key: mine[key] for key in ("dtype", "micro_tokens", "checkpointing") if mine[key] != usual[key]}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a command line that :func:`from_arguments` reads."""
+    given = parser.add_argument_group("fits (learned methods)")
+    given.add_argument("--memory", help="what a fit may take on its device, such as 24GiB (default: all it wants)")
+    given.add_argument("--place", choices=PLACEMENTS, help="where task vectors live (default: by --memory)")
+    given.add_argument("--dtype", choices=DTYPES, default="float32", help="of the merged weights")
+    given.add_argument("--micro-tokens", type=int, default=2048, help="padded tokens in one forward and backward")
+    given.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
+    given.add_argument("--like", choices=LIKE, help="follow the authors' code's loss, optimiser and order")
+
+
+def from_arguments(given: argparse.Namespace) -> EngineOptions:
+    """What :func:`add_arguments`' options say; ``UserError`` for an amount of memory that is none."""
+    memory = None if given.memory is None else parse_bytes(given.memory)
+    return EngineOptions(memory, given.place, given.dtype, given.micro_tokens, given.checkpointing, given.like)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of ``24GiB``, ``500MB`` or a plain number; ``UserError`` for anything else."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B|B|)\s*", text)
+    if found is None or float(found[1]) == 0:
+        raise UserError(f"'{text}' is no amount of memory: write it like 24GiB or 500MB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def model_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def activation_bytes(model: torch.nn.Module, options: EngineOptions) -> int:
+    """About what one micro-batch keeps for its backward (an estimate from width, blocks and tokens)."""
+    config = model.config.get_text_config() if hasattr(model, "config") else None
+    if config is None:
+        return 0
+    per_block = options.micro_tokens * config.hidden_size * next(model.parameters()).element_size()
+    kept = KEPT_PER_WIDTH * per_block
+    blocks = config.num_hidden_layers
+    return blocks * per_block + kept if options.checkpointing else blocks * kept

@@ -1,0 +1,256 @@
+"""The engine against plain autograd on three backbones; placements bit for bit; micro-batches; shards; memory."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from engine_toys import BETA, by_autograd, coefficients, toy
+
+from emkit import fit as fitting
+from emkit.coefficients import Coefficients
+from emkit.engine.arithmetic import Arithmetic, Rows
+from emkit.engine.merged_model import MergedModel, Whole
+from emkit.engine.options import EngineOptions, parse_bytes
+from emkit.engine.placement import InHost, OnDevice, Placement, fixed_bytes, held_bytes, place
+from emkit.errors import UserError
+from emkit.fit import FitOptions, Optimiser, fit
+from emkit.transforms import Elected, Trimmed
+
+
+@pytest.fixture(scope="module", params=["internvl", "qwen2_vl", "mistral"])
+def made(request, tmp_path_factory):
+    return toy(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def intern(tmp_path_factory):
+    return toy("internvl", tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+@pytest.mark.parametrize("objective", ["alignment", "entropy"])
+def test_gradients_are_autograds(made, chunks, objective):
+    options = FitOptions(objective=objective, beta=BETA, temperature=1.7, hidden_weight=0.3)
+    start = coefficients(made, chunks)
+    losses, expected = by_autograd(made, made.model(), start, options)
+    model = made.model()
+    merged = MergedModel(model, made.task_vectors, start, made.backbone.parameter_name)
+    found = fitting._losses(made.backbone, model, made.calibration, options, 0, 0)
+    gradient = merged.gradient().numpy()
+    for task, terms in losses.items():
+        for term, value in terms.items():
+            assert math.isclose(found[task][term], value, rel_tol=2e-6, abs_tol=1e-7), (task, term)
+    assert len(gradient) == len(start.flat()) and np.abs(expected).max() > 1e-3
+    assert np.abs(gradient - expected).max() <= 1e-6 * np.linalg.norm(expected)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("changes", [{"micro_tokens": 1}, {"micro_tokens": 300}, {"checkpointing": True}])
+def test_micro_batches_and_recomputed_activations_change_nothing_but_rounding(made, changes):
+    options = FitOptions(beta=BETA)
+    start = coefficients(made, chunks=True)
+    gradients = []
+    for engine in (EngineOptions(micro_tokens=10**6), EngineOptions(**changes)):
+        model = made.model()
+        merged = MergedModel(model, made.task_vectors, start, made.backbone.parameter_name)
+        fitting._losses(made.backbone, model, made.calibration, options, 0, 0, engine)
+        gradients.append(merged.gradient().numpy())
+        assert not any(module.training for module in model.modules())
+    assert np.abs(gradients[1] - gradients[0]).max() <= 2e-6 * np.linalg.norm(gradients[0])
+
+
+def test_activations_are_recomputed_where_asked(intern, monkeypatch):
+    """Fewer tensors are kept for the backward."""
+    start, kept = coefficients(intern, False), []
+    for wanted in (False, True):
+        model = intern.model()
+        MergedModel(model, intern.task_vectors, start, intern.backbone.parameter_name)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            fitting._losses(
+                intern.backbone, model, intern.calibration, FitOptions(), 0, 0, EngineOptions(checkpointing=wanted)
+            )
+        kept.append(sum(sizes))
+    assert kept[1] < 0.8 * kept[0]
+
+
+def fitted(made, vectors, engine=None, clip=None, parameterisation="plain", chunks=True, model=None, steps=3):
+    start = coefficients(made, chunks)
+    optimiser = Optimiser(lr=0.05, steps=steps, batch=1, clip=clip)
+    options = FitOptions(parameterisation, beta=BETA, gamma=0.1, optimiser=optimiser)
+    initial = {"VQA": 0.3, "Chart": 0.2}
+    model = model or made.model()
+    found = fit(made.backbone, model, vectors, start, initial, made.calibration, options, 20, engine=engine)
+    return found, model
+
+
+@pytest.mark.parametrize("transformed", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_placements_are_bit_for_bit_the_same(made, transformed, clip):
+    """On the device as fp32 task vectors or as stored, in host memory, from the files."""
+    outcomes = []
+    for kind in ("device", "stored", "host", "files"):
+        vectors = made.opened()
+        if transformed:
+            vectors = Elected(Trimmed(vectors, 0.4))
+        where = {
+            "device": lambda v: OnDevice(v, "cpu", torch.float32),
+            "stored": lambda v: OnDevice(v, "cpu", None),
+            "host": lambda v: InHost(v, "cpu"),
+            "files": lambda v: Placement(v, "cpu"),
+        }[kind](vectors)
+        found, model = fitted(made, where, clip=clip)
+        weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        outcomes.append((found, weights))
+    first, weights = outcomes[0]
+    assert first.history[0]["loss"] != first.history[-1]["loss"]
+    for found, others in outcomes[1:]:
+        assert found.history == first.history and found.coefficients.to_json() == first.coefficients.to_json()
+        assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("parameterisation", ["plain", "sigmoid"])
+def test_updating_in_the_backward_is_updating_after_it(made, parameterisation):
+    """A bound that no gradient reaches takes the way of two readings."""
+    one, model = fitted(made, made.task_vectors, parameterisation=parameterisation)
+    two, other = fitted(made, made.task_vectors, clip=1e9, parameterisation=parameterisation)
+    np.testing.assert_allclose(one.coefficients.flat(), two.coefficients.flat(), rtol=1e-12, atol=1e-15)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    merged = {
+        n: made.task_vectors.merged(n, one.coefficients.values[n], torch.float32) for n in made.task_vectors.names
+    }
+    parameters = dict(model.named_parameters())
+    for name, value in merged.items():
+        torch.testing.assert_close(parameters[made.backbone.parameter_name(name)].detach(), value, rtol=1e-6, atol=1e-6)
+
+
+def test_each_tensor_is_read_once_a_step_or_twice_with_a_bound_on_the_gradient(intern):
+    class Counting(Placement):
+        def rows(self, name):
+            reads[name] = reads.get(name, 0) + 1
+            return super().rows(name)
+
+    engine = EngineOptions(micro_tokens=10**6)
+    for clip, each in ((None, 1), (1.0, 2)):
+        reads: dict[str, int] = {}
+        fitted(intern, Counting(intern.opened(), "cpu"), engine, clip, chunks=False, steps=4)
+        assert set(reads.values()) == {1 + 4 * each}, clip  # once to begin with
+
+
+def test_bfloat16_weights_have_float64_coefficients(intern):
+    model = intern.model(torch.bfloat16)
+    found, _ = fitted(intern, intern.task_vectors, model=model)
+    whole, _ = fitted(intern, intern.task_vectors)
+    assert found.coefficients.flat().dtype == np.float64
+    moved, expected = (f.coefficients.flat() - coefficients(intern, True).flat() for f in (found, whole))
+    assert np.corrcoef(moved, expected)[0, 1] > 0.9
+
+
+def test_the_regulariser_alone_moves_tensors_that_the_loss_does_not_reach(intern):
+    """Only the middle hidden state is in the loss: later blocks have no gradient but γ's."""
+    start = Coefficients.constant(intern.task_vectors.names, {"VQA": 0.3, "Chart": 0.3})
+    options = FitOptions(logit_weight=0.0, gamma=1.0, optimiser=Optimiser(lr=0.01, steps=1, schedule="constant"))
+    model = intern.model()
+    found = fit(
+        intern.backbone, model, intern.task_vectors, start, {"VQA": 0.2, "Chart": 0.4}, intern.calibration, options, 24
+    ).coefficients
+    last = [name for name in found.values if ".layers.2." in name]
+    assert last
+    for name in last:
+        np.testing.assert_allclose(found.values[name][:, 0], [0.29, 0.31], rtol=1e-6)
+        expected = intern.task_vectors.merged(name, found.values[name], torch.float32)
+        parameter = dict(model.named_parameters())[intern.backbone.parameter_name(name)]
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=1e-6)
+
+
+# ---- the sums
+def numpy_rows(n=1000, experts=3, seed=0):
+    rng = np.random.default_rng(seed)
+    base, vectors = rng.normal(size=n), rng.normal(size=(experts, n))
+    rows = Rows(
+        torch.tensor(base, dtype=torch.bfloat16), [torch.tensor(v, dtype=torch.bfloat16) for v in vectors], False
+    )
+    tau = np.stack([(v.double() - rows.base.double()).numpy() for v in rows.vectors])
+    return rows, tau
+
+
+@pytest.mark.parametrize("bounds", [[0, 1000], [0, 1, 64, 65, 700, 1000]])
+@pytest.mark.parametrize("block", [7, 64, 10**6])
+def test_sums_over_chunks_and_blocks(bounds, block):
+    rows, tau = numpy_rows()
+    rng = np.random.default_rng(1)
+    gradient, alpha = rng.normal(size=1000).astype(np.float32), rng.normal(size=(3, len(bounds) - 1))
+    sums = Arithmetic("cpu", torch.float32, block)
+    found = sums.contract(rows, torch.from_numpy(gradient), bounds).numpy()
+    expected = [[t[a:b] @ gradient[a:b].astype(float) for a, b in itertools.pairwise(bounds)] for t in tau]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    out = torch.empty(1000)
+    sums.merge(rows, torch.from_numpy(alpha), bounds, out)
+    spread = np.repeat(alpha, np.diff(bounds), axis=1)
+    np.testing.assert_allclose(
+        out.numpy(), rows.base.double().numpy() + (spread * tau).sum(axis=0), rtol=1e-5, atol=1e-5
+    )
+
+
+class Half(Whole):
+    """One of two processes, which holds half of each tensor's rows as FSDP2 would."""
+
+    def __init__(self, number, peers):
+        self.number, self.peers = number, peers
+
+    def local(self, tensor):
+        half = tensor.shape[0] // 2
+        return (tensor[:half] if self.number == 0 else tensor[half:]).reshape(-1)
+
+    def begins(self, name):
+        return 0 if self.number == 0 else self.sizes[name]
+
+
+def test_two_shards_coefficient_gradients_add_up_to_the_whole(intern):
+    start, gradients, options = coefficients(intern, True), [], FitOptions(beta=BETA)
+    for number in (None, 0, 1):
+        shards = Whole() if number is None else Half(number, None)
+        model = intern.model()
+        whole = MergedModel(model, intern.task_vectors, start, intern.backbone.parameter_name)
+        whole.close()
+        if number is not None:
+            shards.sizes = {n: (p.shape[0] // 2) * (p.numel() // p.shape[0]) for n, p in whole.parameters.items()}
+        merged = MergedModel(model, intern.task_vectors, start, intern.backbone.parameter_name, shards)
+        fitting._losses(intern.backbone, model, intern.calibration, options, 0, 0)
+        gradients.append(merged.gradient().numpy())
+    np.testing.assert_allclose(gradients[1] + gradients[2], gradients[0], rtol=1e-5, atol=1e-7)
+    assert np.abs(gradients[1]).max() > 1e-3 < np.abs(gradients[2]).max()
+
+
+# ---- memory
+def test_what_is_said_of_memory_decides_where_task_vectors_live(intern):
+    model, vectors = intern.model(), intern.task_vectors
+    options = EngineOptions(micro_tokens=64)
+    fixed = fixed_bytes(vectors, model, options, torch.float32)
+    wide, stored = held_bytes(vectors, torch.float32), held_bytes(vectors, None)
+    n = sum(vectors.numel(name) for name in vectors.names)
+    assert (wide, stored) == (n * (2 + 2 * 4), n * 3 * 2)
+
+    def placed(memory, where=None):
+        return place(vectors, model, EngineOptions(memory, where, micro_tokens=64))
+
+    found = placed(fixed + wide)
+    assert found.kind == "device" and found.wide == torch.float32
+    found = placed(fixed + wide - 1)
+    assert found.kind == "device" and found.wide is None
+    assert placed(fixed + stored - 1).kind == "files"
+    assert placed(None).kind == "device" and placed(None, "files").kind == "files"
+    with pytest.raises(UserError, match=r"need about .* GiB, --memory gives"):
+        placed(fixed - 1)
+    with pytest.raises(UserError, match="do not fit the device"):
+        placed(fixed + stored - 1, "device")
+
+
+def test_amounts_of_memory():
+    assert [parse_bytes(t) for t in ("24GiB", "1.5 MB", "7", "2KiB")] == [24 * 2**30, 1_500_000, 7, 2048]
+    for bad in ("24 gigs", "", "0GiB", "-1GiB", "GiB"):
+        with pytest.raises(UserError, match="is no amount of memory"):
+            parse_bytes(bad)
