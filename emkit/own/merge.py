@@ -76,6 +76,8 @@ def prepare(given: Mapping[str, Any], overwrite: bool = False, say: Callable[[st
     base, experts = _open(recipe, folders, config, module)
     adapters = {label: expert for label, expert in experts.items() if isinstance(expert, AdapterCheckpoint)}
     vectors = TaskVectors(base, experts, partial(_names, base, module, given.get("tensors", "backbone")))
+    if recipe.method.learned and not module.VISION:
+        checks.learnable(folders["base"], vectors.names, module.parameter_name)
     for label, expert in experts.items():
         if not recipe.allows("identical") and checks.identical(base, expert, vectors.names):
             raise UserError(
@@ -189,6 +191,8 @@ def run(
         recipe.settings(),
         recipe.device,
     )
+    if recipe.method.learned:
+        say(f"calibration sets and fits are kept in {cache}: the same command goes on from there")
     stage = recipe.out.absolute().with_name(f".{recipe.out.name}.unchecked")
     with deterministic(), tempfile.TemporaryDirectory() as side, _staged(stage, recipe.out):
         owner = prepared.folders[recipe.tokenizer]
