@@ -9,6 +9,8 @@ from typing import Any
 
 from emkit.methods import FAMILIES, REGISTRY, REQUIRED, Method, get
 from emkit.methods.registry import AUTHORS_ONE, VALIDATION
+from emkit.own import defaults
+from emkit.own.recipe import METHODS
 from emkit.recipe import Recipe
 
 WIDTH = 100
@@ -20,12 +22,16 @@ _SCALE = {
 
 
 def methods() -> str:
-    """One line a method: its name and the first sentence of its docstring."""
+    """One line a method: its name and the first sentence of its docstring; those that only tables have come last."""
     width = max(map(len, REGISTRY)) + 2
     families = [family.__name__ for family in FAMILIES]
     ordered = sorted(REGISTRY.values(), key=lambda found: families.index(found.run.__module__))
-    lines = [f"{found.name:<{width}}{inspect.getdoc(found.run).splitlines()[0]}" for found in ordered]
-    return "\n".join([*lines, "", "emkit explain METHOD [--recipe FILE] says more of one."])
+    lines = {found.name: f"{found.name:<{width}}{inspect.getdoc(found.run).splitlines()[0]}" for found in ordered}
+    merging = [line for name, line in lines.items() if name in METHODS]
+    rows = [line for name, line in lines.items() if name not in METHODS]
+    return "\n".join(
+        [*merging, "", "Rows of a table that merge nothing:", *rows, "", "emkit explain METHOD says more."]
+    )
 
 
 def method(name: str, recipe: Recipe | None = None) -> str:
@@ -50,6 +56,9 @@ def _facts(found: Method) -> str:
     scale = _SCALE[found.scale]
     if found.scale is None and "scale" in found.needs:
         scale = "none of its own; a recipe may let it start from Task Arithmetic's"
+    own = defaults.scale(found.name, "auto")
+    if own is not None:
+        scale += f"\n             `emkit merge` takes {own.value:g} unless told otherwise ({own.source})"
     return f"scale:       {scale}\nneeds:       {needs}\nrandomness:  {random}"
 
 
@@ -60,6 +69,9 @@ def _part(part: Any) -> str:
 def _option(key: str, found: Method) -> str:
     option = found.options[key]
     default = repr(option.default) if option.default is REQUIRED else f"default {_value(option.default)}"
+    own = defaults.options(found.name, "auto").get(key)
+    if own is not None:
+        default += f"; `emkit merge` takes {_value(own.value)} unless told otherwise ({own.source})"
     about = textwrap.fill(option.about, WIDTH, initial_indent="    ", subsequent_indent="    ")
     return f"  {key}: {default}\n{about}"
 

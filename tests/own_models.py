@@ -16,7 +16,8 @@ EXPERTS = ("math", "code")
 
 
 def write_models(folder: Path, dtype=torch.bfloat16, **changes) -> Path:
-    """``base``, ``math`` (one file) and ``code`` (several shards), Llamas in ``dtype``, and prompts for both."""
+    """``base``, ``math`` (one file) and ``code`` (several shards), Llamas or another ``kind`` in
+    ``dtype``, and prompts for both."""
     for number, name in enumerate(("base", *EXPERTS)):
         model = tiny.language_model(seed=1, **changes)
         if number:

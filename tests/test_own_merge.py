@@ -210,6 +210,23 @@ def test_what_fails_its_check_does_not_get_the_name(models, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["mistral", "gpt_neox", "mixtral"])
+def test_other_families_of_language_models(tmp_path, kind, capsys):
+    """A mixture's experts are many tensors on disk and one in memory: merged as stored, but not learned."""
+    more = {"num_local_experts": 2} if kind == "mixtral" else {}
+    models = own.write_models(tmp_path / "models", kind=kind, **more)
+    found, base = own.tensors(own.merge(models, tmp_path / "out", "weight_average")), own.tensors(models / "base")
+    changed = {name for name in base if not torch.equal(found[name], base[name])}
+    assert changed == {n for n, t in base.items() if t.ndim == 2 and "embed" not in n and "lm_head" not in n}
+    assert "gives finite logits" in capsys.readouterr().out
+    status = cli.main([*own.flags(models, tmp_path / "learned", "expert_merging", *FAST), "--dry-run"])
+    error = capsys.readouterr().err
+    assert status == (2 if kind == "mixtral" else 0)
+    assert ("holds 'model.layers.0.block_sparse_moe.experts.0.w1.weight' otherwise than" in error) == (
+        kind == "mixtral"
+    )
+
+
 def test_qwen2_vl_with_images_and_prompts(tmp_path):
     import numpy as np
     from PIL import Image

@@ -11,6 +11,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2VLConfig,
@@ -34,7 +35,13 @@ SIZE = {
     "num_attention_heads": 2,
     "max_position_embeddings": 512,
 }
-CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "gpt_neox": GPTNeoXConfig}
+CONFIGS = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+    "gpt_neox": GPTNeoXConfig,
+    "mixtral": MixtralConfig,
+}
 
 
 def tokenizer(chat: str | None = CHAT, visual: bool = False) -> PreTrainedTokenizerFast:

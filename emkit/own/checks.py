@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,26 @@ def same_heads(
 def identical(base: Checkpoint, expert: Checkpoint, names: list[str]) -> bool:
     """Whether an expert has the base's values in every merged tensor; reads until the first difference."""
     return all(torch.equal(base.read(name).to(expert.info(name).dtype), expert.read(name)) for name in names)
+
+
+def learnable(folder: Path, names: list[str], parameter_name: Callable[[str], str]) -> None:
+    """Raise ``UserError`` unless coefficients of a language model's tensors ``names`` can be fitted.
+
+    transformers' class must hold each tensor under its own name (it holds the experts of a mixture as one), and take
+    positions, as folded sequences give them. Only the module's outline is built, no weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    parameters = dict(model.named_parameters())
+    other = "use a method that needs no prompts, such as ties"
+    for name in names:
+        if parameter_name(name) not in parameters:
+            raise UserError(f"{type(model).__name__} holds '{name}' otherwise than it is stored: {other}")
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise UserError(f"{type(model).__name__} takes no positions, which a fit gives it: {other}")
 
 
 def dtypes(base: Checkpoint, expert: Checkpoint, names: list[str]) -> str | None:

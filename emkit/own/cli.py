@@ -110,8 +110,14 @@ def _merge(options) -> None:
     from emkit.own import merge, recipe
 
     data = recipe.read(options.recipe) if options.recipe is not None else {}
-    data = with_flags(data, options)
     where = f"{options.recipe}: " if options.recipe is not None else ""
+    if options.method is not None and data.get("method", options.method) != options.method:
+        others = [key for key in ("scale", "options") if data.pop(key, None)]
+        if others:
+            print(f"note: {' and '.join(others)} of {options.recipe} are left out: another method's", file=sys.stderr)
+    read, data = data, with_flags(data, options)
+    if where and data != read:
+        where = f"{options.recipe} and flags: "
     if where == "" and (missing := [f"--{key}" for key in ("base", "method", "out") if key not in data]):
         raise UserError(f"{missing[0]} is missing: give it, or a recipe; `emkit merge --help` has examples")
     if where == "" and "experts" not in data:

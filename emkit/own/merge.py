@@ -83,6 +83,8 @@ def prepare(
     base, experts = _open(recipe, folders, config, module)
     adapters = {label: expert for label, expert in experts.items() if isinstance(expert, AdapterCheckpoint)}
     vectors = TaskVectors(base, experts, partial(_names, base, module, given.get("tensors", "backbone")))
+    if recipe.method.learned and not module.VISION:
+        checks.learnable(folders["base"], vectors.names, module.parameter_name)
     for label, expert in experts.items():
         if not recipe.allows("identical") and checks.identical(base, expert, vectors.names):
             raise UserError(
@@ -204,6 +206,8 @@ def run(
         recipe.device,
         engine or EngineOptions(),
     )
+    if recipe.method.learned:
+        say(f"calibration sets and fits are kept in {cache}: the same command goes on from there")
     stage = recipe.out.absolute().with_name(f".{recipe.out.name}.unchecked")
     with deterministic(), tempfile.TemporaryDirectory() as side, _staged(stage, recipe.out):
         owner = prepared.folders[recipe.tokenizer]
