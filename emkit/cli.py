@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from emkit import bench
 from emkit.errors import UserError
 
 
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("method", nargs="?", help="a method's name; none lists them all")
     explain.add_argument("--recipe", help="show the values that this recipe gives the method, with their sources")
     explain.set_defaults(call=_explain)
+
+    bench.add_parsers(commands)
 
     plan = commands.add_parser("plan", help="list a recipe's rows")
     plan.add_argument("recipe")
