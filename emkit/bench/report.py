@@ -34,8 +34,8 @@ def _methods(report: dict) -> list[str]:
         f"A Llama of {shape['parameters'] / 1e6:.0f}M parameters ({shape['hidden']} wide, {shape['layers']} layers), "
         f"bf16: a base of {shape['parameters'] * 2 / 1e9:.2f} GB and {shape['experts']} experts, read from the page "
         "cache. Medians over the runs; the programs took turns. Wall and processor seconds, from the start of the "
-        "process to its end; megabytes (10⁶) at their peak, anonymous (RssAnon) and resident, which also counts the pages of "
-        f"mapped inputs. An interpreter with torch imported has {idle:.0f} MB anonymous.",
+        "process to its end; megabytes (10⁶) at their peak, anonymous (RssAnon) and resident, which also counts the "
+        f"pages of mapped inputs. An interpreter with torch imported has {idle:.0f} MB anonymous.",
         "",
         "| method | program | runs | wall s | cpu s | anonymous MB | above torch | resident MB |",
         "|---|---|---|---|---|---|---|---|",
