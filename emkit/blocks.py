@@ -26,22 +26,32 @@ def in_blocks(entries: int, rows: int, device: torch.device, work: Callable[[int
     """
     size = max(1, (BLOCK_ENTRIES if device.type == "cpu" else GPU_BLOCK_ENTRIES) // max(rows, 1))
     bounds = [(start, min(start + size, entries)) for start in range(0, entries, size)]
-    threads = min(torch.get_num_threads(), len(bounds)) if device.type == "cpu" else 1
-    if threads <= 1:
-        for start, stop in bounds:
-            work(start, stop)
+    if device.type != "cpu":
+        _one_by_one(bounds, work)
         return
-    # one block a thread, rather than all threads in each operation, which would wait for each other after each
-    with _single_threaded_operations(), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda block: work(*block), bounds))
+    # each thread has its own block, rather than all of them a share of each operation: they never wait for each other
+    with _single_threaded_operations() as threads:
+        if min(threads, len(bounds)) <= 1:
+            _one_by_one(bounds, work)
+        else:
+            with ThreadPoolExecutor(min(threads, len(bounds))) as pool:
+                list(pool.map(lambda block: work(*block), bounds))
+
+
+def _one_by_one(bounds: Sequence[tuple[int, int]], work: Callable[[int, int], None]) -> None:
+    for start, stop in bounds:
+        work(start, stop)
 
 
 @contextmanager
-def _single_threaded_operations() -> Iterator[None]:
-    """Threads that start inside the block run each torch operation by themselves alone."""
-    before = torch.get_num_threads()
+def _single_threaded_operations() -> Iterator[int]:
+    """This thread, and those that it starts inside the block, run torch operations alone; yields how many it had."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield 1
+        return
     torch.set_num_threads(1)
     try:
-        yield
+        yield threads
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

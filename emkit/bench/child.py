@@ -13,10 +13,19 @@ from pathlib import Path
 from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.methods import Context, get
 from emkit.methods.key import content_key, default_device
+from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
 
 
-def merge(method: str, base: str, out: str, experts: list[str], scale: float | None, options: dict) -> None:
+def merge(
+    method: str,
+    base: str,
+    out: str,
+    experts: list[str],
+    scale: float | None,
+    options: dict,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Merge all tensors of ``experts`` by ``method`` into the checkpoint folder ``out``."""
     found = get(method)
     opened = Checkpoint.open(base)
@@ -25,7 +34,8 @@ def merge(method: str, base: str, out: str, experts: list[str], scale: float | N
     row, device = {"id": method}, default_device()
     context = Context(None, row, 0, Path(), scale, False, None, opened, vectors, settings, device)
     result = found.run(context)
-    write_checkpoint(out, result.tensors, result.like, key=content_key(context, method, result))
+    key = content_key(context, method, result)
+    write_checkpoint(out, result.tensors, result.like, shard_bytes=shard_bytes, key=key)
 
 
 if __name__ == "__main__":

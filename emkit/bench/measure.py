@@ -1,0 +1,79 @@
+"""What a program costs, seen from outside: wall time, processor time, and peak anonymous and resident memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from emkit.errors import UserError
+
+INTERVAL_S = 0.02
+MB = 10**6
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds and megabytes (10⁶ bytes) of one run of a program.
+
+    ``anonymous_mb`` is the largest RssAnon seen: memory that the process itself allocated. ``resident_mb`` also counts
+    the pages of files that it had mapped, which the system takes back when it needs them. ``output`` is its stdout.
+    """
+
+    wall_s: float
+    cpu_s: float
+    anonymous_mb: float
+    resident_mb: float
+    output: str = ""
+
+    def to_json(self) -> dict:
+        return {key: round(value, 2) for key, value in asdict(self).items() if key != "output"}
+
+
+def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> Cost:
+    """Run ``command`` to its end, looking at its memory every 20 ms; ``UserError`` with its last words if it fails."""
+    if not sys.platform.startswith("linux"):
+        raise UserError("emkit bench reads /proc for a process' memory, which only Linux has")
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started = time.monotonic()
+        child = subprocess.Popen(
+            [str(word) for word in command], stdout=out, stderr=err, env={**os.environ, **(environment or {})}
+        )
+        anonymous = resident = 0
+        try:
+            while True:
+                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+                if pid:
+                    break
+                now = _memory(child.pid)
+                anonymous, resident = max(anonymous, now[0]), max(resident, now[1])
+                time.sleep(INTERVAL_S)
+        except BaseException:
+            child.kill()
+            raise
+        wall = time.monotonic() - started
+        child.returncode = os.waitstatus_to_exitcode(status)
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+    if child.returncode:
+        last = (texts[1].strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"{Path(str(command[0])).name} failed with status {child.returncode}: {last}")
+    return Cost(wall, usage.ru_utime + usage.ru_stime, anonymous / MB, resident / MB, texts[0])
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    """RssAnon and VmHWM of a process in bytes; zeros when it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0, 0
+    found = [re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE) for key in ("RssAnon", "VmHWM")]
+    return tuple(int(match[1]) * 1024 if match else 0 for match in found)
