@@ -94,7 +94,7 @@ def attempts(canary: str, port: int, pid: int) -> list[tuple[str, object]]:
     calls = [f"{name}({canary!r})" for name in ("read", "write", "change", "remove")]
     calls += [
         f"listing({str(Path(canary).parent)!r})",
-        f"listing({str(Path.home())!r})",
+        f"listing({os.path.expanduser('~')!r})",
         f"read('/proc/{pid}/environ')",
     ]
     calls += [f"connect({port})", "sockets()", "fork()", f"start({sys.executable!r})", f"kill({pid})"]

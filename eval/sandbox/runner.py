@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from eval.sandbox import wire
 STATUSES = ("passed", "failed", "timeout", "memory", "disk", "broken")
 _CHILD = Path(__file__).with_name("child.py")
 _GLANCE = 0.1  # seconds between looks at what the temporary folder holds
+_DYING = 10  # seconds that a killed process may take to be gone
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _no_plain_data(value):
 def _judge(job: bytes, folder: str, limits: Limits) -> Result:
     """One sandbox from start to end."""
     arguments = [folder, json.dumps(dataclasses.asdict(limits)), str(os.getpid())]
+    theirs, ours = os.pipe()  # never written to: it breaks when the last process of the sandbox is gone
     try:
         process = subprocess.Popen(
             [getattr(sys, "_base_executable", sys.executable), "-s", "-S", "-P", "-B", str(_CHILD), *arguments],
@@ -135,17 +138,21 @@ def _judge(job: bytes, folder: str, limits: Limits) -> Result:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pass_fds=(theirs,),
             start_new_session=True,
         )
     except OSError as error:
+        os.close(ours)
         raise UserError(f"cannot isolate: Python cannot be started: {error}") from error
+    finally:
+        os.close(theirs)
     try:
         said, errors, overrun = _wait(process, job, folder, limits)
     finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
         process.wait()
+        _await_the_end(ours)
         for pipe in (process.stdin, process.stdout, process.stderr):
             pipe.close()
     if overrun:
@@ -157,6 +164,14 @@ def _judge(job: bytes, folder: str, limits: Limits) -> Result:
     if status == "unavailable":
         raise UserError(f"cannot isolate: {detail}")
     return Result(status, detail)
+
+
+def _await_the_end(pipe: int) -> None:
+    """Wait until nobody has the other end of ``pipe``: what was killed may take a moment to be gone."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    poll.poll(1000 * _DYING)
+    os.close(pipe)
 
 
 def _wait(process: subprocess.Popen, job: bytes, folder: str, limits: Limits) -> tuple[bytes, bytes, Result | None]:
