@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     step("plan", _plan, "list the jobs behind the table; runs nothing")
     run = step("reproduce", _reproduce, "run whatever is missing, then publish table and notebook")
     run.add_argument("--jobs", type=int, default=2, help="jobs at once, one thread each")
+    run.add_argument("--max-usd", help="the most that a paid judge may cost, in dollars (or EMKIT_MAX_USD)")
     step("zoo", _zoo, "make sure that the recipe's models are there").add_argument("--stamp", type=Path, required=True)
     data = step("data", _data, "write a split's benchmark files")
     data.add_argument("--split", choices=("evaluation", "validation"), required=True)
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _judge_step(steps) -> None:
-    judge = steps.add_parser("judge", help="serve the judge on 127.0.0.1", add_help=False)
+    judge = steps.add_parser("judge", help="serve the judge, or `judge estimate RECIPE`: its cost", add_help=False)
     judge.add_argument("rest", nargs=argparse.REMAINDER)
     judge.set_defaults(call=_judge)
 
@@ -73,8 +74,10 @@ def _plan(options) -> None:
 
 
 def _reproduce(options) -> int:
+    from eval.judge.spending import set_cap
     from eval.pipeline import reproduce
 
+    set_cap(options.max_usd)
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}; it must be 1 or more")
     return reproduce(_load(options), options.jobs)
