@@ -14,6 +14,11 @@ from emkit.files import atomic_write
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["judge"]:  # it has a parser of its own: argparse hands no option through
+        from eval.judge import cli
+
+        return cli(arguments[1:])
     return run(_parser(), arguments)
 
 
@@ -44,14 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     step("table", _table, "write the table from the score files")
     notebook = step("notebook", _notebook, "execute the table's notebook")
     notebook.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
-    _judge_step(steps)
+    steps.add_parser("judge", help="serve the judge, or `judge estimate RECIPE`: its cost")
     return parser
-
-
-def _judge_step(steps) -> None:
-    judge = steps.add_parser("judge", help="serve the judge, or `judge estimate RECIPE`: its cost", add_help=False)
-    judge.add_argument("rest", nargs=argparse.REMAINDER)
-    judge.set_defaults(call=_judge)
 
 
 def _load(options):
@@ -151,12 +150,6 @@ def _notebook(options) -> None:
     execute(plan, given)
     if not given:
         publish(plan)
-
-
-def _judge(options) -> int:
-    from eval.judge import cli as serve
-
-    return serve(options.rest)
 
 
 if __name__ == "__main__":

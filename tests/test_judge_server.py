@@ -185,7 +185,7 @@ def test_command_line(tmp_path):
     assert (
         bad.returncode == 2 and bad.stderr.startswith("error: unknown judge upstream") and bad.stderr.count("\n") == 1
     )
-    command = [sys.executable, "-m", "eval.judge", "--cache", str(tmp_path)]
+    command = [sys.executable, "-m", "eval", "judge", "--cache", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         url = process.stdout.readline().strip()
         assert post(url, HELLO)[0] == 200

@@ -42,7 +42,7 @@ class Service:
     def __init__(self, url: str, ledger: Ledger):
         self.name, self._ledger = url, ledger
         self._lock, self._slots = threading.Lock(), threading.BoundedSemaphore(AT_ONCE)
-        self._client = self._down = None
+        self._client = self._key = self._down = None
         self._failed = 0  # requests in a row
 
     def __call__(self, request: dict) -> dict:
@@ -105,7 +105,7 @@ class Service:
         client = self._opened()
         try:
             got = client.post("/chat/completions", body=request, cast_to=httpx.Response)
-            return got.status_code, dict(got.headers), got.text
+            return got.status_code, dict(got.headers), got.text.replace(self._key, "<key>")
         except openai.APIStatusError as error:
             return error.status_code, dict(error.response.headers), error.response.text
         except (openai.OpenAIError, httpx.HTTPError, UnicodeError) as error:
@@ -122,6 +122,7 @@ class Service:
                     raise UpstreamError(f"the judge at {self.name} needs a key: set {KEY_VARIABLE}", 401)
                 if not key.isascii() or not key.isprintable() or " " in key:
                     raise UpstreamError(f"{KEY_VARIABLE} holds characters that no key has", 401)
+                self._key = key
                 self._client = OpenAI(base_url=self.name, api_key=key, max_retries=0, timeout=SECONDS)
             return self._client
 
