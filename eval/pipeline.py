@@ -191,7 +191,7 @@ def report(plan: Plan) -> int:
     print(f"table:    {plan.home / 'tables' / 'table1.md'}")
     print(f"notebook: {plan.home / 'notebooks' / 'table1.ipynb'}")
     if judged:
-        print(f"judge:    {judged['requests']} requests, {judged['unparsable']} replies without a usable answer")
+        print(f"judge:    {judged['requests']} requests, {judged['unparsable']} unparsable replies")
     if failed:
         print(f"error: {len(failed)} cells have no score, the first: {failed[0]}", file=sys.stderr)
     return 1 if failed else 0

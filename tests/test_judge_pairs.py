@@ -5,10 +5,11 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_judge_rules import prompt as extraction_prompt
 from test_judge_server import post
 
 from eval import judge
-from eval.judge import checks, pairs
+from eval.judge import checks, pairs, rules
 from eval.judge.replies import is_unparsable
 
 # alpaca_eval 0.6.6, evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt, the user's part
@@ -41,6 +42,10 @@ Evaluate the models based on the quality and relevance of their outputs, and sel
 
 ## Best Model Identifier
 '''  # noqa: E501
+
+
+def extraction(question: str) -> str:
+    return extraction_prompt(question, "what a model wrote")
 
 
 def asked(instruction: str, first: str, second: str) -> dict:
@@ -83,8 +88,14 @@ def test_replies_that_name_no_answer_are_unparsable():
     assert pairs.probability(reply(both)) == pytest.approx(0.6065 / (0.6065 + 0.2231), abs=1e-4)
     for top in (None, [], [{"token": "The", "logprob": -0.1}], "garbage", [{"token": "m"}]):
         assert is_unparsable(request, reply(top))
-    extraction = {"messages": [{"role": "user", "content": "hello"}]}
-    assert is_unparsable(extraction, reply(None, "")) and not is_unparsable(extraction, reply(None, "hello"))
+    for prompt, good, bad in (
+        ("hello", "hello", ""),
+        (extraction("how many"), "7", "the response makes no sense to me at all"),
+        (extraction("which Choices: (A) 1 (B) 2"), "B", "E"),
+        (extraction("how many"), rules.REFUSAL, " "),
+    ):
+        plain = {"messages": [{"role": "user", "content": prompt}]}
+        assert not is_unparsable(plain, reply(None, good)) and is_unparsable(plain, reply(None, bad))
 
 
 # (instruction, an answer that does as told, one that does not)

@@ -16,6 +16,7 @@ from eval.judge.spending import Ledger
 from eval.plan import EVALUATION
 from eval.vlm import client
 
+KEY = "sk-a-key-that-must-not-appear"
 MODEL = "gpt-4o-mini-2024-07-18"
 SERVICE = {"judge_upstream": "https://127.0.0.1:1/v1", "judge_model": MODEL}
 
@@ -58,27 +59,29 @@ def test_requests_and_unusable_replies_are_counted_in_the_cell(plan, capsys):
         for name in plan.benchmarks:
             score(plan, job, name, 1.0)
     assert pipeline.report(plan) == 0
-    assert "judge:    2 requests, 1 replies without a usable answer" in capsys.readouterr().out
+    assert "judge:    2 requests, 1 unparsable replies" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("environment", "changes", "reason"),
     [
         ({}, {"judge_max_usd": 1}, f"the judge does not answer: the judge at {SERVICE['judge_upstream']} needs a key"),
-        ({"OPENAI_API_KEY": "sk-x"}, {"judge_max_usd": 0}, "the judge does not answer: the cap of $0 is reached"),
-        ({"OPENAI_API_KEY": "sk-x", "EMKIT_MAX_USD": "0"}, {"judge_max_usd": 1}, "the judge does not answer: the cap"),
+        ({"OPENAI_API_KEY": KEY}, {"judge_max_usd": 0}, "the judge does not answer: the cap of $0 is reached"),
+        ({"OPENAI_API_KEY": KEY, "EMKIT_MAX_USD": "0"}, {"judge_max_usd": 1}, "the judge does not answer: the cap"),
         ({"JUDGE": "replay"}, {}, "the judge does not answer: no kept reply for a request"),
         ({}, {}, "the judge at https://127.0.0.1:1/v1 costs money"),
         ({}, {"judge_model": "another", "judge_max_usd": 1}, "no price is known for judge 'another'"),
     ],
 )
-def test_without_a_judge_the_judged_cells_alone_have_no_score(plan, monkeypatch, environment, changes, reason):
+def test_without_a_judge_the_judged_cells_alone_have_no_score(plan, monkeypatch, capfd, environment, changes, reason):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     plan.protocol.update(SERVICE | changes)
     judged, other = cells(plan)
     assert judged.status == "no judge" and judged.value is None and judged.reason.startswith(reason)
     assert other.status == "ok"
+    assert not any(KEY in path.read_text(errors="replace") for path in plan.home.rglob("*") if path.is_file())
+    assert KEY not in "".join(capfd.readouterr())
     assert Ledger(plan.judge, 1).spent() == 0 and not list(plan.judge.rglob("??/*.json"))
 
 

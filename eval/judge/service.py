@@ -16,7 +16,7 @@ from eval.judge.spending import CapReached, Ledger
 KEY_VARIABLE = "OPENAI_API_KEY"
 AT_ONCE = 64  # requests; the harness asks from as many threads
 TRIES = 7
-SECONDS = 120.0  # for one try
+SECONDS = 60.0  # for one try
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries: doubled each time, or as the service says
 _AGAIN = {408, 409, 425, 429}  # statuses worth another try, as are all from 500
 _GIVE_UP = 3  # requests in a row that failed in every try: then the service is taken to be down
