@@ -13,7 +13,7 @@ import pytest
 
 from emkit.errors import UserError
 from eval import sandbox
-from eval.sandbox import Limits, probes, wire
+from eval.sandbox import Limits, probes, seccomp, wire
 
 ROOT = Path(__file__).parent.parent
 QUICK = Limits(cpu_seconds=1)
@@ -250,6 +250,45 @@ def tries():
 """
     assert run(program, ("tries()", [])).passed
     assert list(folder.iterdir()) == []
+
+
+def test_only_the_listed_system_calls_pass():
+    """Every number that the kernel could know, asked for without Python's help; also those of the x32 table."""
+    machine = os.uname().machine
+    column = seccomp.MACHINES[machine][1]
+    uprobes = {
+        335,
+        336,
+    }  # x86_64: the kernel's own traps, past every filter; called by anybody else they end the process
+    listed = uprobes | {numbers[column] for numbers in [*seccomp.CALLS.values(), seccomp._FCNTL, seccomp._IOCTL]}
+    program = f"""
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+def passing():
+    found = []
+    for number in [*range(700), *range(2**30, 2**30 + 700)]:
+        if number not in {listed!r}:
+            ctypes.set_errno(0)
+            if libc.syscall(ctypes.c_long(number), 0, 0, 0, 0, 0, 0) != -1 or ctypes.get_errno() != errno.EPERM:
+                found.append(number)
+    return found
+def signals():
+    commands = {{"F_SETFL": 4, "F_SETOWN": 8, "F_SETSIG": 10, "F_NOTIFY": 1026}}
+    return [name for name, number in commands.items() if libc.fcntl(1, number, 9) != -1]
+"""
+    assert run(program, ("passing()", []), ("signals()", [])).passed
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="calls by 32-bit numbers are a matter of x86")
+def test_a_system_call_by_its_32_bit_number_ends_the_program():
+    program = """
+import ctypes, mmap
+page = mmap.mmap(-1, 4096, prot=7)
+page.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid); int 0x80; ret
+def f():
+    return ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+"""
+    assert "died of signal" in run(program, ("f()", 0)).detail
 
 
 def test_a_killed_caller_leaves_no_process(folder):
