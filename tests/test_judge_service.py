@@ -182,7 +182,7 @@ def test_a_service_that_is_down_is_given_up(tmp_path, upstream, monkeypatch):
         (error(403), 401, "refuses the key"),
         (error(429, "insufficient_quota"), 402, "no credit left"),
         (error(400, "context_length_exceeded"), 424, "status 400 (context_length_exceeded)"),
-        ((200, completion(model="gpt-4o-mini-2026-01-01"), {}), 409, "answered with gpt-4o-mini-2026-01-01"),
+        ((200, completion(model="gpt-4o-mini-2026-01-01"), {}), 424, "answered with gpt-4o-mini-2026-01-01"),
     ],
 )
 def test_what_will_not_pass_is_not_tried_again(tmp_path, upstream, act, status, said, capfd):
@@ -203,7 +203,7 @@ def test_what_will_not_pass_is_not_tried_again(tmp_path, upstream, act, status, 
 
 @pytest.mark.parametrize("said", ["1", formatdate(time.time() + 3600, usegmt=True)])
 def test_the_service_says_when_to_come_again(tmp_path, upstream, said, monkeypatch):
-    monkeypatch.setattr(service, "LONGEST_PAUSE", 1.0)
+    monkeypatch.setattr(service, "LONGEST_SAID", 1.0)
     upstream.script = [error(429, headers={"Retry-After": said}), (200, completion(), {})]
     with judge.opened(tmp_path, upstream.url) as proxy:
         assert post(proxy.url, asking("x"))[0] == 200
@@ -224,6 +224,22 @@ def test_thirty_two_requests_at_once(tmp_path, upstream, monkeypatch):
         replies = list(pool.map(lambda i: post(proxy.url, asking(str(i)))[0], range(32)))
     assert replies == [200] * 32
     assert Ledger(tmp_path, 1).spent() == pytest.approx(32 * PRICE.of(100, 10))
+
+
+def test_a_harness_with_the_openai_client_tries_nothing_again(tmp_path, upstream):
+    """AlpacaEval's client would try 409, 429 and all from 500 twice more by itself."""
+    import openai
+
+    with judge.opened(tmp_path, upstream.url) as proxy:
+        client = openai.OpenAI(base_url=proxy.base_url, api_key="none")
+        reply = client.chat.completions.create(**asking("x", logprobs=True))
+        assert reply.choices[0].logprobs.content[0].top_logprobs[0].token == "m"
+        for act, status in ((error(401), 401), (error(400), 424), ((200, completion(model="other"), {}), 424)):
+            proxy.upstream._down, upstream.script = None, [act]
+            with pytest.raises(openai.APIStatusError) as raised:
+                client.chat.completions.create(**asking(str(act)))
+            assert raised.value.status_code == status
+    assert proxy.counts["requests"] == 4
 
 
 def test_the_same_request_at_once_is_asked_once(tmp_path, upstream):

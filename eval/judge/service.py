@@ -17,7 +17,8 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 AT_ONCE = 64  # requests; the harness asks from as many threads
 TRIES = 7
 SECONDS = 60.0  # for one try
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries: doubled each time, or as the service says
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries, doubled each time
+LONGEST_SAID = 300.0  # seconds that the service may say instead
 _AGAIN = {408, 409, 425, 429}  # statuses worth another try, as are all from 500
 _GIVE_UP = 3  # requests in a row that failed in every try: then the service is taken to be down
 
@@ -142,7 +143,7 @@ def _of_model(reply: dict, model: str) -> dict:
     """``reply``, if the snapshot that was asked for gave it."""
     if reply.get("model") != model:
         by = re.sub(r"[^\w.:/-]", "", str(reply.get("model")))[:60]
-        raise UpstreamError(f"asked for {model}, the service answered with {by}", 409)
+        raise UpstreamError(f"asked for {model}, the service answered with {by}")
     return reply
 
 
@@ -170,7 +171,7 @@ def _wait(headers: dict, pause: float) -> float:
         date = email.utils.parsedate_to_datetime(said).timestamp() if _is_date(said) else None
         seconds = None if date is None else date - time.time()
     if seconds is not None and seconds >= 0:
-        return min(seconds, LONGEST_PAUSE)
+        return min(seconds, LONGEST_SAID)
     return min(pause, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
 
 
