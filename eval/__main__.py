@@ -14,6 +14,11 @@ from emkit.files import atomic_write
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["judge"]:  # it has a parser of its own: argparse hands no option through
+        from eval.judge import cli
+
+        return cli(arguments[1:])
     return run(_parser(), arguments)
 
 
@@ -33,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     step("plan", _plan, "list the jobs behind the table; runs nothing")
     run = step("reproduce", _reproduce, "run whatever is missing, then publish table and notebook")
     run.add_argument("--jobs", type=int, default=2, help="jobs at once, one thread each")
+    run.add_argument("--max-usd", help="the most that a paid judge may cost, in dollars (or EMKIT_MAX_USD)")
     step("zoo", _zoo, "make sure that the recipe's models are there").add_argument("--stamp", type=Path, required=True)
     data = step("data", _data, "write a split's benchmark files")
     data.add_argument("--split", choices=("evaluation", "validation"), required=True)
@@ -43,14 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     step("table", _table, "write the table from the score files")
     notebook = step("notebook", _notebook, "execute the table's notebook")
     notebook.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
-    _judge_step(steps)
+    steps.add_parser("judge", help="serve the judge, or `judge estimate RECIPE`: its cost")
     return parser
-
-
-def _judge_step(steps) -> None:
-    judge = steps.add_parser("judge", help="serve the judge on 127.0.0.1", add_help=False)
-    judge.add_argument("rest", nargs=argparse.REMAINDER)
-    judge.set_defaults(call=_judge)
 
 
 def _load(options):
@@ -73,8 +73,10 @@ def _plan(options) -> None:
 
 
 def _reproduce(options) -> int:
+    from eval.judge.spending import set_cap
     from eval.pipeline import reproduce
 
+    set_cap(options.max_usd)
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}; it must be 1 or more")
     return reproduce(_load(options), options.jobs)
@@ -146,12 +148,6 @@ def _notebook(options) -> None:
     execute(plan, given)
     if not given:
         publish(plan)
-
-
-def _judge(options) -> int:
-    from eval.judge import cli as serve
-
-    return serve(options.rest)
 
 
 if __name__ == "__main__":

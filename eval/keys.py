@@ -29,10 +29,11 @@ SOURCES = (
     "eval/stats.py",
     "eval/vlm/*.py",
     "eval/judge/*.py",
+    "eval/sandbox/*.py",
 )
 # the code that decides a benchmark's items
 DRAWING = ("emkit/zoo/data/*.py", "emkit/zoo/subtasks.py", "eval/benchmarks/*.py")
-NOT_IN_NUMBERS = ("emkit/cli.py", "emkit/explain.py")
+NOT_IN_NUMBERS = ("emkit/cli.py", "emkit/explain.py", "eval/judge/cli.py", "eval/judge/estimate.py")
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 LIBRARIES = ("torch", "transformers", "ms-vlmeval", "numpy")
 

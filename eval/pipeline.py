@@ -14,12 +14,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, unwritable
 from eval import models, notebooks, scale, scores, tables
+from eval.judge import estimate, upstream
+from eval.judge.service import KEY_VARIABLE
 from eval.plan import EVALUATION, VALIDATION, Job, Plan
 from eval.progress import Display
 
@@ -33,6 +36,7 @@ def reproduce(plan: Plan, jobs: int) -> int:
     """Bring a recipe's table and notebook up to date; returns the exit status (1: some cell failed)."""
     _ = plan.protocol  # checks the benchmarks
     models.check(plan)
+    announce_judge(plan)
     log, started = plan.run / "log" / "table1.log", time.time()
     with _lock(plan.run / "lock") as handle:
         _writable(plan.home)
@@ -44,6 +48,22 @@ def reproduce(plan: Plan, jobs: int) -> int:
             _snakemake(plan, jobs, log, handle, Display(lambda: count(plan, standing, started)))
         publish(plan)
     return report(plan)
+
+
+def announce_judge(plan: Plan) -> None:
+    """Say what a paid judge will cost; ``UserError`` when no cap is set, or one below the estimate."""
+    if upstream.mode() == "replay" or not estimate.total(plan):
+        return
+    print(estimate.text(plan), end="", flush=True)
+    cap = estimate.cap_of(plan)
+    if cap is None:
+        raise UserError("the judge costs money: say with --max-usd how much it may cost at most")
+    if (needed := estimate.spent(plan) + estimate.total(plan)) > cap:
+        raise UserError(
+            f"the judge will have cost about ${needed:.2f} in the end, the cap is ${cap:g}: raise --max-usd"
+        )
+    if not os.environ.get(KEY_VARIABLE):
+        print(f"no {KEY_VARIABLE} in the environment: judged cells will be 'no judge'", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -161,14 +181,17 @@ def publish(plan: Plan) -> None:
 
 def report(plan: Plan) -> int:
     """Say where the results are, and which cells have no score: then the exit status is 1."""
-    failed = []
+    failed, judged = [], Counter()
     for job in plan.jobs:
         for benchmark in plan.benchmarks:
             cell = scores.read_cell(plan.cell(job, benchmark))
             if cell.status != "ok":
                 failed.append(f"{job.name} {benchmark}: {cell.status}: {cell.reason}")
+            judged.update(cell.harness.get("judge", {}))
     print(f"table:    {plan.home / 'tables' / 'table1.md'}")
     print(f"notebook: {plan.home / 'notebooks' / 'table1.ipynb'}")
+    if judged:
+        print(f"judge:    {judged['requests']} requests, {judged['unparsable']} unparsable replies")
     if failed:
         print(f"error: {len(failed)} cells have no score, the first: {failed[0]}", file=sys.stderr)
     return 1 if failed else 0

@@ -126,6 +126,11 @@ class Plan:
         """The folder of a split's benchmark files."""
         return self.run / "data" / split
 
+    @property
+    def judge(self) -> Path:
+        """What the judge was asked and replied, and what it has cost."""
+        return self.run / "judge"
+
     def manifest(self, split: str) -> Path:
         """Written last when a split's benchmark files are complete: hashes and item counts."""
         return self.data(split) / "manifest.json"
@@ -217,7 +222,7 @@ class Plan:
     def expected(self, job: Job, benchmark: str) -> dict:
         """The hashes that a valid score file of this cell carries; ``data_sha256`` is None before the data exist."""
         recipe, row, method = self.recipe, self.rows[job.row], self.method(job.row)
-        asked = self.protocol["benchmarks"][benchmark]
+        asked = {key: value for key, value in self.protocol["benchmarks"][benchmark].items() if key != "judge_tokens"}
         part = {
             "backbone": recipe.backbone,
             "method": row["method"],

@@ -11,18 +11,41 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from emkit import backbones, methods
+from emkit.errors import UserError
 from emkit.files import atomic_write, lock, write_json
 from eval import features, judge, keys, scores
 from eval.plan import Job, Plan
 from eval.vlm import client
 from eval.vlm.benchmarks import BENCHMARKS
 
+COUNTED = ("requests", "unparsable")  # what a cell says about its judge: the same, however often replies were kept
 KEPT = ("coefficients.json", "history.json")  # what a fit leaves beside the weights and a reader may want
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The judge of a row's benchmarks, or why there is none."""
+
+    judge: judge.Judge | None = None
+    why: str = "no judge was opened"
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[tuple[str, dict]]:
+        """Its address, and what it was asked in the block (filled in at the end); ``NoJudge`` says why it failed."""
+        if self.judge is None:
+            raise client.NoJudge(self.why)
+        before, counts, self.judge.failure = dict(self.judge.counts), {}, ""
+        try:
+            yield self.judge.url, counts
+        except client.NoJudge as error:
+            raise client.NoJudge(f"{error}: {self.judge.failure}" if self.judge.failure else str(error)) from error
+        counts.update({name: self.judge.counts[name] - before[name] for name in COUNTED})
 
 
 def run_job(plan: Plan, job: Job) -> None:
@@ -59,11 +82,11 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
         for name in benchmarks:
             scores.write_unscored(plan.cell(job, name), "failed", _reason("merging", error), **about[name])
         return
-    with _judge(plan, benchmarks) as judge_url:
+    with _judge(plan, benchmarks) as judged:
         for name in benchmarks:
             path, started = plan.cell(job, name), time.monotonic()
             try:
-                items, harness = _evaluate(plan, job, name, model, processor, judge_url)
+                items, harness = _evaluate(plan, job, name, model, processor, judged)
                 scores.write_scored(path, items, harness=harness, **about[name])
             except client.NoJudge as error:
                 scores.write_unscored(path, "no judge", str(error), **about[name])
@@ -84,7 +107,7 @@ def _merged(plan: Plan, job: Job, folder: Path):
     return backbone.load(folder / "model", dtype=dtype, device=plan.recipe.device)
 
 
-def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judge_url: str | None) -> tuple[list[dict], dict]:
+def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judged: Judged) -> tuple[list[dict], dict]:
     """Answer a benchmark's questions in batches and let its own class score them: ``(items, harness)``."""
     settings, data = plan.protocol["benchmarks"][benchmark], plan.data(job.split)
     limit = plan.protocol.get("request_seconds", client.REQUEST_SECONDS)
@@ -98,19 +121,27 @@ def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judge_url:
     questions = [prompt.text + settings["suffix"] for prompt in prompts]
     answers = backbone.generate(model, processor, images, questions, settings["max_new_tokens"], features=seen)
     predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
-    result = client.evaluate(data, benchmark, predictions, judge_url, limit)
-    return result.items, result.harness
+    if not BENCHMARKS[benchmark].judged:
+        result = client.evaluate(data, benchmark, predictions, None, limit)
+        return result.items, result.harness
+    with judged.counted() as (url, counts):
+        result = client.evaluate(data, benchmark, predictions, url, limit)
+    return result.items, {**result.harness, "judge": counts}
 
 
 @contextlib.contextmanager
-def _judge(plan: Plan, benchmarks: list[str]) -> Iterator[str | None]:
-    """The judge's address while a judged benchmark is among those to score."""
-    if not any(BENCHMARKS[name].judged for name in benchmarks):
-        yield None
-        return
-    upstream, model = plan.protocol["judge_upstream"], plan.protocol.get("judge_model")
-    with judge.running(plan.run / "judge", upstream, model=model) as url:
-        yield url
+def _judge(plan: Plan, benchmarks: list[str]) -> Iterator[Judged]:
+    """The judge, while a judged benchmark is among those to score; one that cannot be costs those cells alone."""
+    with contextlib.ExitStack() as stack:
+        judged = Judged()
+        if any(BENCHMARKS[name].judged for name in benchmarks):
+            upstream, model = plan.protocol["judge_upstream"], plan.protocol.get("judge_model")
+            try:
+                opened = judge.opened(plan.judge, upstream, model, plan.protocol.get("judge_max_usd"))
+                judged = Judged(stack.enter_context(opened))
+            except UserError as error:
+                judged = Judged(why=str(error))
+        yield judged
 
 
 def _reason(step: str, error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -165,15 +164,6 @@ def test_a_model_answers_in_the_protocols_dtype_and_in_float32_unless_told(plan,
     assert plan.expected(BASE, "GQA")["recipe_sha256"] != before
     rows.run_job(plan, BASE)
     assert fakes.dtype == torch.bfloat16 and len(fakes.merged) == 2
-
-
-def test_the_judge_is_asked_for_the_protocols_model(tmp_path, monkeypatch):
-    plan = small_plan(tmp_path, benchmarks=["MathVista", "GQA"])
-    given = []
-    monkeypatch.setattr(rows.judge, "running", lambda cache, upstream, model: nullcontext(given.append(model)))
-    plan.protocol["judge_model"] = "gpt-4o-mini-2024-07-18"
-    with rows._judge(plan, plan.benchmarks):
-        assert given == ["gpt-4o-mini-2024-07-18"]
 
 
 def test_the_harness_has_the_time_that_the_protocol_gives_it(plan, fakes):

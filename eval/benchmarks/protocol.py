@@ -26,10 +26,12 @@ BENCHMARK_KEYS = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 _GENERATION = {"dtype": Key(choice(*DTYPES), required=False), "decoding": Key(choice("greedy"), required=False)}
+_JUDGE_TOKENS = {"prompt": Key(number(0)), "reply": Key(number(0))}  # of one request, for the estimate of its cost
 # what a protocol may say besides, each with the check of its value; what nobody reads is an error
 OPTIONAL = {
     "generation": mapping(_GENERATION),  # dtype: that of the model that answers, float32 unless given
     "judge_model": text,  # the model that the judge's upstream is asked for, whatever the harness names
+    "judge_max_usd": number(0),  # the most that the judge may cost, unless --max-usd or EMKIT_MAX_USD says another
     "keep_image_features": boolean,  # whether image features are kept for all rows (eval/features.py)
     "request_seconds": number(1),  # longest time that VLMEvalKit may take over one benchmark of one row
 }
@@ -69,6 +71,8 @@ def check(protocol: object, where: str = "protocol") -> None:
 def _check_benchmark(where: str, settings: object) -> None:
     if not isinstance(settings, dict):
         raise UserError(f"{where}: must be a mapping of settings")
+    if "judge_tokens" in settings:
+        mapping(_JUDGE_TOKENS)(settings["judge_tokens"], f"{where}.judge_tokens")
     for key, (kind, meaning) in BENCHMARK_KEYS.items():
         if key not in settings:
             raise UserError(f"{where}: `{key}` is missing ({meaning})")

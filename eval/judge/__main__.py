@@ -2,6 +2,6 @@
 
 import sys
 
-from eval.judge.server import cli
+from eval.judge.cli import cli
 
 sys.exit(cli(sys.argv[1:]))

@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from emkit.files import sha256_json, write_json
+from emkit.files import lock, sha256_json, write_json
 
 
 class Cache:
     """Content-addressed store: ``<folder>/<first two hex digits>/<sha256>.json`` = ``{"request", "reply"}``.
 
     ``judge`` names who answered (upstream and, for rules, their version): another judge's replies are never reused.
-    Files hold no key and no time, and are written whole or not at all.
+    Files hold no key, and are written whole or not at all.
     """
 
     def __init__(self, folder: str | Path, judge: str):
@@ -28,9 +28,16 @@ class Cache:
             return None
         return record["reply"] if isinstance(record, dict) and record.get("request") == request else None
 
-    def put(self, request: dict, reply: dict) -> None:
-        """Keep ``reply`` for ``request``."""
-        write_json(self._path(request), {"judge": self.judge, "request": request, "reply": reply})
+    def put(self, request: dict, reply: dict) -> dict:
+        """Keep ``reply`` for ``request``, and return it; or the reply that another process kept meanwhile.
+
+        A service may answer the same request in two ways: who asks must get the one that a replay will give.
+        """
+        with lock(self.folder / "lock"):
+            kept = self.get(request)
+            if kept is None:
+                write_json(self._path(request), {"judge": self.judge, "request": request, "reply": reply})
+            return reply if kept is None else kept
 
     def _path(self, request: dict) -> Path:
         key = self.key(request)

@@ -1,67 +1,124 @@
 """The proxy itself: POST /v1/chat/completions on 127.0.0.1, answered from the cache or by the upstream."""
 
-import argparse
+from __future__ import annotations
+
 import contextlib
 import json
-import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from emkit.errors import UserError
 from eval.judge.cache import Cache
-from eval.judge.upstream import UpstreamError, open_upstream
+from eval.judge.replies import is_unparsable
+from eval.judge.service import UpstreamError
+from eval.judge.upstream import open_upstream
 
 PATH = "/v1/chat/completions"
-CALLS = 20_000  # most calls of a paid upstream while one proxy runs, which is as long as one row is scored
 _LARGEST_REQUEST = 8 * 2**20  # bytes
+_READ = 60.0  # seconds that a client may take to send its request
 
 
-class _Server(ThreadingHTTPServer):
+class Judge(ThreadingHTTPServer):
+    """The listening proxy. ``counts`` says what it has done, ``failure`` why it last failed to answer ("": it did not).
+
+    ``model`` is what the upstream is asked for, whatever a request names; None leaves the request's own.
+    """
+
     daemon_threads = True
-    request_queue_size = 256  # the harness calls from 64 threads at once
+    request_queue_size = 256  # a harness calls from 64 threads at once
 
-    def __init__(self, port: int, cache: Path, upstream: str, calls: int, model: str | None):
-        self.upstream = open_upstream(upstream, calls)
+    def __init__(self, port: int, cache: str | Path, upstream: str, model: str | None, max_usd: float | None):
+        self.upstream = open_upstream(upstream, Path(cache), model, max_usd)
         self.cache = Cache(cache, self.upstream.name)
-        self.model = model
+        self.model, self.failure = model, ""
+        self.counts = {"requests": 0, "asked": 0, "unparsable": 0, "failed": 0}
+        self._lock, self._under_way = threading.Lock(), {}
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
     def url(self) -> str:
-        """The whole path, as the harness wants it in OPENAI_API_BASE."""
+        """The whole path, as VLMEvalKit wants it in OPENAI_API_BASE."""
         return f"http://127.0.0.1:{self.server_address[1]}{PATH}"
+
+    @property
+    def base_url(self) -> str:
+        """The base, as the ``openai`` client and so AlpacaEval want it in OPENAI_BASE_URL."""
+        return self.url.removesuffix("/chat/completions")
+
+    def answer(self, request: dict) -> dict:
+        """The reply to ``request``; the same request, asked by many at once, reaches the upstream once."""
+        if self.model:  # before the cache is asked: it holds what the upstream was asked
+            request = {**request, "model": self.model}
+        key = self.cache.key(request)
+        with self._lock:
+            self.counts["requests"] += 1
+            future, ours = self._under_way.get(key), False
+            if future is None:
+                future, ours = self._under_way.setdefault(key, Future()), True
+        if ours:
+            try:
+                future.set_result(self._look_up_or_ask(request))
+            except BaseException as error:
+                future.set_exception(error)
+            finally:
+                del self._under_way[key]
+        try:
+            reply = future.result()
+            unparsable = is_unparsable(request, reply)
+        except Exception as error:
+            with self._lock:
+                self.counts["failed"] += 1
+                self.failure = str(error)
+            raise
+        with self._lock:
+            self.counts["unparsable"] += unparsable
+        return reply
+
+    def _look_up_or_ask(self, request: dict) -> dict:
+        kept = self.cache.get(request)
+        if kept is not None:
+            return kept
+        reply = self.cache.put(request, self.upstream(request))
+        with self._lock:
+            self.counts["asked"] += 1
+        return reply
+
+    def handle_error(self, request, client_address):
+        """A client that went away, or a defect of ours, is one line without a traceback: those could quote headers."""
+        kind = sys.exc_info()[0]
+        if kind is not None and not issubclass(kind, (ConnectionError, TimeoutError)):
+            print(f"judge: {kind.__name__} while answering a request", file=sys.stderr)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: Judge
+    timeout = _READ
 
     def do_POST(self):
         if self.path != PATH:
             return self._fail(404, f"no such path; post to {PATH}")
-        length = int(self.headers.get("Content-Length") or 0)
+        try:
+            length = int(self.headers.get("Content-Length") or 0)
+        except ValueError:
+            length = 0
         if not 0 < length <= _LARGEST_REQUEST:
             return self._fail(413, f"a request needs 1 to {_LARGEST_REQUEST} bytes")
         try:
             request = json.loads(self.rfile.read(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             return self._fail(400, "the request is not JSON")
         if wrong := _wrong(request):
             return self._fail(400, wrong)
-        if self.server.model:  # before the cache is asked: it holds what the upstream was asked
-            request["model"] = self.server.model
         try:
-            reply = self.server.cache.get(request)
-            if reply is None:
-                reply = self.server.upstream(request)
-                self.server.cache.put(request, reply)
+            return self._send(200, self.server.answer(request))
         except UpstreamError as error:
-            return self._fail(502, str(error))
-        except UserError as error:  # the cache cannot be written
-            return self._fail(500, str(error))
-        return self._send(200, reply)
+            return self._fail(error.status, str(error))
+        except UserError as error:  # no price, or the cache cannot be written
+            return self._fail(424, str(error))
 
     def _fail(self, status: int, message: str) -> None:
         self._send(status, {"error": {"message": message, "type": "judge_error", "code": status}})
@@ -85,49 +142,44 @@ def _wrong(request) -> str:
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         return "the request has no messages"
+    if not all(_is_text(message.get("content")) for message in messages):
+        return "a judge reads text only: what a picture costs could not be bounded"
     if request.get("stream") or request.get("n") not in (None, 1):
         return "only one reply, not streamed, is supported"
+    limits = (request.get("max_tokens"), request.get("max_completion_tokens"))
+    if not all(limit is None or (type(limit) is int and limit > 0) for limit in limits):
+        return "max_tokens must be a whole number above 0"
     return ""
 
 
-@contextlib.contextmanager
-def running(
-    cache_dir: str | Path, upstream: str = "rules", calls: int = CALLS, model: str | None = None
-) -> Iterator[str]:
-    """Run a judge in threads of this process for the time of the block; yields its URL (the whole path).
+def _is_text(content) -> bool:
+    if isinstance(content, list):
+        return all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content)
+    return content is None or isinstance(content, str)
 
-    ``model`` is what the upstream is asked for, whatever a request names; None leaves the request's own.
+
+@contextlib.contextmanager
+def opened(
+    cache_dir: str | Path, upstream: str = "rules", model: str | None = None, max_usd: float | None = None
+) -> Iterator[Judge]:
+    """Run a judge in threads of this process for the time of the block.
+
+    ``max_usd``: the most that a service may cost, over all runs that share ``cache_dir``, where the environment's
+    ``EMKIT_MAX_USD`` does not say another. Raises ``UserError`` for an upstream that cannot be.
     """
-    server = _Server(0, Path(cache_dir), upstream, calls, model)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    judge = Judge(0, cache_dir, upstream, model, max_usd)
+    thread = threading.Thread(target=judge.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield server.url
+        yield judge
     finally:
-        server.shutdown()
-        server.server_close()
+        judge.shutdown()
+        judge.server_close()
         thread.join()
 
 
-def cli(argv: list[str]) -> int:
-    """``python -m eval judge``: print the judge's URL and serve until interrupted. Exit status 0, or 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m eval judge", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of requests and replies")
-    parser.add_argument("--upstream", default="rules", help="rules, or the https:// base URL of a service")
-    parser.add_argument("--calls", type=int, default=CALLS, help=f"most calls of the service (default {CALLS})")
-    parser.add_argument("--model", help="model to ask the service for (default: what a request names)")
-    options = parser.parse_args(argv)
-    try:
-        server = _Server(options.port, options.cache, options.upstream, options.calls, options.model)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, OverflowError) as error:
-        print(f"error: cannot listen on port {options.port}: {error}; choose another --port", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    print(server.url, flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.serve_forever()
-    return 0
+@contextlib.contextmanager
+def running(*arguments, **options) -> Iterator[str]:
+    """:func:`opened`, for those who want its URL (the whole path) alone."""
+    with opened(*arguments, **options) as judge:
+        yield judge.url

@@ -1,79 +1,97 @@
 """Who really answers the judge's requests: the rules, or an OpenAI-compatible service."""
 
+from __future__ import annotations
+
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from emkit.errors import UserError
 from emkit.files import sha256_file, sha256_json
-from eval.judge import rules
+from eval.judge import pairs, rules, spending
+from eval.judge.prices import of_model, text
+from eval.judge.service import Service, UpstreamError
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-
-
-class UpstreamError(Exception):
-    """The upstream gave no reply; the message is safe to show (it holds no key)."""
+MODE_VARIABLE = "JUDGE"
+MODES = ("live", "replay")
 
 
 class Rules:
     """Grades by rule; costs nothing and asks nobody."""
 
-    name = f"rules {sha256_file(Path(rules.__file__))[:16]}"
+    name = (
+        "rules "
+        + sha256_json([sha256_file(Path(__file__).with_name(f"{m}.py")) for m in ("rules", "pairs", "checks")])[:16]
+    )
 
     def __call__(self, request: dict) -> dict:
-        """A chat completion whose only content is :func:`eval.judge.rules.reply` to the last user message."""
-        message = {"role": "assistant", "content": rules.reply(_last_user_text(request["messages"]))}
+        """A chat completion: which of two answers is better, with log-probabilities (:mod:`eval.judge.pairs`), or the
+        content that :func:`eval.judge.rules.reply` makes of the last user message.
+        """
+        prompt = next((text(m) for m in reversed(request["messages"]) if m.get("role") == "user"), "")
+        choice = pairs.choice(prompt) if pairs.is_request(prompt) else {"content": rules.reply(prompt)}
+        message = {"role": "assistant", "content": choice["content"]}
         return {
             "id": f"chatcmpl-{sha256_json(request)[:24]}",
             "object": "chat.completion",
             "created": 0,
             "model": request["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [
+                {
+                    "index": 0,
+                    "message": message,
+                    "finish_reason": "stop",
+                    "logprobs": choice.get("logprobs") if request.get("logprobs") else None,
+                }
+            ],
             "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         }
 
 
-def _last_user_text(messages: list[dict]) -> str:
-    content = next((m.get("content") for m in reversed(messages) if m.get("role") == "user"), "")
-    if isinstance(content, list):
-        content = "\n".join(part.get("text", "") for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
+class Replay:
+    """A service of which only the kept replies are used."""
 
-
-class Service:
-    """An OpenAI-compatible service at ``url``, with the key from the environment and a cap on calls."""
-
-    def __init__(self, url: str, calls: int):
-        key = os.environ.get(KEY_VARIABLE)
-        if not key:
-            raise UserError(f"the judge's upstream {url} needs a key: set {KEY_VARIABLE} in the environment")
-        from openai import OpenAI
-
-        self.name, self._key, self._left, self._lock = url, key, calls, threading.Lock()
-        self._client = OpenAI(base_url=url, api_key=key, max_retries=5)
+    def __init__(self, url: str):
+        self.name = url
 
     def __call__(self, request: dict) -> dict:
-        """Forward the request; :class:`UpstreamError` when it fails or the cap is reached."""
-        with self._lock:
-            if self._left <= 0:
-                raise UpstreamError("the cap on judge calls is reached: raise it with --calls")
-            self._left -= 1
-        from openai import OpenAIError
-
-        try:
-            return self._client.chat.completions.create(**request).model_dump(mode="json")
-        except (OpenAIError, TypeError) as error:
-            text = f"{type(error).__name__}: {error}".replace(self._key, "<key>")
-        raise UpstreamError(text)  # outside the handler: the cause could carry the key
+        """Nothing: the cache, asked before, has no reply."""
+        raise UpstreamError(f"no kept reply for a request, and {MODE_VARIABLE}=replay asks nobody", 424)
 
 
-def open_upstream(upstream: str, calls: int) -> Callable[[dict], dict]:
-    """``rules``, or the base URL of a service (``https://…/v1``; plain http only on this machine)."""
+def mode() -> str:
+    """``JUDGE`` from the environment: ``live`` (the default), or ``replay``, which asks no service for anything."""
+    given = os.environ.get(MODE_VARIABLE) or MODES[0]
+    if given not in MODES:
+        raise UserError(f"{MODE_VARIABLE} is {given!r}; it must be {' or '.join(MODES)}")
+    return given
+
+
+def is_service(upstream: str) -> bool:
+    """Whether ``upstream`` is a service (paid, with a key) rather than the rules; ``UserError`` if it is neither."""
     if upstream == "rules":
-        return Rules()
+        return False
     address = urlsplit(upstream)
     if address.scheme == "https" or (address.scheme == "http" and address.hostname in ("127.0.0.1", "localhost")):
-        return Service(upstream, calls)
+        return True
     raise UserError(f"unknown judge upstream {upstream!r}: use rules, or the https:// base URL of a service")
+
+
+def open_upstream(
+    upstream: str, folder: Path, model: str | None = None, max_usd: float | None = None
+) -> Callable[[dict], dict]:
+    """``rules``, or the base URL of a service (``https://…/v1``; plain http only on this machine).
+
+    ``folder`` holds the account of what was spent, ``max_usd`` is the most that may be (:mod:`eval.judge.spending`).
+    """
+    if not is_service(upstream):
+        return Rules()
+    if model is not None:
+        of_model(model)
+    if mode() == "replay":
+        return Replay(upstream)
+    limit = spending.cap(max_usd)
+    if limit is None:
+        raise UserError(f"the judge at {upstream} costs money: say with --max-usd how much it may cost at most")
+    return Service(upstream, spending.Ledger(folder, limit))

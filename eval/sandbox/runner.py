@@ -1,0 +1,205 @@
+"""Starting a sandbox, waiting for its verdict, and leaving nothing of it behind."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emkit.errors import UserError
+from eval.sandbox import wire
+
+STATUSES = ("passed", "failed", "timeout", "memory", "disk", "broken")
+_CHILD = Path(__file__).with_name("child.py")
+_GLANCE = 0.1  # seconds between looks at what the temporary folder holds
+_DYING = 10  # seconds that a killed process may take to be gone
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use. CPU time decides, so that a busy machine changes no verdict; the clock only ends it.
+
+    ``memory_bytes`` is address space (Python itself takes 50 MB), ``file_bytes`` the longest file, ``folder_bytes``
+    and ``files`` all of the temporary folder, ``reply_bytes`` the longest answer to one call. There is no limit on
+    processes and threads to set: a program has exactly one.
+    """
+
+    cpu_seconds: int = 5
+    wall_seconds: float = 60.0
+    memory_bytes: int = 512 * 2**20
+    file_bytes: int = 2**20
+    folder_bytes: int = 16 * 2**20
+    files: int = 256
+    reply_bytes: int = 2**20
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on one program. ``broken``: the checking process ended without a verdict, which is no fault found."""
+
+    status: str  # one of STATUSES
+    detail: str = ""  # one line: which test failed, and how
+
+    @property
+    def passed(self) -> bool:
+        """Whether every test passed."""
+        return self.status == "passed"
+
+
+def run(
+    program: str,
+    tests: str | Sequence[tuple[str, object]],
+    limits: Limits = Limits(),
+    prelude: str = "",
+    names: Iterable[str] | None = None,
+) -> Result:
+    """Run ``program`` and test it; it never sees the tests, only the arguments of the calls that they make.
+
+    ``tests`` are pairs ``(expression, expected plain value)``, each expression evaluated in the program's namespace
+    (``("add(1, 2)", 3)``), or code that raises when the program is wrong (HumanEval's ``check``, MBPP's asserts). Code
+    runs in a process of its own in which ``names`` (by default every name it uses and does not define:
+    :func:`called_names`) stand for the program's functions; it may use what ``prelude``, code of the benchmark's own
+    such as HumanEval's prompt, defines. Plain data is compared; other objects may only be handed back to the program.
+
+    Raises :class:`~emkit.errors.UserError` ``cannot isolate: …`` where a wall does not hold, before anything is run.
+    """
+    from eval.sandbox.probes import check
+
+    check()
+    return run_unchecked(program, tests, limits, prelude, names)
+
+
+def run_unchecked(program, tests, limits=Limits(), prelude="", names=None) -> Result:
+    """:func:`run` for the probes themselves."""
+    job = {"program": program}
+    if isinstance(tests, str):
+        names = called_names(tests, prelude) if names is None else list(names)
+        job |= {"tests": tests, "prelude": prelude, "names": names}
+    else:
+        job["calls"] = wire.dumps([list(pair) for pair in tests], _no_plain_data)
+    folder = tempfile.mkdtemp(prefix="emkit-program-")
+    try:
+        return _judge(json.dumps(job).encode(), folder, limits)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def called_names(tests: str, prelude: str = "") -> list[str]:
+    """The names that test code uses and neither it, nor ``prelude``, nor Python defines: the program's."""
+    known, used = set(dir(builtins)), set()
+    for code in (prelude, tests):
+        for node in ast.walk(_parsed(code)):
+            if isinstance(node, ast.Name):
+                (used if isinstance(node.ctx, ast.Load) else known).add(node.id)
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                known.add(node.name)
+            elif isinstance(node, ast.arg):
+                known.add(node.arg)
+            elif isinstance(node, ast.alias):
+                known.add((node.asname or node.name).split(".")[0])
+            elif isinstance(node, ast.ExceptHandler) and node.name:
+                known.add(node.name)
+    return sorted(used - known)
+
+
+def _parsed(code: str) -> ast.AST:
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"the tests are no Python: {error}") from error
+
+
+def _no_plain_data(value):
+    raise UserError(f"an expected value must be plain data, not {type(value).__name__}")
+
+
+def _judge(job: bytes, folder: str, limits: Limits) -> Result:
+    """One sandbox from start to end."""
+    arguments = [folder, json.dumps(dataclasses.asdict(limits)), str(os.getpid())]
+    theirs, ours = os.pipe()  # never written to: it breaks when the last process of the sandbox is gone
+    try:
+        process = subprocess.Popen(
+            [getattr(sys, "_base_executable", sys.executable), "-s", "-S", "-P", "-B", str(_CHILD), *arguments],
+            env={"PYTHONHASHSEED": "0"},  # a set's order must not differ from run to run; removed before the program
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(theirs,),
+            start_new_session=True,
+        )
+    except OSError as error:
+        os.close(ours)
+        raise UserError(f"cannot isolate: Python cannot be started: {error}") from error
+    finally:
+        os.close(theirs)
+    try:
+        said, errors, overrun = _wait(process, job, folder, limits)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _await_the_end(ours)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
+    if overrun:
+        return overrun
+    try:
+        status, detail = json.loads(said)
+    except ValueError:
+        return Result("broken", _last_line(errors) or f"no verdict (exit status {process.returncode})")
+    if status == "unavailable":
+        raise UserError(f"cannot isolate: {detail}")
+    return Result(status, detail)
+
+
+def _await_the_end(pipe: int) -> None:
+    """Wait until nobody has the other end of ``pipe``: what was killed may take a moment to be gone."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    poll.poll(1000 * _DYING)
+    os.close(pipe)
+
+
+def _wait(process: subprocess.Popen, job: bytes, folder: str, limits: Limits) -> tuple[bytes, bytes, Result | None]:
+    """What the checking process says, or the limit that the clock or the folder exceeded."""
+    deadline = time.monotonic() + limits.wall_seconds
+    while True:
+        try:
+            return *process.communicate(job, timeout=_GLANCE), None
+        except subprocess.TimeoutExpired:
+            job = None  # communicate keeps what it was given
+        if time.monotonic() > deadline:
+            return b"", b"", Result("timeout", f"more than {limits.wall_seconds:g} s")
+        if overfull(folder, limits):
+            return b"", b"", Result("disk", f"more than {limits.files} files or {limits.folder_bytes} bytes of files")
+
+
+def overfull(folder: str, limits: Limits) -> bool:
+    """Whether the flat folder ``folder`` holds more than it may."""
+    total = 0
+    with os.scandir(folder) as entries:
+        for count, entry in enumerate(entries, 1):
+            with contextlib.suppress(FileNotFoundError):
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+            if count > limits.files or total > limits.folder_bytes:
+                return True
+    return False
+
+
+def _last_line(errors: bytes) -> str:
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

@@ -1,0 +1,393 @@
+"""The sandbox as a program that wants out, or wants a better mark, meets it."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from emkit.errors import UserError
+from eval import sandbox
+from eval.sandbox import Limits, probes, seccomp, wire
+
+ROOT = Path(__file__).parent.parent
+QUICK = Limits(cpu_seconds=1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The sandboxes' temporary folders lie here, in a folder that only its owner may enter."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def run(program: str, *calls, **options) -> sandbox.Result:
+    return sandbox.run(program, list(calls), **options)
+
+
+def processes(word: str) -> list[str]:
+    """The command lines, of all processes, that hold ``word``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().decode(errors="replace"))
+        except OSError:
+            continue
+    return [line for line in found if word in line]
+
+
+# --------------------------------------------------------------------------------------------- verdicts
+def test_calls_are_compared_with_their_expected_values():
+    program = "def add(a, b):\n    return a + b\ndef pair(x):\n    return x, {x: [x]}, {x}, None, 2.5"
+    assert run(program, ("add(1, 2)", 3), ("add('a', 'b')", "ab"), ("pair(1)", (1, {1: [1]}, {1}, None, 2.5))).passed
+    wrong = run(program, ("add(1, 2)", 3), ("add(1, 3)", 5))
+    assert (wrong.status, wrong.detail) == ("failed", "add(1, 3) is 4, not 5")
+    assert not run(program, ("pair(1)", [1, {1: [1]}, {1}, None, 2.5])).passed  # a tuple is no list
+
+
+# the shape of HumanEval/32: its check uses a function of the prompt, which the program repeats and might change
+PROMPT = '''
+import math
+
+def poly(xs, x):
+    return sum(c * math.pow(x, i) for i, c in enumerate(xs))
+
+def find_zero(xs):
+    """ the x with poly(xs, x) = 0 """
+'''
+CHECK = """
+import random
+def check(candidate):
+    for _ in range(5):
+        xs = [random.randint(1, 9), random.randint(1, 9)]
+        assert abs(poly(xs, candidate(list(xs)))) < 1e-4, xs
+check(find_zero)
+"""
+
+
+def test_a_check_function_runs_apart_from_the_program():
+    def judged(body):
+        return sandbox.run(PROMPT + body, CHECK, prelude=PROMPT, names=["find_zero"])
+
+    assert judged("    return -xs[0] / xs[1]\n").passed
+    assert judged("    return 0.0\n").status == "failed"
+    assert judged("    return 0.0\ndef poly(xs, x):\n    return 0.0\n").status == "failed"
+
+
+def test_assert_lines_as_mbpp_writes_them():
+    program = "class Pair:\n    def __init__(s, a, b):\n        s.a, s.b = a, b\n"
+    program += "def total(ps):\n    return sum(p.a for p in ps)"
+    tests = "import math\nassert total([Pair(1, 2), Pair(3, 4)]) == 4\nassert math.isclose(total([]), 0)"
+    assert sandbox.called_names(tests) == ["Pair", "total"]
+    assert sandbox.run(program, tests).passed
+    failed = sandbox.run(program, tests + "\nassert total([Pair(1, 2)]) == 2")
+    assert failed.detail == "assert total([Pair(1, 2)]) == 2: AssertionError"
+    raising = "try:\n    total(5)\n    assert False\nexcept TypeError:\n    pass"
+    assert sandbox.run(program, raising).passed
+    assert sandbox.run("def total(ps):\n    return 0", raising).status == "failed"
+
+
+@pytest.mark.parametrize("program", ["def f(:", "import nothing_of_this_name", "raise KeyError('k')", "", "f = 3"])
+def test_programs_that_do_not_work(program):
+    assert run(program, ("f()", 1)).status == "failed"
+    assert sandbox.run(program, "assert f() == 1").status == "failed"
+
+
+def test_the_same_program_gets_the_same_verdict():
+    program = "import random\ndef f():\n    return list({'a', 'b', 'c', 'd', 'e'}), random.random(), hash('x')"
+    first = run(program, ("f()", 0))
+    assert first.status == "failed" and run(program, ("f()", 0)) == first
+
+
+def test_plain_data_crosses_unchanged():
+    for value in (
+        10**500,
+        -(2**2000),
+        0.1,
+        float("inf"),
+        1 + 2j,
+        b"\0\xff",
+        "\ud800é",
+        (1, [2, {3: {4}}]),
+        frozenset((5,)),
+    ):
+        assert wire.loads(wire.dumps(value, None), None) == value
+    for text in ("{", '{"list": 3}', '{"os": 1}', '{"int": 5}', '{"set": [{"list": []}]}', "[" * 100_000):
+        with pytest.raises(ValueError):
+            wire.loads(text, None)
+    with pytest.raises(UserError, match="plain data"):
+        run("", ("f()", object()))
+    with pytest.raises(UserError, match="no Python"):
+        sandbox.run("", "assert (")
+
+
+# ------------------------------------------------------------------------------------------------ forging
+FORGERIES = {
+    "exit": "exit(0)",
+    "hard exit": "import os; os._exit(0)",
+    "exit when called": "import os\ndef f(x): os._exit(0)",
+    "system exit": "def f(x): raise SystemExit(0)",
+    "assert patched": "import builtins\nclass E(BaseException): pass\nbuiltins.AssertionError = E\n"
+    "__builtins__['AssertionError'] = E\ndef f(x): return 0",
+    "equal to everything": "class A:\n    def __eq__(s, o): return True\n    __ne__ = __eq__\ndef f(x): return A()",
+    "an int equal to everything": "class A(int):\n    def __eq__(s, o): return True\ndef f(x): return A(5)",
+    "sentinel on every file": "import os\nfor fd in range(32):\n"
+    "    for text in (b'passed\\n', b'[\"passed\", \"\"]\\n'):\n"
+    "        try: os.write(fd, text)\n        except OSError: pass\ndef f(x): return 0",
+    "a verdict instead of an answer": "import os, sys\ndef f(x):\n    for fd in range(3, 32):\n"
+    '        try: os.write(fd, b\'{"value": "passed", "status": "passed"}\\n\')\n'
+    "        except OSError: pass\n    os._exit(0)",
+    "looking for the answer": "import gc, sys\ndef f(x):\n"
+    "    seen = [o for o in gc.get_objects() if isinstance(o, dict)]\n"
+    "    return next((v for o in seen for v in o.values() if isinstance(v, str) and v.startswith('expec' + 'ted')), 0)",
+    "raising what the test may expect": "def f(x): raise AssertionError('passed')",
+    "a class as the answer": "def f(x): return type",
+}
+
+
+def test_a_program_cannot_end_the_loop_over_its_tests():
+    tests = "for value, right in zip(map(f, [1, 2]), [2, 3]):\n    assert value == right"
+    assert sandbox.run("def f(x): return x + 1", tests).passed
+    assert sandbox.run("def f(x): raise StopIteration", tests).status == "failed"
+
+
+@pytest.mark.parametrize("program", FORGERIES.values(), ids=FORGERIES)
+def test_a_result_cannot_be_forged(program):
+    assert run(program, ("f(1)", "expected value")).status == "failed"
+    assert sandbox.run(program, "assert f(1) == 'expected value'").status == "failed"
+    assert (
+        sandbox.run(program, "def check(c):\n    if c(1) != 'expected value': raise Exception\ncheck(f)").status
+        == "failed"
+    )
+
+
+# --------------------------------------------------------------------------------------------------- limits
+LIMITS = {
+    "fork bomb": ("import os\nwhile True: os.fork()", "failed"),
+    "threads": ("import threading\nwhile True: threading.Thread(target=input).start()", "failed"),
+    "10 GB": ("x = bytearray(10 * 2**30)", "memory"),
+    "a growing list": ("x = [0]\nwhile True: x += x", "memory"),
+    "deep recursion": (
+        "import sys\nsys.setrecursionlimit(10**8)\nclass A:\n    def __repr__(s): return repr(s)\nrepr(A())",
+        "failed",
+    ),
+    "endless loop": ("while True: pass", "timeout"),
+    "power chain": ("x = 9**9**9", "timeout"),
+    "sleep": ("import time\ntime.sleep(1000)", "timeout"),
+    "loop that heeds no signal": (
+        "import signal\nfor s in range(1, 32):\n"
+        "    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
+        "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+        "timeout",
+    ),
+    "flooded output": ("import sys\nwhile True: print('x' * 10**6); sys.stderr.write('y' * 10**6)", "timeout"),
+    "flooded answer": ("import os\nwhile True:\n    for fd in range(3, 32):\n        try: os.write(fd, b'x' * 10**5)\n"
+                       "        except OSError: pass", "failed"),
+    "large file": ("open('f', 'w').write('x' * 10**8)", "failed"),
+    "many files": ("i = 0\nwhile True:\n    i += 1\n    open(str(i), 'w').write('x')", "disk"),
+    "folders": ("import os\nos.mkdir('d')", "failed"),
+    "reading stdin": ("x = input()", "failed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "status"), LIMITS.values(), ids=LIMITS)
+def test_limits_hold_and_nothing_is_left(program, status, folder):
+    limits = Limits(cpu_seconds=1, wall_seconds=2 if "sleep" in program else 60)
+    result = run(program + "\ndef f(): return 1", ("f()", 1), limits=limits)
+    assert result.status == status, result
+    assert list(folder.iterdir()) == [] and processes(str(folder)) == []
+
+
+def test_a_long_answer_is_refused():
+    assert "longer than" in run("def f(): return 'x' * 10**7", ("f()", 1)).detail
+
+
+def test_every_wall_holds():
+    sandbox.check()
+
+
+def test_the_probes_see_a_wall_that_is_missing(tmp_path):
+    """The same attempts, made by a process that nothing shuts in, all get through."""
+    canary = tmp_path / "canary"
+    canary.write_text("secret")
+    calls = [call for call, _ in probes.attempts(str(canary), 1, os.getpid())]
+    calls = [call for call in calls if call.split("(")[0] not in ("memory", "start", "connect", "own_folder")]
+    code = "import json, sys\nexec(sys.argv[1])\nprint(json.dumps([eval(call) for call in json.loads(sys.argv[2])]))"
+    command = [sys.executable, "-c", code, probes.PROGRAM, json.dumps(calls)]
+    answers = json.loads(subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout)
+    expected = dict(probes.attempts(str(canary), 1, os.getpid()))
+    held = [call for call, answer in zip(calls, answers) if answer == expected[call]]
+    assert held == ([] if os.geteuid() == 0 else ["root()"])
+
+
+def test_nothing_of_ours_can_be_read_or_harmed(folder, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    program = f"""
+import os, glob
+def tries():
+    got = [name for name in ("OPENAI_API_KEY", "HOME", "PATH") if name in os.environ]
+    paths = ["/proc/{os.getpid()}/environ", "/proc/self/environ", "/proc/self/mem", "/etc/passwd", "/etc/hostname"]
+    paths += [{str(Path.home())!r} + "/.bashrc", {str(ROOT / "README.md")!r}, {str(Path(__file__))!r}]
+    paths += glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/mem")
+    for path in paths:
+        try: got.append((path, open(path, "rb").read(9)))
+        except OSError: pass
+    for path in ("/tmp/x", "/dev/shm/x", "/var/tmp/x", "../x", {str(ROOT)!r} + "/x"):
+        try: got.append((path, open(path, "w")))
+        except OSError: pass
+    for call in (lambda: os.link("/etc/passwd", "p"), lambda: os.symlink("/etc", "e"), lambda: os.mkfifo("q"),
+                 lambda: os.kill(-1, 0), lambda: os.kill({os.getpid()}, 0), lambda: os.setuid(0),
+                 lambda: os.execv("/bin/sh", ["sh"]), lambda: os.memfd_create("m"),
+                 lambda: os.utime({str(folder)!r}), lambda: os.chmod({str(folder)!r}, 0o777)):
+        try: got.append(call())
+        except OSError: pass
+    return got
+"""
+    assert run(program, ("tries()", [])).passed
+    assert list(folder.iterdir()) == []
+
+
+def test_only_the_listed_system_calls_pass():
+    """Every number that the kernel could know, asked for without Python's help; also those of the x32 table."""
+    machine = os.uname().machine
+    column = seccomp.MACHINES[machine][1]
+    uprobes = {
+        335,
+        336,
+    }  # x86_64: the kernel's own traps, past every filter; called by anybody else they end the process
+    listed = uprobes | {numbers[column] for numbers in [*seccomp.CALLS.values(), seccomp._FCNTL, seccomp._IOCTL]}
+    program = f"""
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+def passing():
+    found = []
+    for number in [*range(700), *range(2**30, 2**30 + 700)]:
+        if number not in {listed!r}:
+            ctypes.set_errno(0)
+            if libc.syscall(ctypes.c_long(number), 0, 0, 0, 0, 0, 0) != -1 or ctypes.get_errno() != errno.EPERM:
+                found.append(number)
+    return found
+def signals():
+    commands = {{"F_SETFL": 4, "F_SETOWN": 8, "F_SETSIG": 10, "F_NOTIFY": 1026}}
+    return [name for name, number in commands.items() if libc.fcntl(1, number, 9) != -1]
+"""
+    assert run(program, ("passing()", []), ("signals()", [])).passed
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="calls by 32-bit numbers are a matter of x86")
+def test_a_system_call_by_its_32_bit_number_ends_the_program():
+    program = """
+import ctypes, mmap
+page = mmap.mmap(-1, 4096, prot=7)
+page.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid); int 0x80; ret
+def f():
+    return ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+"""
+    assert "died of signal" in run(program, ("f()", 0)).detail
+
+
+def test_a_killed_caller_leaves_no_process(folder):
+    code = "import sys, tempfile; tempfile.tempdir = sys.argv[1]\nfrom eval import sandbox\nprint(1, flush=True)\n"
+    code += "sandbox.run('import time; time.sleep(1000)', [('f()', 1)])"
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    ) as caller:
+        caller.stdout.readline()
+        wait_until(lambda: any(path.name.startswith("emkit-program") for path in folder.iterdir()))
+        wait_until(lambda: not any(path.name.startswith("emkit-canary") for path in folder.iterdir()))  # checked
+        wait_until(lambda: len(processes(str(folder))) >= 3)  # the caller, the checking process, the program
+        caller.kill()
+    wait_until(lambda: processes(str(folder)) == [])
+
+
+def wait_until(true, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# ------------------------------------------------------------------------------- other users, other systems
+MAIN = """
+import errno, sys
+from emkit.errors import UserError
+from eval import sandbox
+from eval.sandbox import seccomp
+if missing := [int(number) for number in sys.argv[1:]]:
+    seccomp.refuse(dict.fromkeys(missing, errno.ENOSYS))
+try:
+    print(sandbox.run("import decimal, hashlib\\ndef f(): return 1", [("f()", 1)]).status)
+except UserError as error:
+    print(error)
+"""
+
+
+READ_ALL = 1 << 2  # CAP_DAC_READ_SEARCH
+BELOW_ROOT = "/root" in os.path.realpath(sys.executable) or str(ROOT).startswith("/root")
+STATUS = Path("/proc/self/status").read_text().splitlines()
+GIVABLE = next(int(line.split()[1], 16) for line in STATUS if line.startswith("CapBnd")) & READ_ALL
+an_ordinary_user = pytest.mark.skipif(
+    os.geteuid() == 0 and BELOW_ROOT and not GIVABLE, reason="no other user can read this Python or emkit"
+)
+
+
+def in_a_process(*missing: int, as_user: bool = False) -> str:
+    """What a caller prints on a system that lacks the system calls ``missing``, or that is not root."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MAIN, *map(str, missing)]
+    before = _become_a_user if as_user and os.geteuid() == 0 else None
+    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, preexec_fn=before)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def _become_a_user() -> None:
+    """Leave root for a user without rights; but to read, where this Python or emkit lies below a folder like /root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(8, ctypes.c_ulong(1), 0, 0, 0)  # keep capabilities over setuid
+    os.setgroups([])
+    os.setresgid(54321, 54321, 54321)
+    os.setresuid(54321, 54321, 54321)
+    needed = not all(os.access(path, os.R_OK) for path in (os.path.realpath(sys.executable), os.__file__, __file__))
+    read_all = READ_ALL if needed else 0
+    capabilities = (ctypes.c_uint32 * 6)(read_all, read_all, read_all)
+    failed = libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), capabilities)
+    if read_all:
+        failed |= libc.prctl(47, ctypes.c_ulong(2), ctypes.c_ulong(2), 0, 0)  # and over exec
+    assert not failed
+
+
+UNSHARE = {"x86_64": 272, "aarch64": 97}
+PRCTL = {"x86_64": 157, "aarch64": 167}
+
+
+@an_ordinary_user
+def test_an_ordinary_user_gets_the_same_walls():
+    assert in_a_process(as_user=True) == "passed"
+
+
+def test_where_namespaces_are_forbidden_the_other_walls_suffice():
+    assert in_a_process(UNSHARE[os.uname().machine]) == "passed"
+
+
+@an_ordinary_user
+def test_an_ordinary_user_needs_no_namespaces_either():
+    assert in_a_process(UNSHARE[os.uname().machine], as_user=True) == "passed"
+
+
+def test_where_isolation_cannot_be_had_nothing_runs(monkeypatch):
+    assert in_a_process(444).startswith("cannot isolate: the kernel cannot restrict files")
+    assert in_a_process(PRCTL[os.uname().machine]).startswith("cannot isolate: ")
+    if os.geteuid() == 0:
+        setresuid = {"x86_64": 117, "aarch64": 147}[os.uname().machine]
+        assert in_a_process(setresuid).startswith("cannot isolate: as root, no unprivileged user")
+    probes.check.cache_clear()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(UserError, match=r"^cannot isolate: .*Linux only, not on darwin"):
+        run("", ("f()", 1))
