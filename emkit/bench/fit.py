@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import statistics
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from emkit import fit as fitting
 from emkit.bench import fit_cases, report
@@ -28,7 +28,8 @@ SAMPLES, TOKENS, TAKEN, EXPERTS = 8, 256, 128, 5
 def main(out: Path, rounds: int, threads: int) -> int:
     """Run everything, print the table and leave it in ``out``; 1 where a promise was missed."""
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(None):
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
         lines = gradients(Path(folder))
         workload = make("internvl", FIFTY_MILLION, Path(folder) / "fifty", EXPERTS, SAMPLES, TOKENS, TAKEN)
         lines += memory(workload)
