@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,14 +19,12 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from emkit.checkpoints import sha256_tensors
 from emkit.engine.logits import Head, headless
+from emkit.engine.teacher import TaskSamples, load_samples, save_samples
 from emkit.errors import UserError
-from emkit.files import atomic_dir, atomic_write, lock, read_kept, sha256_json
+from emkit.files import atomic_dir, lock, read_kept, sha256_json
 from emkit.sequences import Folded, batches, collate, fold
 from emkit.sources import Item, JsonlSource, ZooSource
 from emkit.task_vectors import TaskVectors
@@ -47,39 +44,6 @@ class Settings:
     hidden_layer: int
     tokens: str = "response"
     max_new_tokens: int = 64
-
-
-@dataclass(frozen=True)
-class TaskSamples:
-    """One task's sequences. ``sample_of[i]`` is the sample that sequence i is a part of.
-
-    Per sequence: ``features`` of its image from the base, one tile or token a row (nothing that they depend on is
-    merged; without an image they are empty); the teacher's middle states ``hidden`` [n, d] and final states ``final``
-    [n, d] at the n positions where losses are taken. fp32. ``head`` makes the teacher's logits of the latter.
-    """
-
-    name: str
-    sequences: list[Folded]
-    sample_of: list[int]
-    features: list[torch.Tensor]
-    final: list[torch.Tensor]
-    hidden: list[torch.Tensor]
-    rows: list[list[dict]]
-    head: Head
-
-    def logits(self, index: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The teacher's logits [n, V] of sequence ``index``, computed in ``dtype``."""
-        return self.head.logits(self.final[index].to(dtype))
-
-    @property
-    def samples(self) -> int:
-        """Number of samples N."""
-        return max(self.sample_of) + 1
-
-    @property
-    def response_tokens(self) -> int:
-        """Response tokens in all samples together."""
-        return sum(row["tokens"] for rows in self.rows for row in rows)
 
 
 @dataclass(frozen=True)
@@ -266,59 +230,3 @@ def _folded(encoded: dict, tokens: str) -> tuple[Folded, list[int]]:
     if positions is not None:  # the backbone has its own, [3, B, S]
         positions = [positions[:, row, :length].numpy() for row, length in enumerate(lengths)]
     return fold(rows, responses, tokens, positions), responses
-
-
-def save_samples(made: TaskSamples, folder: Path, heads: Path) -> None:
-    entries = [
-        {"sample": sample, "sequence": sequence.to_json(), "rows": rows}
-        for sample, sequence, rows in zip(made.sample_of, made.sequences, made.rows, strict=True)
-    ]
-    (folder / "samples.json").write_text(json.dumps(entries, sort_keys=True) + "\n", encoding="utf-8")
-    tensors = {}
-    for name in ("features", "final", "hidden"):
-        parts = getattr(made, name)
-        tensors[name] = torch.cat(parts)
-        tensors[f"{name}.sizes"] = torch.tensor([len(part) for part in parts])
-    save_file(tensors, folder / "teacher.safetensors", metadata={"head": _save_head(made.head, heads)})
-
-
-def _save_head(head: Head, folder: Path) -> str:
-    """Keep a head under the hash of its content, which it returns; equal heads are kept once."""
-    tensors = {"weight": head.weight.cpu().contiguous()}
-    if head.bias is not None:
-        tensors["bias"] = head.bias.cpu().contiguous()
-    key = sha256_tensors(sorted(tensors.items()))
-    file = folder / f"{key}.safetensors"
-    with lock(file.with_suffix(".lock")):
-        if not file.is_file() or _head_key(file) != key:
-            with atomic_write(file) as part:
-                save_file(tensors, part)
-    return key
-
-
-def _head_key(file: Path) -> str | None:
-    """The hash of a kept head's content; None where it cannot be read."""
-    try:
-        return sha256_tensors(sorted(load_file(file).items()))
-    except (SafetensorError, OSError):
-        return None
-
-
-def load_samples(folder: Path, heads: Path, task: str) -> TaskSamples:
-    entries = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    with safe_open(folder / "teacher.safetensors", framework="pt") as file:
-        head = load_file(heads / f"{file.metadata()['head']}.safetensors")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    split = {
-        name: list(tensors[name].split(tensors[f"{name}.sizes"].tolist())) for name in ("features", "final", "hidden")
-    }
-    return TaskSamples(
-        task,
-        [Folded.from_json(entry["sequence"]) for entry in entries],
-        [entry["sample"] for entry in entries],
-        split["features"],
-        split["final"],
-        split["hidden"],
-        [entry["rows"] for entry in entries],
-        Head(head["weight"], head.get("bias")),
-    )

@@ -254,3 +254,5 @@ def test_amounts_of_memory():
     for bad in ("24 gigs", "", "0GiB", "-1GiB", "GiB"):
         with pytest.raises(UserError, match="is no amount of memory"):
             parse_bytes(bad)
+    with pytest.raises(UserError, match="at least one token"):
+        EngineOptions(micro_tokens=0)

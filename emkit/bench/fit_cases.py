@@ -83,10 +83,13 @@ class _Called(torch.nn.Module):
         return self.workload.backbone.forward(self.inner, batch, features, layer, taken)
 
 
-def plain(workload: Workload, model: torch.nn.Module, teachers: dict | None, whole: bool = False) -> Callable:
+def plain(
+    workload: Workload, model: torch.nn.Module, teachers: dict | None, whole: bool = False, few: int | None = None
+) -> Callable:
     """The authors' procedure: for each sample the teacher's forward, weights rebuilt by autograd over all task vectors,
-    backward. ``whole``: one pass for all samples. Without ``teachers`` their cached states are used. The function
-    returns {tensor: gradient [K, chunks]}."""
+    backward. ``whole``: one pass for all samples; ``few``: only that many samples. Without ``teachers`` their cached
+    states are used. The function returns {tensor: gradient [K, chunks]}.
+    """
     model.requires_grad_(False)
     vectors = workload.task_vectors()
     taus = {name: vectors.tau(name) for name in vectors.names}
@@ -96,6 +99,7 @@ def plain(workload: Workload, model: torch.nn.Module, teachers: dict | None, who
     def run(start: Coefficients) -> dict:
         alpha = {name: torch.tensor(v, dtype=torch.float32, requires_grad=True) for name, v in start.values.items()}
         pieces = [(task, i) for task in workload.calibration.tasks.values() for i in range(len(task.sequences))]
+        pieces = pieces[:few]
         for group in [pieces] if whole else [[piece] for piece in pieces]:
             weights = {name: _merged(bases[name], taus[name], alpha[name]) for name in vectors.names}
             weights = {f"inner.{workload.backbone.parameter_name(n)}": w for n, w in weights.items()}
@@ -194,8 +198,7 @@ def main(case: str, folder: str, experts: str) -> None:
         placement = placed(workload, case)
         run, resident = engine(workload, model, placement), held(placement)
     with peak_memory(found):
-        for _ in range(2):
-            run()
+        run()
     print(json.dumps({"peak": found["peak"], "resident": resident}))
 
 

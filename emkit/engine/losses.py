@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from emkit.engine import logits
+from emkit.engine.lean import at_positions, lean
 from emkit.engine.logits import Head, headless
 from emkit.engine.order import Piece
 from emkit.objectives import hidden_alignment
@@ -54,7 +55,7 @@ def backward(
     """
     losses: dict = {}
     micro = batches([piece.length for piece in pieces], tokens)
-    with headless(model) as head, recomputed(model, checkpointing):
+    with headless(model) as head, lean(model), recomputed(model, checkpointing):
         for number, rows in enumerate(micro):
             parts = [pieces[row] for row in rows]
             terms = _terms(backbone, model, head, parts, layer, options)
@@ -81,13 +82,9 @@ def _terms(backbone, model, head: Head, parts: Sequence[Piece], layer: int, opti
     batch, taken = {name: value.to(device) for name, value in batch.items()}, taken.to(device)
     features = torch.cat([part.task.features[part.index] for part in parts]).to(device, dtype)
     aligned = options.objective == "alignment"
-    output = backbone.forward(
-        model,
-        batch,
-        features=features,
-        hidden_layer=layer if aligned and options.hidden_weight else None,
-        positions=taken,
-    )
+    layer = layer if aligned and options.hidden_weight else None
+    with at_positions(model, taken):
+        output = backbone.forward(model, batch, features=features, hidden_layer=layer, positions=taken)
     final = output.logits
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     weight = torch.from_numpy(np.concatenate([part.weights for part in parts])).to(device, wide)

@@ -39,6 +39,10 @@ class EngineOptions:
     checkpointing: bool = False
     like: str | None = None
 
+    def __post_init__(self):
+        if self.micro_tokens < 1:
+            raise UserError(f"--micro-tokens is {self.micro_tokens}: at least one token has to go through the model")
+
     @property
     def torch_dtype(self) -> torch.dtype:
         import torch

@@ -56,12 +56,12 @@ class Placement:
     def _taken(self, name: str) -> Rows:
         if self._ahead is not None and self._ahead[0] == name:
             _, rows, event = self._ahead
-            torch.cuda.current_stream(self.device).wait_event(event)
-            for tensor in (rows.base, *rows.vectors):
-                tensor.record_stream(torch.cuda.current_stream(self.device))
-            return rows
-        rows, event = self._copied(name)
-        torch.cuda.current_stream(self.device).wait_event(event)
+        else:
+            rows, event = self._copied(name)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(event)
+        for tensor in (rows.base, *rows.vectors):
+            tensor.record_stream(current)
         return rows
 
     def _copied(self, name: str) -> tuple[Rows, object]:
