@@ -70,7 +70,7 @@ def prepare(given: Mapping[str, Any], overwrite: bool = False, say: Callable[[st
     recipe = _check_calibration(recipe, config)
     missing = sum(hub.missing_bytes(name, _who(label)) for label, name in names.items())
     if missing:
-        say(f"download: {resources.check_disk(Path.home(), missing, recipe.allows('disk'))}")
+        say(f"download: {resources.check_disk(hub.cache(), missing, recipe.allows('disk'))}")
     folders = {label: hub.folder(name, _who(label), (*hub.SMALL, *hub.WEIGHTS)) for label, name in names.items()}
     module = backbones.get(recipe.backbone)
     base, experts = _open(recipe, folders, config, module)
