@@ -92,6 +92,8 @@ def edited(models: Path, folder: Path, **changes) -> str:
         ({"tokenizer": "maht"}, "tokenizer: 'maht' is neither base nor an expert: did you mean 'math'?"),
         ({"allow": ["rotray"]}, "allow[0]: unknown value 'rotray': did you mean 'rotary'?"),
         ({"tensors": "some"}, "tensors: unknown value 'some'"),
+        ({"backbone": "internvl"}, "the backbone internvl does not read a 'llama': leave it out, or say causal_lm"),
+        ({"backbone": "qwen2_vl"}, "the backbone qwen2_vl does not read a 'llama'"),
         ({"device": "cudda"}, "device: torch has no 'cudda' here"),
         ({"base": "no/such/folder"}, "the base: there is no folder no/such/folder"),
     ],

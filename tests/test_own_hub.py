@@ -7,13 +7,17 @@ import threading
 from pathlib import Path
 
 import huggingface_hub.constants
+import own_models as own
 import pytest
+import torch
+import yaml
 
+from emkit import cli
 from emkit.errors import UserError
 from emkit.own import hub
 
 SHA = "1" * 40
-FILES = {
+FILES: dict[str, bytes] = {
     "config.json": b'{"model_type": "llama"}',
     "model.safetensors": b"weights" * 10,
     "consolidated.safetensors": b"the same weights again",
@@ -25,24 +29,25 @@ FILES = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Of the hub's interface the part that a download takes; one model, user/model."""
+    """Of the hub's interface the part that a download takes; ``models`` are its files by name and path."""
 
-    asked: list[str] = []  # noqa: RUF012 - of every request, read by the tests
+    models: dict[str, dict[str, bytes]] = {"user/model": FILES}  # noqa: RUF012 - the tests' own, like the next
+    asked: list[str] = []  # noqa: RUF012
 
     def do_GET(self):
         path = self.path.partition("?")[0]
         self.asked.append(path)
-        if path.startswith("/api/models/user/model/revision/"):
-            if path.endswith("/none"):
-                return self.reply(404, b"", **{"X-Error-Code": "RevisionNotFound"})
-            return self.reply(200, json.dumps({"id": "user/model", "sha": SHA, "siblings": []}).encode())
-        if path.startswith("/api/models/user/model/tree/"):
-            entries = [{"type": "file", "path": p, "size": len(b), "oid": etag(b)} for p, b in FILES.items()]
+        name = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+        rest, files = path.partition(name)[2], self.models.get(name, {})
+        if files and rest == "/revision/none":
+            return self.reply(404, b"", **{"X-Error-Code": "RevisionNotFound"})
+        if files and rest.startswith("/revision/"):
+            return self.reply(200, json.dumps({"id": name, "sha": SHA, "siblings": []}).encode())
+        if files and rest.startswith("/tree/"):
+            entries = [{"type": "file", "path": p, "size": len(b), "oid": etag(b)} for p, b in files.items()]
             return self.reply(200, json.dumps(entries).encode())
-        prefix = f"/user/model/resolve/{SHA}/"
-        if path.startswith(prefix) and path.removeprefix(prefix) in FILES:
-            content = FILES[path.removeprefix(prefix)]
-            return self.reply(200, content, **{"ETag": f'"{etag(content)}"', "X-Repo-Commit": SHA})
+        if (file := rest.removeprefix(f"/resolve/{SHA}/")) in files:
+            return self.reply(200, files[file], **{"ETag": f'"{etag(files[file])}"', "X-Repo-Commit": SHA})
         return self.reply(404, b"", **{"X-Error-Code": "RepoNotFound"})
 
     do_HEAD = do_GET
@@ -122,6 +127,29 @@ def test_without_a_network_is_one_line(server):
     with pytest.raises(UserError, match=r"no folder user/model here, and the hub cannot be reached .*: check") as error:
         hub.folder("user/model", "the base", hub.SMALL)
     assert "\n" not in str(error.value)
+
+
+def test_a_merge_of_models_on_the_hub(server, tmp_path, monkeypatch, capsys):
+    """Configurations before weights: an expert that cannot fit is refused before any weight is asked for."""
+    own.write_models(tmp_path / "models")
+    for name in ("base", *own.EXPERTS):
+        files = {file.name: file.read_bytes() for file in (tmp_path / "models" / name).iterdir()}
+        monkeypatch.setitem(Hub.models, f"user/{name}", {**files, "consolidated.safetensors": b"again", "a.py": b"!"})
+    given = ["merge", "--base", "user/base", "--expert", "user/math", "--expert", "c=user/code@v1", "--method", "ties"]
+    assert cli.main([*given, "--out", str(tmp_path / "out")]) == 0
+    assert "download: disk" in capsys.readouterr().err
+    assert not [path for path in Hub.asked if path.endswith((".py", "consolidated.safetensors"))]
+    card = yaml.safe_load((tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert card["base_model"] == ["user/base", "user/math", "user/code"]
+    here = own.merge(tmp_path / "models", tmp_path / "here", "ties")
+    assert own.tensors(here).keys() == own.tensors(tmp_path / "out").keys()
+    assert all(torch.equal(tensor, own.tensors(here)[name]) for name, tensor in own.tensors(tmp_path / "out").items())
+    other = {**Hub.models["user/math"], "config.json": b'{"model_type": "llama", "vocab_size": 9}'}
+    monkeypatch.setitem(Hub.models, "user/other", other)
+    Hub.asked.clear()
+    assert cli.main([*given, "--expert", "user/other", "--out", str(tmp_path / "not")]) == 2
+    assert "expert 'other' does not fit the base: mismatched vocabularies" in capsys.readouterr().err
+    assert not [path for path in Hub.asked if path.endswith(".safetensors")]
 
 
 def test_a_folder_is_itself(tmp_path, monkeypatch):

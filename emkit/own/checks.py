@@ -69,18 +69,25 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def backbone_of(found: Config) -> str:
-    """The backbone for a base of this kind; ``UserError`` for a kind that no backbone reads."""
+def backbone_of(found: Config, wanted: str = "auto") -> str:
+    """The backbone for a base of this kind: its own, or the ``wanted`` one where that reads it as well.
+
+    ``UserError`` for a kind that no backbone reads, or not the wanted one.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if found.kind in _MULTIMODAL:
-        return _MULTIMODAL[found.kind]
-    if found.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "causal_lm"
-    raise UserError(
-        f"the base is a '{found.kind}', which is neither one of transformers' causal language models nor Qwen2-VL or "
-        "InternVL: emkit runs no model's own code"
-    )
+        known = (_MULTIMODAL[found.kind],)
+    elif found.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        known = ("causal_lm", "mistral")
+    else:
+        raise UserError(
+            f"the base is a '{found.kind}', which is neither one of transformers' causal language models nor Qwen2-VL "
+            "or InternVL: emkit runs no model's own code"
+        )
+    if wanted not in ("auto", *known):
+        raise UserError(f"the backbone {wanted} does not read a '{found.kind}': leave it out, or say {known[0]}")
+    return known[0] if wanted == "auto" else wanted
 
 
 def compare(base: Config, expert: Config, label: str, rotary: bool = False) -> None:

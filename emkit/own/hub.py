@@ -44,6 +44,13 @@ def missing_bytes(name: str, label: str) -> int:
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
+def cache() -> Path:
+    """Where downloads are kept."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
 def _download(name: str, label: str, patterns: tuple[str, ...], dry_run: bool = False):
     from huggingface_hub import errors, snapshot_download
 

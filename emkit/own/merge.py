@@ -62,22 +62,11 @@ def prepare(
     ``given`` went through :func:`emkit.own.recipe.check`. Hub ids are downloaded, their configurations first, so that
     models that cannot fit are not fetched.
     """
-    out, names = Path(given["out"]), {"base": given["base"], **given["experts"]}
-    folders = {label: hub.folder(name, _who(label), hub.SMALL) for label, name in names.items()}
-    resources.check_writable(out, overwrite, list(folders.values()))
-    allow = given.get("allow", [])
-    config = checks.config(folders["base"], "the base")
-    whole = {label: folder for label, folder in folders.items() if label != "base" and not is_adapter(folder)}
-    for label, folder in whole.items():
-        checks.compare(config, checks.config(folder, _who(label)), label, "rotary" in allow)
-    backbone = given.get("backbone", AUTO)
-    recipe = MergeRecipe(given, checks.backbone_of(config) if backbone == AUTO else backbone)
-    _check_device(recipe.device)
-    remarks = tokens.compare(folders["base"], {label: folders[label] for label in recipe.experts}, recipe.tokenizer)
-    recipe = _check_calibration(recipe, config)
+    recipe, folders, config, remarks = _fit_together(given, overwrite)
+    names = {"base": given["base"], **recipe.experts}
     missing = sum(hub.missing_bytes(name, _who(label)) for label, name in names.items())
     if missing:
-        say(f"download: {resources.check_disk(Path.home(), missing, recipe.allows('disk'))}")
+        say(f"download: {resources.check_disk(hub.cache(), missing, recipe.allows('disk'))}")
     folders = {label: hub.folder(name, _who(label), (*hub.SMALL, *hub.WEIGHTS)) for label, name in names.items()}
     module = backbones.get(recipe.backbone)
     base, experts = _open(recipe, folders, config, module)
@@ -85,25 +74,51 @@ def prepare(
     vectors = TaskVectors(base, experts, partial(_names, base, module, given.get("tensors", "backbone")))
     if recipe.method.learned and not module.VISION:
         checks.learnable(folders["base"], vectors.names, module.parameter_name)
-    for label, expert in experts.items():
-        if not recipe.allows("identical") and checks.identical(base, expert, vectors.names):
-            raise UserError(
-                f"expert '{label}' ({expert.path}) is identical to the base in every tensor that is merged: it has "
-                "nothing to give; drop it, or `--allow identical`"
-            )
-        remark = checks.dtypes(base, expert, vectors.names) if label not in adapters else None
-        remarks += [f"expert '{label}' {remark}"] if remark else []
+    remarks += _compare_weights(recipe, vectors)
     use = engine or EngineOptions()
     needs = resources.estimate(recipe.method, vectors, dict(config.text), recipe.data["calibration"], use)
     plan = (
         f"{recipe.method.name} of {', '.join(experts)} on {given['base']}, backbone {recipe.backbone}: "
         f"{len(vectors.names)} of {len(base.names)} tensors are merged",
-        f"{resources.check_disk(out, needs.disk, recipe.allows('disk'))}, "
+        f"{resources.check_disk(recipe.out, needs.disk, recipe.allows('disk'))}, "
         f"{resources.check_memory(needs.memory, recipe.allows('memory'))}",
     )
     for remark in remarks:
         say(f"warning: {remark}")
     return Prepared(recipe, folders, config, WithAdapters(module, adapters) if adapters else module, vectors, plan)
+
+
+def _fit_together(
+    given: Mapping[str, Any], overwrite: bool
+) -> tuple[MergeRecipe, dict[str, Path], checks.Config, list[str]]:
+    """What can be told without weights: the recipe with its backbone, the models' folders, the base's configuration
+    and remarks on what differs but may."""
+    names = {"base": given["base"], **given["experts"]}
+    folders = {label: hub.folder(name, _who(label), hub.SMALL) for label, name in names.items()}
+    resources.check_writable(Path(given["out"]), overwrite, list(folders.values()))
+    config = checks.config(folders["base"], "the base")
+    for label in given["experts"]:
+        if not is_adapter(folders[label]):
+            expert = checks.config(folders[label], _who(label))
+            checks.compare(config, expert, label, "rotary" in given.get("allow", []))
+    recipe = MergeRecipe(given, checks.backbone_of(config, given.get("backbone", AUTO)))
+    _check_device(recipe.device)
+    remarks = tokens.compare(folders["base"], {label: folders[label] for label in recipe.experts}, recipe.tokenizer)
+    return _check_calibration(recipe, config), folders, config, remarks
+
+
+def _compare_weights(recipe: MergeRecipe, vectors: TaskVectors) -> list[str]:
+    """Remarks on experts of another precision; ``UserError`` for one that is the base."""
+    remarks = []
+    for label, expert in vectors.checkpoints.items():
+        if not recipe.allows("identical") and checks.identical(vectors.base, expert, vectors.names):
+            raise UserError(
+                f"expert '{label}' ({expert.path}) is identical to the base in every tensor that is merged: it has "
+                "nothing to give; drop it, or `--allow identical`"
+            )
+        if not isinstance(expert, AdapterCheckpoint) and (remark := checks.dtypes(vectors.base, expert, vectors.names)):
+            remarks.append(f"expert '{label}' {remark}")
+    return remarks
 
 
 def _who(label: str) -> str:

@@ -61,7 +61,7 @@ KEYS = {
 
 @dataclass(frozen=True)
 class MergeRecipe:
-    """A checked recipe. ``data`` is as given, ``backbone`` resolved; the properties fill in what it leaves out.
+    """A checked recipe, as ``given``, with its ``backbone`` resolved; the properties fill in what it leaves out.
 
     It offers what methods take of a table's recipe (``device``, ``data["calibration"]``, ``method_settings`` and
     ``fit_options``), so that both run the same code.

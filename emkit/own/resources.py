@@ -17,6 +17,7 @@ from emkit.files import unwritable
 from emkit.methods import Method
 from emkit.task_vectors import TaskVectors
 
+LIBRARIES = 500 * 10**6  # what torch and transformers take by themselves
 REPORT = "emkit_merge.json"  # beside a merged model's weights: what it was made from
 
 
@@ -41,14 +42,15 @@ def _bytes(checkpoint: Checkpoint, name: str) -> int:
 def estimate(method: Method, vectors: TaskVectors, text: dict, calibration: dict, engine: EngineOptions) -> Needs:
     """Estimate what ``method`` needs. ``text`` holds the model's ``hidden_size``.
 
-    Without a fit: every checkpoint's share of the largest tensor in fp32, with room to combine them. With one: the
-    base with, one after the other, each teacher in fp32; then the base in ``engine``'s dtype with the gradient of a
-    tensor and all task vectors in fp32, or what ``engine.memory`` allows; and each task's states (fp32), on disk too.
+    Without a fit: every checkpoint's share of the largest tensor in fp32, with room to combine them, or the output
+    itself, when it is checked. With one: the base with, one after the other, each teacher in fp32; then the base in
+    ``engine``'s dtype with the gradient of a tensor and all task vectors in fp32, or what ``engine.memory`` allows; and
+    each task's states (fp32), on disk too. And the libraries.
     """
     base, experts = vectors.base, len(vectors.experts)
     output = size(base)
     largest = max(vectors.numel(name) for name in vectors.names)
-    memory = 4 * largest * (2 * experts + 3)
+    memory = LIBRARIES + max(output, 4 * largest * (2 * experts + 3))
     if not method.learned:
         return Needs(output, memory)
     numel = sum(torch.Size(base.info(name).shape).numel() for name in base.names)
@@ -57,7 +59,7 @@ def estimate(method: Method, vectors: TaskVectors, text: dict, calibration: dict
     fit = engine.torch_dtype.itemsize * (numel + largest) + held_bytes(vectors, torch.float32) + kept
     if engine.memory is not None:
         fit = min(fit, engine.memory)
-    return Needs(output + kept, max(memory, 4 * 2 * numel + kept, fit))
+    return Needs(output + kept, max(memory, LIBRARIES + max(4 * 2 * numel + kept, fit)))
 
 
 def check_disk(out: Path, needed: int, allowed: bool) -> str:
