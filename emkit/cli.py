@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     row.add_argument("--seed", type=int, default=0)
     row.add_argument("--scale", type=float, help="λ, for a method with a free scale")
     row.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
+    row.add_argument("--shard-size", default="5GB", help="largest file of weights (default: 5GB)")
     row.set_defaults(call=_merge_row)
 
     importance = commands.add_parser("importance", help="layer importance and chunk counts (Section 3.3, Eq. 4)")
@@ -104,10 +105,18 @@ def _zoo_check(options) -> int:
 
 def _merge_row(options) -> None:
     from emkit import methods, recipe
+    from emkit.shards import parse_size
 
     cache = options.cache or options.out.parent / ".cache"
     report = methods.merge_row(
-        recipe.load(options.recipe), options.row, options.seed, options.out, cache, options.scale, progress=True
+        recipe.load(options.recipe),
+        options.row,
+        options.seed,
+        options.out,
+        cache,
+        options.scale,
+        progress=True,
+        shard_bytes=parse_size(options.shard_size),
     )
     print(json.dumps(report, indent=1, sort_keys=True))
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+
+from emkit.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
@@ -102,6 +105,15 @@ class Shard:
 def _check(name: str, tensor: torch.Tensor, info: TensorInfo) -> None:
     if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
         raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}, not {info.dtype} {info.shape}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 5GB, 500MB or 1000000 (powers of ten); ``UserError`` for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if size < 1:
+        raise UserError(f"'{text}' is no size of a shard: write it as 5GB or 500MB")
+    return size
 
 
 def plan(tensors: Mapping[str, TensorInfo], shard_bytes: int = SHARD_BYTES) -> list[Shard]:

@@ -68,6 +68,14 @@ def test_shards_of_any_size_hold_the_same_tensors(tmp_path, size):
         assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
 
 
+def test_sizes_are_read_as_people_write_them():
+    sizes = {"5GB": 5 * 10**9, "500mb": 500 * 10**6, "1.5 KB": 1500, "1000": 1000, "2T": 2 * 10**12}
+    assert {text: shards.parse_size(text) for text in sizes} == sizes
+    for text in ("", "5 apples", "0GB", "-1", "GB"):
+        with pytest.raises(UserError, match="is no size of a shard: write it as 5GB"):
+            shards.parse_size(text)
+
+
 # ---- going on after a kill
 @pytest.fixture
 def like(tmp_path) -> Checkpoint:
