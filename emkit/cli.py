@@ -138,6 +138,7 @@ def _parser() -> Parser:
     row.add_argument("--scale", type=float, help="λ, for a method with a free scale")
     row.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
     engine.add_arguments(row)
+    row.add_argument("--shard-size", default="5GB", help="largest file of weights (default: 5GB)")
     row.set_defaults(call=_merge_row)
 
     importance = commands.add_parser(
@@ -200,6 +201,7 @@ def _merge_row(options) -> None:
         options.scale,
         progress=True,
         engine=engine.from_arguments(options),
+        shard_bytes=engine.parse_bytes(options.shard_size),
     )
     print(json.dumps(report, indent=1, sort_keys=True))
 

@@ -108,13 +108,13 @@ def test_the_first_error_in_a_block_is_raised_and_threads_are_as_before(monkeypa
 
 
 # ---- memory
-SHAPE = Shape(1024, 2048, 2, 2048)  # 20 matrices of 2 to 4 MB
+SHAPE = Shape(1024, 2048, 2, 2048)  # 16 matrices of 2 to 4 MB
 MODEL_MB = 2 * SHAPE.parameters / 1e6
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A base and six experts of 50 MB (two and their links: what is measured is not the disk)."""
+    """A base and six experts of 60 MB (two and their links: what is measured is not the disk)."""
     folder = tmp_path_factory.mktemp("models")
     base, experts = write_models(folder, SHAPE, 2)
     for k in range(3, 7):
@@ -168,8 +168,10 @@ def peaks(models, tmp_path_factory):
     return dict(zip(cases, json.loads(found), strict=True))
 
 
-@pytest.mark.parametrize("method", list(MERGES))
-def test_memory_is_bounded_by_blocks_and_a_tensor_whatever_the_model_and_k(peaks, method):
-    """The largest tensor is 4 MB, and two threads hold a few MB each; base and experts are 150 to 350 MB."""
-    assert 0 < peaks[method, 2] < 0.5 * MODEL_MB, peaks
-    assert peaks[method, 6] < 0.5 * MODEL_MB and peaks[method, 6] - peaks[method, 2] < 8, peaks
+@pytest.mark.parametrize("method, bound", [("task_arithmetic", 50), ("ties", 100), ("ties_dare", 100)])
+def test_memory_is_bounded_by_blocks_and_a_tensor_whatever_k(peaks, method, bound):
+    """The largest tensor is 4 MB; two threads hold a few MB each, and the allocator as much again for each of them.
+    A whole shard is 60 MB, base and experts are 180 to 420, and their task vectors in fp32 240 to 720."""
+    assert MODEL_MB > 55
+    assert 0 < peaks[method, 2] < bound and 0 < peaks[method, 6] < bound, peaks
+    assert abs(peaks[method, 6] - peaks[method, 2]) < 30, peaks

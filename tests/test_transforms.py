@@ -74,10 +74,23 @@ def test_radix_select_is_a_sort_on_awkward_vectors(kind, density):
     vectors = awkward_vectors()[kind].astype(np.float32)
     found = magnitude_thresholds(split_vector(vectors), density)
     np.testing.assert_array_equal(found, sorted_thresholds(vectors, density))
-    for name in ("t0", "t1"):  # of one tensor
-        part = {"t0": slice(0, vectors.shape[1] // 3), "t1": slice(vectors.shape[1] // 3, vectors.shape[1] // 2)}[name]
+    third, half = vectors.shape[1] // 3, vectors.shape[1] // 2
+    for name, part in {"t0": slice(0, third), "t1": slice(third, half)}.items():  # of one tensor
         found = magnitude_thresholds(split_vector(vectors), density, [name])
         np.testing.assert_array_equal(found, sorted_thresholds(vectors[:, part], density))
+
+
+@pytest.mark.parametrize("kind", list(awkward_vectors()))
+def test_the_trim_keeps_exactly_what_is_at_or_above_the_threshold(kind):
+    """Also among subnormals, at ±0 and where the threshold is the smallest magnitude."""
+    vectors = awkward_vectors()[kind]
+    for density in (0.2, 0.9999):
+        limits = sorted_thresholds(vectors, density)[:, None]
+        found = np.concatenate([tau.flatten(1) for tau in map(Trimmed(split_vector(vectors), density).tau, NAMES)], 1)
+        np.testing.assert_array_equal(found, np.where(np.abs(vectors) >= limits, vectors, 0))
+
+
+NAMES = ("t0", "t1", "t2")
 
 
 def test_thresholds_read_one_tensor_at_a_time_and_each_twice():

@@ -8,9 +8,7 @@ from pathlib import Path
 
 def add_parsers(commands) -> None:
     """Add ``bench`` and its actions to the command line."""
-    bench = commands.add_parser(
-        "bench", description="Measure speed and memory; kept under results/bench."
-    )
+    bench = commands.add_parser("bench", description="Measure speed and memory; kept under results/bench.")
     actions = bench.add_subparsers(required=True, metavar="ACTION")
     fit = actions.add_parser("fit", help="fits of coefficients: against bare passes, autograd and the authors' way")
     fit.add_argument("--out", type=Path, default=Path("results/bench"), help="folder of fit.json and fit.md")

@@ -16,6 +16,7 @@ from emkit.files import write_json
 from emkit.learning import Learned
 from emkit.methods.key import content_key
 from emkit.methods.registry import Context, get
+from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def merge_row(
     scale: float | None = None,
     progress: bool = False,
     engine: EngineOptions | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> dict:
     """Merge one row into the checkpoint folder ``out`` and return its report (a JSON value).
 
@@ -53,7 +55,7 @@ def merge_row(
     with deterministic():
         merge = method.run(context)
         key = content_key(context, method.name, merge)
-        write_checkpoint(out, merge.tensors, merge.like, card(recipe, entry, seed), key=key)
+        write_checkpoint(out, merge.tensors, merge.like, card(recipe, entry, seed), shard_bytes, key)
     report = {
         "row": row,
         "method": method.name,

@@ -89,6 +89,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model that emkit wrote to --out before")
     parser.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
+    parser.add_argument("--shard-size", default="5GB", help="largest file of weights (default: 5GB)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, and stop before the weights are read")
     engine.add_arguments(parser)
     parser.set_defaults(call=_merge)
@@ -124,7 +125,7 @@ def _merge(options) -> None:
         raise UserError("--expert is missing: give one for each expert, or a recipe; `emkit merge --help` has examples")
     recipe.check(data, where or "command line: ")
     _quieten()
-    use = engine.from_arguments(options)
+    use, shard = engine.from_arguments(options), engine.parse_bytes(options.shard_size)
     prepared = merge.prepare(data, options.overwrite, engine=use)
     for line in prepared.plan:
         print(line, file=sys.stderr)
@@ -132,7 +133,14 @@ def _merge(options) -> None:
         print("everything fits; nothing was merged (--dry-run)")
         return
     cache = options.cache or prepared.recipe.out.absolute().parent / ".emkit-cache"
-    report = merge.run(prepared, shlex.join(["emkit", *options.given]), cache, progress=sys.stderr.isatty(), engine=use)
+    report = merge.run(
+        prepared,
+        shlex.join(["emkit", *options.given]),
+        cache,
+        progress=sys.stderr.isatty(),
+        engine=use,
+        shard_bytes=shard,
+    )
     print(f"{data['out']}: {report['checked']}")
     if "learned" in report["coefficients"]:
         print(f"its coefficients: emkit coefficients show {data['out']}")

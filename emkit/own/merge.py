@@ -28,6 +28,7 @@ from emkit.own import card, checks, hub, resources, tokens
 from emkit.own.adapters import AdapterCheckpoint, WithAdapters, check_base, is_adapter
 from emkit.own.recipe import AUTO, MergeRecipe
 from emkit.own.verify import OWN_CODE, verify
+from emkit.shards import SHARD_BYTES
 from emkit.sources import JsonlSource
 from emkit.task_vectors import TaskVectors
 
@@ -194,6 +195,7 @@ def run(
     say: Callable[[str], None] = _say,
     progress: bool = False,
     engine: EngineOptions | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> dict:
     """Merge, verify, and move the result to the recipe's ``out``; returns the report (a JSON value).
 
@@ -234,7 +236,8 @@ def run(
         readme = card.text(report, recipe.method, recipe.sources())
         say(f"writing {recipe.out}")
         like = vectors.base.with_side_files(Path(side))
-        write_checkpoint(stage, merge.tensors, like, readme, key=content_key(context, recipe.method.name, merge))
+        key = content_key(context, recipe.method.name, merge)
+        write_checkpoint(stage, merge.tensors, like, readme, shard_bytes, key)
         if merge.learned is not None:
             leave(merge.learned, stage)
         say("checking it")
