@@ -102,6 +102,22 @@ def test_trying_another_method_leaves_the_first_ones_settings_out(tmp_path, caps
     assert f"error: {file} and flags: method: unknown method 'tis'" in capsys.readouterr().err
 
 
+def test_a_recipe_for_internvl_has_internvls_defaults(tiny_zoo, tmp_path):
+    assert cli.main(["init", str(tmp_path / "a.yaml"), "--base", str(tiny_zoo / "base")]) == 0
+    assert cli.main(["init", str(tmp_path / "b.yaml"), "--base", "some/hub-id", "--backbone", "internvl"]) == 0
+    for file in ("a.yaml", "b.yaml"):
+        data = recipe.read(tmp_path / file)
+        assert (data["scale"], data["options"]["gamma"], data["backbone"]) == (0.1, 5.0, "internvl")
+
+
+def test_flags_name_other_experts_than_the_recipe(tmp_path):
+    own.write_models(tmp_path)
+    experts = [word for name in own.EXPERTS for word in ("--expert", str(tmp_path / name))]
+    assert cli.main(["init", str(tmp_path / "m.yaml"), "--base", str(tmp_path / "base"), *experts]) == 0
+    given = ["merge", str(tmp_path / "m.yaml"), *experts[:2], "--out", str(tmp_path / "out"), "--dry-run"]
+    assert cli.main([*given, "--calibration", f"math={tmp_path / 'math.jsonl'}"]) == 0
+
+
 @pytest.fixture
 def coefficients(tmp_path):
     """Two blocks of two kinds and one tensor in no block; the last of the first expert has two chunks."""

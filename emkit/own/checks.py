@@ -15,7 +15,7 @@ from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 
 HEAD = "lm_head.weight"
-_MULTIMODAL = {"qwen2_vl": "qwen2_vl", "internvl": "internvl", "internvl_chat": "internvl"}
+MULTIMODAL = {"qwen2_vl": "qwen2_vl", "internvl": "internvl", "internvl_chat": "internvl"}
 # settings that make the same weights another function; value: how a person calls it
 _SAME = {
     "num_hidden_layers": "blocks",
@@ -76,8 +76,8 @@ def backbone_of(found: Config, wanted: str = "auto") -> str:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if found.kind in _MULTIMODAL:
-        known = (_MULTIMODAL[found.kind],)
+    if found.kind in MULTIMODAL:
+        known = (MULTIMODAL[found.kind],)
     elif found.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         known = ("causal_lm", "mistral")
     else:

@@ -48,6 +48,7 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
         "--method", default="expert_merging", help="default: expert_merging; `emkit explain` lists them"
     )
     _add_models(parser)
+    parser.add_argument("--backbone", help="kind of model, for its defaults; default: that of a base that is a folder")
     parser.set_defaults(call=_init)
 
 
@@ -96,14 +97,19 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def _init(options) -> None:
+    from emkit import backbones
     from emkit.own import init
     from emkit.own.recipe import METHODS
     from emkit.schema import nearest
 
     if options.method not in METHODS:
         raise UserError(f"unknown method '{options.method}': {nearest(options.method, METHODS)}")
+    if options.backbone not in (None, *backbones.NAMES):
+        raise UserError(f"unknown backbone '{options.backbone}': {nearest(options.backbone, backbones.NAMES)}")
     experts = _experts(options.expert) or init.EXPERTS
-    init.write(options.recipe, options.method, options.base or "path/to/base-model", experts)
+    base = options.base or "path/to/base-model"
+    backbone = options.backbone or init.backbone_in(Path(base))
+    init.write(options.recipe, options.method, base, experts, backbone)
     print(f"{options.recipe} written: fill in your models, then `emkit merge {options.recipe} --dry-run`")
 
 
@@ -177,6 +183,10 @@ def with_flags(data: Mapping[str, Any], options) -> dict[str, Any]:
     if options.calibration:
         files = dict(_pair(entry, "--calibration", "NAME=FILE") for entry in options.calibration)
         calibration["files"] = {**calibration.get("files", {}), **files}
+    if options.expert and "files" in calibration:  # prompts of experts that the flags do without
+        named = {name for name, _ in (entry.split("=", 1) for entry in options.calibration)}
+        files = _part(calibration, "files", dict)
+        calibration["files"] = {k: v for k, v in files.items() if k in named or k in out["experts"]}
     if options.samples is not None:
         calibration["samples"] = options.samples
     return {**out, "calibration": calibration} if calibration else out

@@ -11,7 +11,7 @@ from typing import Any
 from emkit.errors import UserError
 from emkit.files import atomic_write
 from emkit.methods import REQUIRED, Method, get
-from emkit.own import card, defaults
+from emkit.own import card, checks, defaults
 from emkit.own.recipe import AUTO, METHODS
 
 WIDTH = 110
@@ -24,6 +24,15 @@ def write(path: Path, method: str, base: str, experts: Mapping[str, str], backbo
         raise UserError(f"{path} is there already: choose another name, or remove it")
     with atomic_write(path) as part:
         part.write_text(text(path.name, get(method), base, experts, backbone), encoding="utf-8")
+
+
+def backbone_in(base: Path) -> str:
+    """The backbone that the configuration in a folder asks for where its defaults are others; else auto."""
+    try:
+        kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return AUTO
+    return checks.MULTIMODAL.get(kind, AUTO)
 
 
 def text(name: str, method: Method, base: str, experts: Mapping[str, str], backbone: str = AUTO) -> str:
@@ -50,7 +59,8 @@ def text(name: str, method: Method, base: str, experts: Mapping[str, str], backb
     parts.append(
         _comment("The rest, with what holds where it is left out:")
         + "\n# tokenizer: base        # whose tokenizer and chat template the model gets: base, or an expert's name"
-        "\n# backbone: auto         # which tensors are merged: auto reads it from the base's config.json"
+        + ("\n# backbone: auto         #" if backbone == AUTO else f"\nbackbone: {backbone}  #")
+        + " which tensors are merged: auto reads it from the base's config.json"
         + ("" if method.learned else "\n# tensors: backbone      # or all: embeddings, norms and biases too")
         + "\n# device: cpu            # left out: cuda when there is one\n# seed: 0"
         "\n# allow: []              # what to let pass: rotary, adapter_base, identical, disk, memory"

@@ -152,6 +152,8 @@ def _deep(values: Mapping, changes: Mapping) -> dict:
 
 def read(path: str | Path) -> dict:
     """The YAML mapping in ``path``, not yet checked; ``UserError`` if it is none."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder, not a recipe: an expert is given with --expert")
     try:
         content = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
