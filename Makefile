@@ -33,7 +33,7 @@ export PYTHONHASHSEED := 0
 #: lint             | ruff: check and format, changing nothing                 | -                         | 5 s
 #: format           | ruff: mend and format                                    | -                         | 5 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
-#: clean            | remove the scores and run files of PROFILE, keep tables, notebooks and models | - | at once
+#: clean            | remove the scores and run files of PROFILE, keep tables, notebooks, models and a judge's replies | - | at once
 #: Variables: PROFILE=mini|smoke|paper, JOBS=number of jobs at once (default: cores), PYTHON=path to a Python 3.11
 
 help:
@@ -85,5 +85,7 @@ plan-table1: .venv/ready
 notebooks: .venv/ready
 	@$(PY) -m eval notebook $(RECIPE)
 
+# a paid judge's replies and ledger (.run/judge) are kept: they cost money
 clean:
-	rm -rf results/$(PROFILE)/.run results/$(PROFILE)/$(BACKBONE)
+	[ ! -d results/$(PROFILE)/.run ] || find results/$(PROFILE)/.run -mindepth 1 -maxdepth 1 ! -name judge -exec rm -rf {} +
+	rm -rf results/$(PROFILE)/$(BACKBONE)
