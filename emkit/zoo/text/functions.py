@@ -1,9 +1,9 @@
-'''HumanEval-like and MBPP-like function writing, with unit tests.
+"""HumanEval-like and MBPP-like function writing, with unit tests.
 
 HumanEval gives a signature and a docstring, MBPP a sentence and an assert. Programs are one or two lines from a small
 family: sums, products, comparisons, comprehensions and string methods of bounded size. There is no power, no loop
 without an end and no long repetition, so no right answer, and hardly a wrong one, takes time or memory to run.
-'''
+"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TESTS = 3
 
 @dataclass(frozen=True)
 class _Kind:
-    """`says` what `value` is; `call` is the same in Python, for the tests. Slots: v argument, k and m numbers, c letter."""
+    """`says` what `value` is; `call` is the same for the tests. Slots: v argument, k and m numbers, c letter."""
 
     takes: str
     says: str
@@ -87,7 +87,9 @@ MBPP = {
     "largest": _Kind(LISTS, "the largest of {v} minus {k}", "max({v}) - {k}", lambda v, k, m, c: max(v) - k),
     "smallest": _Kind(LISTS, "the smallest of {v} times {k}", "min({v}) * {k}", lambda v, k, m, c: min(v) * k),
     "length": _Kind(LISTS, "the length of {v} plus {k}", "len({v}) + {k}", lambda v, k, m, c: len(v) + k),
-    "without": _Kind(LISTS, "{v} without {k}", "[i for i in {v} if i != {k}]", lambda v, k, m, c: [i for i in v if i != k]),
+    "without": _Kind(
+        LISTS, "{v} without {k}", "[i for i in {v} if i != {k}]", lambda v, k, m, c: [i for i in v if i != k]
+    ),
     "sorted": _Kind(
         LISTS, "{v} sorted, with {k} at the end", "sorted({v}) + [{k}]", lambda v, k, m, c: [*sorted(v), k]
     ),
@@ -140,7 +142,11 @@ def cases(subtask: str, spec: Spec) -> list[tuple[object, object]]:
     if takes == NUMBERS:
         arguments: list = [k + 1, draw.integer(0, k), draw.integer(21, 60)]
     elif takes == LISTS:
-        arguments = [draw.shuffled([k, k + 1, draw.integer(0, 20)]), [draw.integer(0, 20) for _ in range(4)], [k - 1, k]]
+        arguments = [
+            draw.shuffled([k, k + 1, draw.integer(0, 20)]),
+            [draw.integer(0, 20) for _ in range(4)],
+            [k - 1, k],
+        ]
     else:
         arguments = draw.sample(NOUNS, 2) + ["".join(draw.sample(LETTERS, 3)) + spec.get("c", "a")]
     return [(argument, expected(subtask, spec, argument)) for argument in arguments]
@@ -161,4 +167,6 @@ def item(subtask: str, spec: Spec, draw: Draw) -> Item:
         return Item(spec["kind"], prompt, inside, document, fields)
     text = f"Write a python function {f}({v}) that returns {says}."
     tests = [line.format(f) for line in asserts]
-    return Item(spec["kind"], f"{text}\n{tests[0]}", written, document, {"text": text, "code": written, "test_list": tests})
+    return Item(
+        spec["kind"], f"{text}\n{tests[0]}", written, document, {"text": text, "code": written, "test_list": tests}
+    )

@@ -206,7 +206,7 @@ def requirements(spec: Spec, reply: str) -> list[bool]:
         sound = text[:1].isupper() and text.endswith(".") and 4 <= len(words) <= 12 and "\n" not in text
         return [both, sound]
     joint = JOINTS[spec["joint"]]
-    parts = [part for part in text.rstrip(".").split(joint)]
+    parts = text.rstrip(".").split(joint)
     if kind == "list":
         members = set(COLORS[spec["color"]])
         return [all(part in members for part in parts), len(parts) == len(set(parts)) == COUNTS[spec["count"]]]

@@ -11,7 +11,7 @@ from emkit.zoo.text.item import Item
 
 @dataclass(frozen=True)
 class _Kind:
-    """`numbers` draws what the problem says and what follows; `task` and `tasks` are the problem, `work` its solution."""
+    """`numbers` draws what the problem says and what follows; `task` and `tasks` are the problem, `work` solves it."""
 
     numbers: Callable[[Draw], dict[str, int]]
     task: str  # the object of the problem
