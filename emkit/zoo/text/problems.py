@@ -126,7 +126,7 @@ def sample(draw: Draw) -> Spec:
 
 
 def _other(spec: Spec) -> str:
-    """The second person: not every wording names one, so it follows from the rest, and a problem has one specification."""
+    """The second person: not every wording names one, so it follows from the rest: one specification a problem."""
     return NAMES[(NAMES.index(spec["n"]) + 1 + (spec["a"] + spec["b"]) % (len(NAMES) - 1)) % len(NAMES)]
 
 
