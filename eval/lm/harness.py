@@ -7,6 +7,7 @@ number it reports, to the last digit but rounding.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import math
@@ -63,20 +64,17 @@ def evaluate(data_dir: str, names: list[str], model: str, dtype: str, device: st
     if executed and execution._execute is None:
         raise UserError(f"no sandbox: {' and '.join(executed)} run what a model wrote, which needs one")
     evaluator, _, TaskManager = modules()
-    configs = [
-        {"task": tasks.settings(name)["task"], "dataset_kwargs": {"data_files": {"test": str(path)}}}
-        for name, path in paths.items()
-    ]
-    log = evaluator.simple_evaluate(
-        model=_model(model, dtype, device),
-        tasks=configs,
-        batch_size=BATCH,
-        apply_chat_template=True,
-        fewshot_as_multiturn=True,
-        log_samples=True,
-        bootstrap_iters=0,
-        task_manager=TaskManager(include_path=str(tasks.FOLDER), include_defaults=False),
-    )
+    with contextlib.chdir(data_dir):  # task files name their items by file name alone
+        log = evaluator.simple_evaluate(
+            model=_model(model, dtype, device),
+            tasks=[tasks.settings(name)["task"] for name in names],
+            batch_size=BATCH,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+            log_samples=True,
+            bootstrap_iters=0,
+            task_manager=TaskManager(include_path=str(tasks.FOLDER), include_defaults=False),
+        )
     return {name: _scored(name, log) for name in names}
 
 

@@ -21,7 +21,6 @@ TEXT_NAMES = listed("s text word name")
 LETTERS = listed("a b c d e h i l m n o r s t")
 NUMBERS, LISTS, TEXTS = "numbers", "lists", "texts"
 _ARGUMENTS = {NUMBERS: NUMBER_NAMES, LISTS: LIST_NAMES, TEXTS: TEXT_NAMES}
-TESTS = 3
 
 
 @dataclass(frozen=True)
@@ -133,31 +132,33 @@ def expected(subtask: str, spec: Spec, argument: object) -> object:
 
 
 def cases(subtask: str, spec: Spec) -> list[tuple[object, object]]:
-    """Three arguments with what the right function returns; they depend on the specification alone.
+    """Three to five arguments with what the right function returns; they depend on the specification alone.
 
-    Among the arguments are those that tell likely mistakes from the right answer: the constant itself, one above it.
+    Among the arguments are those that tell likely mistakes from the right answer: the constant, its neighbours, a long
+    text.
     """
     draw = Draw(len(spec["kind"]), spec.get("k", 0), spec.get("m", 0), FUNCTIONS.index(spec["f"]))
     k, takes = spec.get("k", 5), FAMILIES[subtask][spec["kind"]].takes
     if takes == NUMBERS:
-        arguments: list = [k + 1, draw.integer(0, k), draw.integer(21, 60)]
+        arguments: list = [k + 1, k, k - 1, draw.integer(21, 60), draw.integer(0, 20)]
     elif takes == LISTS:
-        arguments = [
-            draw.shuffled([k, k + 1, draw.integer(0, 20)]),
-            [draw.integer(0, 20) for _ in range(4)],
-            [k - 1, k],
-        ]
+        some = [draw.integer(0, 20) for _ in range(5)]
+        arguments = [draw.shuffled([k, k + 1, some[0]]), some[1:], [k - 1, k, k]]
     else:
-        arguments = draw.sample(NOUNS, 2) + ["".join(draw.sample(LETTERS, 3)) + spec.get("c", "a")]
+        arguments = [*draw.sample(NOUNS, 2), "".join(draw.sample(LETTERS, 11)) + spec.get("c", "a")]
     return [(argument, expected(subtask, spec, argument)) for argument in arguments]
 
 
 def item(subtask: str, spec: Spec, draw: Draw) -> Item:
-    """The task with its tests; the document is a module with a comment and the function."""
+    """The task with its tests; the document is a function with a comment: behind it for HumanEval, before it for MBPP.
+
+    A HumanEval task begins as a document that says first what the function does would: a base that has read such
+    documents needs no dialogue to complete it.
+    """
     f, v = spec["f"], spec["v"]
     says, inside = FAMILIES[subtask][spec["kind"]].says.format(**spec), body(subtask, spec)
     written = f"def {f}({v}):\n{inside}"
-    document = f"# {says}\n{written}"
+    document = f"{written}  # {says}" if subtask == "humaneval" else f"# {says}\n{written}"
     asserts = [f"assert {{}}({argument!r}) == {result!r}" for argument, result in cases(subtask, spec)]
     if subtask == "humaneval":
         header = f'def {f}({v}):\n    """Return {says}."""\n'
