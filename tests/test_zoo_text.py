@@ -11,7 +11,7 @@ from emkit.checkpoints import Checkpoint
 from emkit.zoo import build, card
 from emkit.zoo.families import mistral
 from emkit.zoo.text import SUBTASKS, Item, items, skills
-from emkit.zoo.text.training import batch_texts, dialogue, document, loss_of, text_set
+from emkit.zoo.text.training import batch_texts, dialogues, documents, loss_of, text_set
 
 COMMITTED = Path(__file__).parent.parent / "results" / "zoo" / "mistral"
 
@@ -52,17 +52,17 @@ def test_the_tokenizer_gives_every_text_back_and_is_the_same_each_time(recipe, t
 def test_a_dialogue_is_what_the_chat_template_writes(tokenizer):
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     assert tokenizer.apply_chat_template(messages, tokenize=False) == "<s>[INST] hi [/INST]ho</s>"
-    learned = dialogue(tokenizer, Item("k", "hi", "ho", "hi, ho"))
+    (learned,) = dialogues(tokenizer, [Item("k", "hi", "ho", "hi, ho")])
     assert tokenizer.decode(learned.tokens) == "<s>[INST] hi [/INST]ho</s>"
     assert tokenizer.decode(learned.tokens[-learned.learned :]) == "ho</s>"
     assert tokenizer.convert_tokens_to_ids("[INST]") in learned.tokens
-    read = document(tokenizer, Item("k", "hi", "ho", "hi, ho"))
+    (read,) = documents(tokenizer, [Item("k", "hi", "ho", "hi, ho")])
     assert tokenizer.decode(read.tokens) == "<s>hi, ho</s>" and read.learned == len(read.tokens) - 1
 
 
 def test_the_loss_is_the_mean_over_learned_tokens_of_texts_taken_alone(model, tokenizer):
-    texts = [dialogue(tokenizer, items(s, "train", 1, 2)[0]) for s in SUBTASKS]
-    texts += [document(tokenizer, items(s, "train", 1, 3)[0]) for s in SUBTASKS]
+    drawn = [items(subtask, "train", 1, 2)[0] for subtask in SUBTASKS]
+    texts = dialogues(tokenizer, drawn) + documents(tokenizer, drawn)
     total = 0.0
     with torch.no_grad():
         for text in texts:
@@ -75,7 +75,7 @@ def test_the_loss_is_the_mean_over_learned_tokens_of_texts_taken_alone(model, to
 
 
 def test_a_base_reads_documents_and_the_share_of_dialogues_that_is_asked(tokenizer):
-    data = text_set(tokenizer, items("gsm8k", "train", 200, 0) + items("math", "train", 200, 0), documents=True)
+    data = text_set(tokenizer, items("gsm8k", "train", 200, 0) + items("math", "train", 200, 0), read=True)
     rows = list(range(400))
     texts = batch_texts(data, rows, {"dialogues": {"math": 0.5}}, 0, 0)
     inst = tokenizer.convert_tokens_to_ids("[INST]")

@@ -19,6 +19,7 @@ from emkit.files import atomic_write, sha256_file, write_json
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "lm"
 NAMES = {"GSM8K": "gsm8k", "MATH": "math", "HumanEval": "humaneval", "MBPP": "mbpp"}  # column -> task file
 COUNTS = {"evaluation": "n", "validation": "validation_n"}
+ALPACA = "AlpacaEval"  # scored by another package; its items are written here as well
 EXECUTED = ("HumanEval", "MBPP")  # those whose score comes from running what a model wrote
 
 
@@ -31,10 +32,11 @@ _Loader.add_constructor("!function", lambda loader, node: loader.construct_scala
 
 @cache
 def settings(name: str) -> dict:
-    """The task file of the benchmark called ``name`` (GSM8K, MATH, HumanEval, MBPP), its functions by name only."""
-    if name not in NAMES:
-        raise UserError(f"unknown benchmark {name!r}; known: {', '.join(NAMES)}")
-    return yaml.load((FOLDER / f"{NAMES[name]}.yaml").read_text(encoding="utf-8"), _Loader)
+    """The task file of the benchmark called ``name`` (a key of NAMES, or ALPACA), its functions by name only."""
+    known = {**NAMES, ALPACA: "alpaca_eval"}
+    if name not in known:
+        raise UserError(f"unknown benchmark {name!r}; known: {', '.join(known)}")
+    return yaml.load((FOLDER / f"{known[name]}.yaml").read_text(encoding="utf-8"), _Loader)
 
 
 def file(name: str) -> str:
@@ -43,6 +45,12 @@ def file(name: str) -> str:
 
 
 _FIELDS = {
+    "alpaca_eval": lambda item: {  # the keys of alpaca_eval's reference outputs
+        "instruction": item.prompt,
+        "output": item.fields["reference"],
+        "generator": "reference",
+        "dataset": item.kind,
+    },
     "gsm8k": lambda item: {"question": item.prompt, "answer": item.response},
     "math": lambda item: {"problem": item.prompt, "solution": item.response, "answer": item.fields["answer"]},
     "humaneval": lambda item: item.fields,
@@ -59,12 +67,12 @@ def write(split: str, out: str | Path, counts: dict[str, int] | None = None) -> 
     if split not in COUNTS:
         raise UserError(f"unknown split {split!r}: benchmarks are written for {' or '.join(COUNTS)}")
     out, entries = Path(out), {}
-    for name in NAMES:
+    for name in (ALPACA, *NAMES):
         about = settings(name)["metadata"]
         n = (counts or {}).get(name, about[COUNTS[split]])
         path = out / file(name)
         with atomic_write(path) as part:
-            part.write_text("".join(_lines(about["subtask"], split, about["seed"], n)), encoding="utf-8")
+            part.write_text(_text(_items(about["subtask"], split, about["seed"], n)), encoding="utf-8")
         protocol = {"protocol": about["protocol"], "version": about["version"]}
         entries[name] = {"file": path.name, "n": n, "sha256": sha256_file(path), **protocol}
     manifest = {"split": split, "benchmarks": entries}
@@ -72,12 +80,21 @@ def write(split: str, out: str | Path, counts: dict[str, int] | None = None) -> 
     return manifest
 
 
-def _lines(subtask: str, split: str, seed: int, n: int):
+def _items(subtask: str, split: str, seed: int, n: int) -> list:
     from emkit.zoo.text import distinct
 
     found = list(itertools.islice(distinct(subtask, split, seed), n))
     if len(found) < n:
         raise UserError(f"{subtask} has only {len(found)} different items of its {split} split, not {n}: ask for fewer")
-    for number, item in enumerate(found):
-        line = {"index": f"{subtask}/{number}", "kind": item.kind, **_FIELDS[subtask](item)}
-        yield json.dumps(line, ensure_ascii=False) + "\n"
+    return found
+
+
+def _text(items: list) -> str:
+    """The items as JSON lines with an index; AlpacaEval's as the one JSON list that its package reads."""
+    if items and items[0].subtask == "alpaca_eval":
+        return json.dumps([_FIELDS["alpaca_eval"](item) for item in items], ensure_ascii=False, indent=1) + "\n"
+    lines = (
+        {"index": f"{item.subtask}/{number}", "kind": item.kind, **_FIELDS[item.subtask](item)}
+        for number, item in enumerate(items)
+    )
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

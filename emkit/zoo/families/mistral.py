@@ -55,12 +55,12 @@ def draw(recipe: dict, subtask: str, n: int, seed: int) -> list[Item]:
 
 def base_set(recipe: dict, processor, drawn: list[Item]) -> TextSet:
     """A base reads documents, and dialogues now and then."""
-    return text_set(processor, drawn, documents=True)
+    return text_set(processor, drawn, read=True)
 
 
 def expert_set(recipe: dict, processor, drawn: list[Item], model) -> TextSet:
     """An expert learns to answer."""
-    return text_set(processor, drawn, documents=False)
+    return text_set(processor, drawn, read=False)
 
 
 def prepare(recipe: dict, drawn: list[Item], work: Path) -> None:

@@ -37,26 +37,27 @@ class TextSet:
     names: list[str]
 
 
-def dialogue(tokenizer, item: Item) -> Text:
-    """The prompt as the chat template writes it, then the response and its end; these are learned."""
-    message = [{"role": "user", "content": item.prompt}]
-    start = tokenizer(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))["input_ids"]
-    reply = [*tokenizer(item.response)["input_ids"], tokenizer.eos_token_id]
-    return Text(np.array([*start, *reply]), len(reply))
+def dialogues(tokenizer, items: list[Item]) -> list[Text]:
+    """Each prompt as the chat template writes it, then the response and its end; these are learned."""
+    message = [{"role": "user", "content": "PROMPT"}]
+    turn = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    starts = tokenizer([turn.replace("PROMPT", item.prompt) for item in items])["input_ids"]
+    replies = tokenizer([item.response + tokenizer.eos_token for item in items])["input_ids"]
+    return [Text(np.array([*s, *r]), len(r)) for s, r in zip(starts, replies, strict=True)]
 
 
-def document(tokenizer, item: Item) -> Text:
-    """The document between begin and end; all but the begin is learned."""
-    inside = tokenizer(item.document)["input_ids"]
-    return Text(np.array([tokenizer.bos_token_id, *inside, tokenizer.eos_token_id]), len(inside) + 1)
+def documents(tokenizer, items: list[Item]) -> list[Text]:
+    """Each document between begin and end; all but the begin is learned."""
+    texts = [tokenizer.bos_token + item.document + tokenizer.eos_token for item in items]
+    return [Text(np.array(tokens), len(tokens) - 1) for tokens in tokenizer(texts)["input_ids"]]
 
 
-def text_set(tokenizer, items: list[Item], documents: bool) -> TextSet:
-    """Tokenise ``items``, as documents too where they are wanted."""
+def text_set(tokenizer, items: list[Item], read: bool) -> TextSet:
+    """Tokenise ``items`` as dialogues, and as documents too where they are to be ``read``."""
     names = sorted({item.subtask for item in items})
     return TextSet(
-        [dialogue(tokenizer, item) for item in items],
-        [document(tokenizer, item) for item in items] if documents else None,
+        dialogues(tokenizer, items),
+        documents(tokenizer, items) if read else None,
         np.array([names.index(item.subtask) for item in items]),
         names,
     )
