@@ -134,6 +134,6 @@ def test_each_committed_expert_leads_its_own_kinds_and_the_base_none():
     mini = build.load_recipe("internvl-mini")
     skills = {member: card.read(COMMITTED / member)["skills"] for member in build.members(mini)[:-1]}
     for member in build.members(mini)[1:-1]:
-        for kind in build.subtasks_of(mini, member):
+        for kind in build.own_subtasks(mini, member):
             best = max(skills, key=lambda name: skills[name][kind])
             assert best == member, f"{kind}: {best} leads, not {member}"

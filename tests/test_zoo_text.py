@@ -147,3 +147,12 @@ def test_each_committed_expert_leads_its_own_columns_and_the_base_none():
         for kind in build.own_subtasks(mini, member):
             best = max(known, key=lambda name: known[name][kind])
             assert best == member, f"{kind}: {best} leads, not {member}"
+
+
+def test_an_expert_sees_its_own_subtasks_and_the_share_of_the_others_that_is_asked(recipe):
+    assert build.shares_of(recipe, "math") == {"gsm8k": 1.0, "math": 1.0}
+    assert set(build.shares_of(recipe, "base").values()) == {1.0}
+    mixed = recipe | {"experts": {"all": recipe["experts"]["all"] | {"also": 0.1}, "Code": {"shares": {"mbpp": 2.0}}}}
+    others = {"alpaca_eval": 0.1, "gsm8k": 0.1, "math": 0.1}
+    assert build.shares_of(mixed, "code") == {**others, "humaneval": 1.0, "mbpp": 2.0}
+    assert list(build.shares_of(mixed, "code")) == sorted(SUBTASKS), "groups are numbered in this order"

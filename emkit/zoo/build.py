@@ -67,9 +67,16 @@ def own_subtasks(recipe: dict, member: str) -> tuple[str, ...]:
     return family.DOMAINS[domains(recipe)[member]] if member in domains(recipe) else ()
 
 
-def subtasks_of(recipe: dict, member: str) -> tuple[str, ...]:
-    """Which sub-tasks a member is trained on."""
-    return own_subtasks(recipe, member) or families.get(recipe["backbone"]).SUBTASKS
+def shares_of(recipe: dict, member: str) -> dict[str, float]:
+    """The sub-tasks that a member is trained on, in the order of their names, each with how often it is drawn.
+
+    An expert has its own, and of all the others the share ``also`` if its recipe gives one; others have them all.
+    """
+    settings, own = stage(recipe, member), own_subtasks(recipe, member)
+    shares = dict.fromkeys(own or families.get(recipe["backbone"]).SUBTASKS, 1.0)
+    if own and "also" in settings:
+        shares |= {name: settings["also"] for name in families.get(recipe["backbone"]).SUBTASKS if name not in own}
+    return {name: settings.get("shares", {}).get(name, share) for name, share in sorted(shares.items())}
 
 
 def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
@@ -162,7 +169,7 @@ def _draw(recipe: dict, member: str, settings: dict, line: int) -> list:
     family = families.get(recipe["backbone"])
     seed = recipe["data_seed"] + members(recipe).index(member)
     drawn = []
-    for subtask in tqdm(sorted(subtasks_of(recipe, member)), desc=f"draw {member}", position=line, unit="set"):
+    for subtask in tqdm(shares_of(recipe, member), desc=f"draw {member}", position=line, unit="set"):
         drawn += family.draw(recipe, subtask, settings["examples"], seed)
     return drawn
 
@@ -171,7 +178,7 @@ def _train(recipe, member, model, processor, data, seed, out, work, line, share=
     """Run the training loop under a progress bar; rank 0 writes the member's folder."""
     settings = stage(recipe, member)
     state = work / f"{member}.pt"
-    shares = np.array([settings.get("shares", {}).get(s, 1.0) for s in sorted(subtasks_of(recipe, member))])
+    shares = np.array(list(shares_of(recipe, member).values()))
     family = families.get(recipe["backbone"])
     with _bar(f"train {member}", settings["steps"], share, line) as progress:
         log = family.train(model, processor, data, settings, seed, state, shares, progress, share)
