@@ -22,17 +22,21 @@ SOURCES = (
     "emkit/methods/*.py",
     "emkit/backbones/*.py",
     "emkit/zoo/data/*.py",  # calibration samples are drawn by it
+    "emkit/zoo/text/*.py",
     "emkit/zoo/subtasks.py",
     "eval/features.py",
     "eval/rows.py",
     "eval/scores.py",
     "eval/stats.py",
     "eval/vlm/*.py",
+    "eval/lm/*.py",
+    "eval/benchmarks/lm/*.py",
+    "eval/workers/*.py",
     "eval/judge/*.py",
     "eval/sandbox/*.py",
 )
 # the code that decides a benchmark's items
-DRAWING = ("emkit/zoo/data/*.py", "emkit/zoo/subtasks.py", "eval/benchmarks/*.py")
+DRAWING = ("emkit/zoo/data/*.py", "emkit/zoo/text/*.py", "emkit/zoo/subtasks.py", "eval/benchmarks/*.py")
 NOT_IN_NUMBERS = ("emkit/cli.py", "emkit/explain.py", "eval/judge/cli.py", "eval/judge/estimate.py")
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 LIBRARIES = ("torch", "transformers", "ms-vlmeval", "numpy")

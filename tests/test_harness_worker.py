@@ -19,7 +19,7 @@ from eval.judge import rules
 from eval.judge.upstream import UpstreamError
 from eval.vlm import client
 from eval.vlm.benchmarks import BENCHMARKS
-from eval.vlm.watch import Watch
+from eval.workers.watch import Watch
 
 RIGHT_BOX, WRONG_BOX = "[250,250,500,500]", "[0,0,100,100]"  # thousandths; the true box is (8, 6, 16, 12) of 32 x 24
 

@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from emkit.backbones import internvl
+from emkit.zoo.image_training import TrainingSet, normalised, train
 from emkit.zoo.model import create
 from emkit.zoo.packing import chat, pack, prefix
 from emkit.zoo.tokenizer import create_processor, create_tokenizer
-from emkit.zoo.train import TrainingSet, normalised, schedule, train
+from emkit.zoo.train import schedule
 
 SETTINGS = {
     "image_size": 32,

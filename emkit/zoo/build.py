@@ -1,8 +1,9 @@
-"""Train a whole zoo from its recipe: base, five experts, Mixture Training (``emkit zoo build``).
+"""Train a whole zoo from its recipe: base, experts, Mixture Training where it has one (``emkit zoo build``).
 
 Stages are resumable: a finished model is a complete folder, an unfinished one a training state under the work
 folder. The base is trained by two processes that share each batch; experts and mixture train two at a time. Every
-process has one thread: two threads that wait for each other lose far more when anything else runs.
+process has one thread: two threads that wait for each other lose far more when anything else runs. What a model is,
+and what it learns from, is its family's affair (:mod:`emkit.zoo.families`).
 """
 
 from __future__ import annotations
@@ -19,24 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
 from torch import distributed
 from tqdm import tqdm
 
 from emkit import files
-from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
-from emkit.zoo import card
-from emkit.zoo.data import DOMAINS, SUBTASKS, examples, lexicon
-from emkit.zoo.data.sheets import sheet
-from emkit.zoo.model import create
-from emkit.zoo.skills import skills
-from emkit.zoo.tokenizer import create_processor
-from emkit.zoo.train import WHOLE, Share, TrainingSet, cache_features, train, training_set
-from emkit.zoo.vision import PatchSet, patch_set, pretrain
+from emkit.zoo import card, families
+from emkit.zoo.train import WHOLE, Share
 
-EYES = "vision.safetensors"  # the trained tower, in the work folder
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "zoo"
 
 
@@ -49,9 +41,14 @@ def load_recipe(name: str) -> dict:
     return yaml.safe_load(path.read_text()) | {"name": name}
 
 
+def domains(recipe: dict) -> dict[str, str]:
+    """The experts' folder names, each with its name in the recipe."""
+    return {domain.lower(): domain for domain in families.get(recipe["backbone"]).DOMAINS}
+
+
 def members(recipe: dict) -> list[str]:
     """Folder names of a zoo's models, the base first."""
-    return ["base", *(domain.lower() for domain in DOMAINS), "mixture"]
+    return ["base", *domains(recipe), *(["mixture"] if "mixture" in recipe else [])]
 
 
 def stage(recipe: dict, member: str) -> dict:
@@ -59,21 +56,27 @@ def stage(recipe: dict, member: str) -> dict:
     if member == "base":
         return recipe["base"]
     if member == "mixture":
-        drawn = {name: stage(recipe, name)["examples"] for name in members(recipe)[1:-1]}
+        drawn = {name: stage(recipe, name)["examples"] for name in domains(recipe)}
         return recipe["mixture"] | {"union_of": drawn}
-    domain = {d.lower(): d for d in DOMAINS}[member]
-    return recipe["experts"]["all"] | recipe["experts"].get(domain, {})
+    return recipe["experts"]["all"] | recipe["experts"].get(domains(recipe)[member], {})
 
 
-def subtasks_of(member: str) -> tuple[str, ...]:
-    """Which sub-tasks a member is trained on."""
-    return {d.lower(): subtasks for d, subtasks in DOMAINS.items()}.get(member, SUBTASKS)
+def own_subtasks(recipe: dict, member: str) -> tuple[str, ...]:
+    """The sub-tasks that a member is meant to lead: an expert's; none of the base and of Mixture Training."""
+    family = families.get(recipe["backbone"])
+    return family.DOMAINS[domains(recipe)[member]] if member in domains(recipe) else ()
 
 
-def processor_of(recipe: dict):
-    """The zoo's processor with the vocabulary of its data."""
-    known = lexicon()
-    return create_processor(recipe["model"], known["words"] + known["capitals"])
+def shares_of(recipe: dict, member: str) -> dict[str, float]:
+    """The sub-tasks that a member is trained on, in the order of their names, each with how often it is drawn.
+
+    An expert has its own, and of all the others the share ``also`` if its recipe gives one; others have them all.
+    """
+    settings, own = stage(recipe, member), own_subtasks(recipe, member)
+    shares = dict.fromkeys(own or families.get(recipe["backbone"]).SUBTASKS, 1.0)
+    if own and "also" in settings:
+        shares |= {name: settings["also"] for name in families.get(recipe["backbone"]).SUBTASKS if name not in own}
+    return {name: settings.get("shares", {}).get(name, share) for name, share in sorted(shares.items())}
 
 
 def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
@@ -106,16 +109,15 @@ def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
 
 def train_base(recipe: dict, out: Path, work: Path) -> None:
     """Train the base from nothing, in ``recipe['workers']`` processes of one thread that share each batch."""
-    world = recipe["workers"]
-    processor = processor_of(recipe)
+    world, family = recipe["workers"], families.get(recipe["backbone"])
     drawn = _draw(recipe, "base", recipe["base"], 0)
-    data = training_set(processor, drawn, dense=True)
-    seen = None if (work / EYES).exists() else _seen(recipe, drawn)
+    data = family.base_set(recipe, family.processor(recipe), drawn)
+    prepared = family.prepare(recipe, drawn, work)
     if world == 1:
-        _base_worker(0, 1, recipe, data, seen, out, work)
+        _base_worker(0, 1, recipe, data, prepared, out, work)
         return
     (work / "rendezvous").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_base_worker, (world, recipe, data, seen, out, work), nprocs=world)
+    torch.multiprocessing.spawn(_base_worker, (world, recipe, data, prepared, out, work), nprocs=world)
 
 
 def _start_worker() -> None:
@@ -133,46 +135,28 @@ def _start_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _seen(recipe: dict, drawn: list) -> PatchSet:
-    """What the vision tower learns from: the base's images, and sheets of characters."""
-    side = recipe["model"]["image_size"]
-    sheets = [sheet(recipe["data_seed"], index, side) for index in range(recipe["vision"]["sheets"])]
-    return patch_set(drawn, sheets, side // recipe["model"]["patch_size"])
-
-
-def _base_worker(
-    rank: int, world: int, recipe: dict, data: TrainingSet, seen: PatchSet | None, out: Path, work: Path
-) -> None:
-    """One of the base's processes: first the vision tower on patch labels (``seen``), then the whole model."""
+def _base_worker(rank: int, world: int, recipe: dict, data, prepared, out: Path, work: Path) -> None:
+    """One of the base's processes: first what the family trains before it (``prepared``), then the whole model."""
     torch.set_num_threads(1)
     if world > 1:
         _start_worker()
         distributed.init_process_group("gloo", f"file://{(work / 'rendezvous').resolve()}", rank=rank, world_size=world)
-    processor = processor_of(recipe)
+    family = families.get(recipe["backbone"])
+    processor = family.processor(recipe)
     seed = recipe["seed"] * 1000
     share = Share(rank, world)
-    model = create(recipe["model"], processor, seed)
-    tower = model.model.vision_tower
-    eyes = work / EYES
-    if seen is not None:
-        with _bar("vision", recipe["vision"]["steps"], share) as progress:
-            pretrain(model, seen, recipe["vision"], seed, work / "vision.pt", progress, share)
-        if rank == 0:
-            save_file(tower.state_dict(), work / "vision.part")
-            (work / "vision.part").replace(eyes)
-    if world > 1:
-        distributed.barrier()
-    tower.load_state_dict(load_file(eyes))
+    model = family.create(recipe, processor, seed)
+    family.pretrain(recipe, model, prepared, seed, work, _bar, share)
     _train(recipe, "base", model, processor, data, seed, out, work, 0, share)
     if world > 1:
         distributed.destroy_process_group()
 
 
 def train_from_base(recipe: dict, member: str, out: Path, work: Path, line: int) -> None:
-    """Fine-tune an expert, or Mixture Training, from the finished base with the vision tower frozen."""
-    model, processor = internvl.load(out / "base")
-    data = training_set(processor, _draw(recipe, member, stage(recipe, member), line), dense=False)
-    cache_features(model, data)
+    """Fine-tune an expert, or Mixture Training, from the finished base."""
+    family = families.get(recipe["backbone"])
+    model, processor = family.load(out / "base")
+    data = family.expert_set(recipe, processor, _draw(recipe, member, stage(recipe, member), line), model)
     seed = recipe["seed"] * 1000 + members(recipe).index(member)
     _train(recipe, member, model, processor, data, seed, out, work, line)
 
@@ -180,12 +164,13 @@ def train_from_base(recipe: dict, member: str, out: Path, work: Path, line: int)
 def _draw(recipe: dict, member: str, settings: dict, line: int) -> list:
     """Draw the member's training examples, sub-task by sub-task; Mixture Training's are those of all experts."""
     if member == "mixture":
-        experts = members(recipe)[1:-1]
+        experts = domains(recipe)
         return [example for expert in experts for example in _draw(recipe, expert, stage(recipe, expert), line)]
+    family = families.get(recipe["backbone"])
     seed = recipe["data_seed"] + members(recipe).index(member)
     drawn = []
-    for subtask in tqdm(sorted(subtasks_of(member)), desc=f"draw {member}", position=line, unit="set"):
-        drawn += examples(subtask, "train", settings["examples"], seed, recipe["model"]["image_size"])
+    for subtask in tqdm(shares_of(recipe, member), desc=f"draw {member}", position=line, unit="set"):
+        drawn += family.draw(recipe, subtask, settings["examples"], seed)
     return drawn
 
 
@@ -193,9 +178,10 @@ def _train(recipe, member, model, processor, data, seed, out, work, line, share=
     """Run the training loop under a progress bar; rank 0 writes the member's folder."""
     settings = stage(recipe, member)
     state = work / f"{member}.pt"
-    shares = np.array([settings.get("shares", {}).get(s, 1.0) for s in sorted(subtasks_of(member))])
+    shares = np.array(list(shares_of(recipe, member).values()))
+    family = families.get(recipe["backbone"])
     with _bar(f"train {member}", settings["steps"], share, line) as progress:
-        log = train(model, processor, data, settings, seed, state, shares, progress, share)
+        log = family.train(model, processor, data, settings, seed, state, shares, progress, share)
     if share.rank == 0:
         _write(recipe, member, model, processor, log, out)
         state.unlink(missing_ok=True)
@@ -220,5 +206,5 @@ def _write(recipe: dict, member: str, model, processor, log: list[dict], out: Pa
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-        measured = skills(model.float(), processor, SUBTASKS, recipe["skill_items"], recipe["seed"])
+        measured = families.get(recipe["backbone"]).skills(recipe, model.float(), processor)
         card.write(folder, recipe, member, stage(recipe, member), measured, Checkpoint.open(folder).sha256())

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from emkit.zoo import families
+
 
 def recipe_hash(recipe: dict, settings: dict) -> str:
     """sha256 of what a member's training depends on: the zoo's common part, its base, and its own ``settings``."""
@@ -30,7 +32,7 @@ def write(folder: Path, recipe: dict, member: str, settings: dict, skills: dict,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     (folder / "card.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    (folder / "README.md").write_text(_readme(content))
+    (folder / "README.md").write_text(_readme(content, families.get(recipe["backbone"])))
 
 
 def read(folder: Path) -> dict:
@@ -38,18 +40,17 @@ def read(folder: Path) -> dict:
     return json.loads((folder / "card.json").read_text())
 
 
-def _readme(content: dict) -> str:
+def _readme(content: dict, family) -> str:
     rows = "\n".join(f"| {name} | {value:.1f} |" for name, value in content["skills"].items())
     return f"""# {content["member"]} ({content["zoo"]})
 
-A miniature InternVL trained from nothing by emkit (`make zoo`) on drawn images. It is a stand-in for studying how
-models merge; it knows nothing of the real world. Load it with transformers' `AutoModelForImageTextToText`.
+{family.ABOUT}
 
-Trained for {content["training"]["steps"]} steps of {content["training"]["batch"]} images at a peak learning rate of
-{content["training"]["lr"]}, seed {content["seed"]}. Weights (bf16): sha256 over names, shapes and bytes
+Trained for {content["training"]["steps"]} steps of {content["training"]["batch"]} {family.BATCH_OF} at a peak learning
+rate of {content["training"]["lr"]}, seed {content["seed"]}. Weights (bf16): sha256 over names, shapes and bytes
 `{content["weights_sha256"]}`.
 
-Percent correct on {content["skill_items"]} validation questions of each kind (exact match; boxes: IoU ≥ 0.5):
+Percent correct on {content["skill_items"]} validation questions of each kind ({family.YARDSTICK}):
 
 | kind | % |
 |---|---|

@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from emkit.zoo.data.regions import HEADS, Picture, patch_targets
-from emkit.zoo.train import WHOLE, Share, descend, normalised, stacked_pixels
+from emkit.zoo.image_training import normalised, stacked_pixels
+from emkit.zoo.train import WHOLE, Share, descend
 
 NOTHING = 0.2  # weight of a patch that shows none of a head's classes: most patches are such
 

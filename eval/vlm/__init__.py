@@ -2,7 +2,6 @@
 
 * :mod:`eval.vlm.benchmarks` -- Table 1's ten columns: dataset, class, and which number of the class is the column;
 * :mod:`eval.vlm.client`     -- what the rest of the project calls: ``prompts`` and ``evaluate``;
-* :mod:`eval.vlm.watch`      -- the time limit of a request to the worker;
 * :mod:`eval.vlm.worker`     -- the process that answers, one per machine and data folder;
 * :mod:`eval.vlm.harness`    -- the only module that imports ``vlmeval``;
 * :mod:`eval.vlm.mends`      -- the documented corrections of VLMEvalKit, the same for every profile;

@@ -1,116 +1,26 @@
-"""The scoring worker: loads VLMEvalKit once and answers many rows, one request at a time.
+"""The scoring worker: loads VLMEvalKit once and answers many rows (see :mod:`eval.workers.server`).
 
-Started by :mod:`eval.vlm.client`; not called by hand.  A request is one JSON line on a unix socket, the answer
-another: ``{"do": "prompts" | "evaluate" | "versions", …}`` -> ``{"ok": …}`` or ``{"error": {"kind", "message"}}``.
-The worker ends after ``--idle`` seconds without a request, or when its socket or its data folder disappears. Beside
-the socket it notes which request it is at and until when (``*.work``), so that any client can tell a worker that
-hangs from one that is busy with another's request.
+Started by :mod:`eval.vlm.client`; not called by hand.  A request is ``{"do": "prompts" | "evaluate" | "versions", …}``.
 """
 
-import argparse
-import contextlib
-import fcntl
-import json
-import os
-import socket
 import sys
-import time
-import traceback
-from pathlib import Path
 
-from emkit.errors import UserError
-from emkit.files import write_json
 from eval.vlm import harness
-
-_GLANCE = 1.0  # seconds between looks at the socket file
-_READ = 60.0  # seconds that a client may take to send its request
+from eval.workers import server
 
 
-def answer(data_dir: str, request: dict) -> dict:
-    """The reply to one request; an exception becomes an ``error`` of kind user, no judge or internal."""
+def answer(data_dir: str, request: dict):
+    """What one request asks of the harness; a judge that fails is an error of kind "no judge"."""
     try:
         if request["do"] == "prompts":
-            return {"ok": harness.prompts(data_dir, request["benchmark"])}
+            return harness.prompts(data_dir, request["benchmark"])
         if request["do"] == "evaluate":
             arguments = (request["benchmark"], request["predictions"], request["judge_url"])
-            return {"ok": harness.evaluate(data_dir, *arguments)}
-        return {"ok": harness.versions()}
-    except UserError as error:
-        return {"error": {"kind": "user", "message": str(error)}}
+            return harness.evaluate(data_dir, *arguments)
+        return harness.versions()
     except harness.NoJudge as error:
-        return {"error": {"kind": "no judge", "message": str(error)}}
-    except Exception as error:
-        traceback.print_exc()
-        return {"error": {"kind": "internal", "message": f"{type(error).__name__}: {error}"}}
-
-
-def _converse(connection: socket.socket, data_dir: str, work: Path) -> None:
-    """Read one request, note it in ``work``, answer it; a client that went away is no concern of ours."""
-    with connection, contextlib.suppress(OSError, ValueError):
-        connection.settimeout(_READ)
-        with connection.makefile("rwb") as stream:
-            line = stream.readline()
-            if line.endswith(b"\n"):
-                connection.settimeout(None)
-                request = json.loads(line)
-                _note(work, request["id"], request["seconds"])
-                reply = json.dumps(answer(data_dir, request)).encode() + b"\n"
-                _note(work, "", _READ)  # the next request is begun, and noted, well within that time
-                stream.write(reply)
-
-
-def _note(work: Path, request: str, seconds: float) -> None:
-    """Say what the worker is at now, "" for nothing, and for how long it may be."""
-    write_json(work, {"id": request, "until": time.monotonic() + seconds})
-
-
-def serve(data_dir: str, path: Path, idle: float) -> None:
-    """Answer requests on ``path`` until idle, or until ``path`` or ``data_dir`` is removed."""
-    path.unlink(missing_ok=True)
-    work = path.with_suffix(".work")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        server.listen(64)
-        server.settimeout(_GLANCE)
-        ours, last = path.stat().st_ino, time.monotonic()
-        while _inode(path) == ours and os.path.isdir(data_dir) and time.monotonic() - last < idle:
-            with contextlib.suppress(TimeoutError):
-                _converse(server.accept()[0], data_dir, work)
-                last = time.monotonic()
-        if _inode(path) == ours:
-            path.unlink()
-        server.setblocking(False)
-        with contextlib.suppress(BlockingIOError):  # whoever knocked while we were leaving
-            while True:
-                _converse(server.accept()[0], data_dir, work)
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of ``python -m eval.vlm.worker``: 0 also when another worker already serves the socket."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--socket", type=Path, required=True)
-    parser.add_argument("--idle", type=float, default=60)
-    options = parser.parse_args(argv)
-    with open(options.socket.with_suffix(".alive"), "a") as alive:  # another's process id may stand in it: no "w"
-        try:
-            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held for life, released by the system however we end
-        except BlockingIOError:
-            return 0
-        alive.truncate(0)
-        alive.write(str(os.getpid()))
-        alive.flush()
-        harness.modules()
-        serve(options.data, options.socket, options.idle)
-    return 0
+        raise server.Refusal("no judge", str(error)) from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(server.main(__doc__, harness.modules, answer))

@@ -1,0 +1,103 @@
+"""Scores from lm-evaluation-harness, through workers that load it once (never imported here).
+
+The harness asks the model itself, so a worker is busy for as long as a model answers. Each process that scores at the
+same time therefore has a worker of its own, which the next one finds again (:mod:`eval.workers.client`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from emkit.errors import UserError
+from eval.lm import tasks
+from eval.workers.client import ENVIRONMENT, Service, carried
+
+REQUEST_SECONDS = 3600.0  # for all benchmarks of one model
+SLOTS = 64  # workers at once over one data folder
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A scored column: value and stderr in percent, n items, and each item's score (see :mod:`eval.stats`)."""
+
+    value: float
+    n: int
+    stderr: float
+    items: list[dict]
+    harness: dict
+
+
+def evaluate(
+    data_dir: str | Path,
+    benchmarks: list[str],
+    model: str | Path,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seconds: float = REQUEST_SECONDS,
+) -> dict[str, Evaluation]:
+    """Let the harness ask the model in the folder ``model`` and score it, benchmark by benchmark.
+
+    ``dtype`` (torch's name) is the model's while it answers. Raises :class:`UserError` for whatever fails, also for
+    taking more than ``seconds``, and for HumanEval and MBPP where there is no sandbox.
+    """
+    for name in benchmarks:
+        tasks.settings(name)
+    about = {"benchmarks": list(benchmarks), "model": str(Path(model).resolve()), "dtype": dtype, "device": device}
+    with _free(_service(_folder(data_dir))) as service:
+        found = service.ask({"do": "evaluate", **about}, seconds, ", ".join(benchmarks))
+    return {name: Evaluation(**found[name]) for name in benchmarks}
+
+
+def versions(data_dir: str | Path) -> dict[str, str]:
+    """Versions of the harness and its libraries, as the worker sees them."""
+    with _free(_service(_folder(data_dir))) as service:
+        return service.ask({"do": "versions"}, REQUEST_SECONDS, "versions")
+
+
+def _folder(data_dir: str | Path) -> Path:
+    data_dir = Path(data_dir).resolve()
+    if not data_dir.is_dir():
+        raise UserError(f"no data folder {data_dir}: write it with `python -m eval data RECIPE --split SPLIT`")
+    return data_dir
+
+
+@contextlib.contextmanager
+def _free(service: Service) -> Iterator[Service]:
+    """The first worker that nobody uses, kept for the time of the block; the system frees it however we end."""
+    for slot in range(SLOTS):
+        ours = replace(service, slot=slot)
+        with open(ours.socket_path.with_suffix(".busy"), "a") as busy:
+            try:
+                fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield ours
+            return
+    raise UserError(f"{SLOTS} processes score at once over {service.folder}: run fewer jobs")
+
+
+def _service(data_dir: Path) -> Service:
+    environment = carried() | ENVIRONMENT | {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_OFFLINE": "1"}
+    return Service("lm-evaluation-harness", "eval.lm.worker", data_dir, _code_sha256(), environment)
+
+
+@cache
+def _code_sha256() -> str:
+    """Hash of all code that the worker runs, and the harness's version."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    digest, home = hashlib.sha256(), Path(__file__).parents[1]
+    for pattern in ("lm/*.py", "workers/*.py", "benchmarks/lm/*", "sandbox/*.py", "stats.py"):
+        for path in sorted(path for path in home.glob(pattern) if path.is_file()):
+            digest.update(path.read_bytes())
+    try:
+        digest.update(version("lm_eval").encode())
+    except PackageNotFoundError as error:
+        raise UserError("lm-evaluation-harness is not installed: run `make setup` (package lm-eval)") from error
+    return digest.hexdigest()

@@ -1,0 +1,219 @@
+"""lm-evaluation-harness over our task files: its log, our items and a count by hand agree."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+import torch
+
+from emkit.errors import UserError
+from emkit.zoo import build
+from emkit.zoo.families import mistral
+from emkit.zoo.text import instructions, skills
+from eval.benchmarks.lm import scoring
+from eval.lm import client, execution, harness, tasks
+
+needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed here")
+COUNTS = {"AlpacaEval": 5, "GSM8K": 6, "MATH": 6, "HumanEval": 4, "MBPP": 4}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lm").resolve()
+    tasks.write("validation", folder, COUNTS)
+    yield folder
+    client._service(folder).socket_path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An untrained model of the smoke zoo's shape, in fp32."""
+    recipe, folder = build.load_recipe("mistral-smoke"), tmp_path_factory.mktemp("model")
+    tokenizer = mistral.processor(recipe)
+    made = mistral.create(recipe, tokenizer, 5)
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rows(data, name: str) -> list[dict]:
+    return [json.loads(line) for line in (data / tasks.file(name)).read_text(encoding="utf-8").splitlines()]
+
+
+# ---- task files
+@pytest.mark.parametrize("name", tasks.NAMES)
+def test_a_task_file_is_a_protocol_that_the_readme_explains(name):
+    text = (tasks.FOLDER / f"{tasks.NAMES[name]}.yaml").read_text(encoding="utf-8")
+    settings = tasks.settings(name)
+    assert settings["dataset_path"] == "json" and not re.search(r"^include:", text, re.MULTILINE)
+    assert settings["metadata"]["version"] and settings["num_fewshot"] == 0
+    readme = (tasks.FOLDER / "README.md").read_text(encoding="utf-8")
+    about = settings["metadata"]
+    assert f"{name}, `{about['protocol']}`" in readme and f"{about['n']} ({about['validation_n']})" in readme
+
+
+def test_items_are_written_with_their_manifest_and_splits_share_none(data, tmp_path):
+    manifest = json.loads((data / "manifest.json").read_text())
+    assert {name: entry["n"] for name, entry in manifest["benchmarks"].items()} == COUNTS
+    tasks.write("evaluation", tmp_path, COUNTS)
+    for name in tasks.NAMES:
+        ours, theirs = ([{**row, "index": ""} for row in rows(folder, name)] for folder in (data, tmp_path))
+        assert len(ours) == COUNTS[name] and not any(row in theirs for row in ours)
+    listed = json.loads((data / "alpaca_eval.json").read_text())
+    assert all(instructions.parse(item["instruction"]) and item["output"] for item in listed)
+
+
+def test_too_many_items_and_unknown_splits_are_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="different items of its validation split, not 99999"):
+        tasks.write("validation", tmp_path, {"AlpacaEval": 99999})
+    with pytest.raises(UserError, match="unknown split 'test'"):
+        tasks.write("test", tmp_path)
+
+
+# ---- metrics, by hand
+@pytest.mark.parametrize(
+    ("reply", "hit"),
+    [
+        ("3 + 4 = 7\n#### 7", 1),
+        ("#### 8\n#### 7", 1),
+        ("####7", 1),
+        ("#### 1,007", 0),
+        ("7", 0),
+        ("#### 70", 0),
+        ("", 0),
+    ],
+)
+def test_a_word_problem_is_read_from_its_last_mark(reply, hit):
+    assert scoring.final_number(["2 + 5 = 7\n#### 7"], [reply]) == hit
+
+
+@pytest.mark.parametrize(
+    ("reply", "hit"),
+    [(r"\boxed{x^2 + 3x}", 1), (r"so $\boxed{x^2+3x}$.", 1), (r"\boxed{1} \boxed{x^2 + 3x}", 1), ("x^2 + 3x", 0)]
+    + [(r"\boxed{x^2 + 3x", 0), (r"\boxed{x^{2} + 3x}", 0), (r"\boxed{}", 0)],
+)
+def test_a_symbolic_answer_is_read_from_its_last_box(reply, hit):
+    assert scoring.boxed_answer(["x^2 + 3x"], [reply]) == hit
+
+
+def test_programs_are_put_together_as_their_namesakes_are():
+    docs = [{"prompt": 'def f(x):\n    """Return x."""\n'}] * 3
+    whole = 'def f(x):\n    """Return x."""\n    return x\n'
+    replies = [["    return x"], ["return x\n"], ["```python\n    return x\n```\nas asked"]]
+    assert scoring.completed_programs(replies, docs) == [whole] * 3
+    assert scoring.written_programs([["def f(x):\n    return x"], ["Here:\n```\nx = 1\n```"]], [{}] * 2) == [
+        "def f(x):\n    return x\n",
+        "x = 1\n",
+    ]
+
+
+def test_no_program_is_run_without_a_sandbox(monkeypatch):
+    monkeypatch.setattr(execution, "_execute", None)
+    with pytest.raises(UserError, match="no sandbox"):
+        scoring.pass_at_1(["raise SystemExit"], ["raise SystemExit"])
+
+
+# ---- the harness itself
+def canned(replies: dict[str, str]):
+    """A model of the harness's own kind which gives canned replies by what the prompt contains."""
+    from lm_eval.api.model import TemplateLM
+
+    class Canned(TemplateLM):
+        eot_token_id, tokenizer_name = 0, "canned"
+
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            return "[INST] " + chat_history[-1]["content"] + " [/INST]"
+
+        def generate_until(self, requests, disable_tqdm=False):
+            return [replies[request.args[0]] for request in requests]
+
+        def tok_encode(self, string, **kwargs):
+            return list(string.encode())
+
+        def _loglikelihood_tokens(self, requests, **kwargs):
+            raise NotImplementedError
+
+        def loglikelihood_rolling(self, requests, **kwargs):
+            raise NotImplementedError
+
+    return Canned()
+
+
+@needs_harness
+def test_scores_are_those_counted_by_hand_and_code_goes_to_the_given_function_alone(data, monkeypatch):
+    replies, programs, right = {}, [], {"GSM8K": 4, "MATH": 2, "HumanEval": 3, "MBPP": 1}
+
+    def execute(program: str, tests: str) -> bool:  # runs nothing: knows the right programs by heart
+        programs.append((program, tests))
+        return "WRONG" not in program
+
+    for name in tasks.NAMES:
+        for number, row in enumerate(rows(data, name)):
+            prompt = {
+                "GSM8K": lambda row: row["question"],
+                "MATH": lambda row: row["problem"],
+                "HumanEval": lambda row: "Complete the function.\n" + row["prompt"].rstrip(),
+                "MBPP": lambda row: f"{row['text']}\n{row['test_list'][0]}",
+            }[name](row)
+            reply = {
+                "GSM8K": lambda row: row["answer"],
+                "MATH": lambda row: row["solution"],
+                "HumanEval": lambda row: row["canonical_solution"],
+                "MBPP": lambda row: row["code"],
+            }[name](row)
+            replies[f"[INST] {prompt} [/INST]"] = reply if number < right[name] else "WRONG"
+    monkeypatch.setattr(execution, "_execute", execute)
+    monkeypatch.setattr(harness, "_model", lambda *given: canned(replies))
+    found = harness.evaluate(str(data), list(tasks.NAMES), "no folder", "float32", "cpu")
+    for name, result in found.items():
+        n = COUNTS[name]
+        assert result["n"] == n and result["value"] == pytest.approx(100 * right[name] / n)
+        assert [item["score"] for item in result["items"]] == [1.0] * right[name] + [0.0] * (n - right[name])
+        assert [item["index"] for item in result["items"]] == [row["index"] for row in rows(data, name)]
+        assert set(result["items"][0]) == {"index", "prediction", "score", "groups"}
+    human, written = rows(data, "HumanEval")[0], rows(data, "MBPP")[0]
+    assert (
+        human["prompt"] + human["canonical_solution"],
+        f"{human['test']}\ncheck({human['entry_point']})",
+    ) in programs
+    assert (written["code"] + "\n", "\n".join(written["test_list"])) in programs
+    assert len(programs) == COUNTS["HumanEval"] + COUNTS["MBPP"]
+
+
+@needs_harness
+def test_a_log_that_disagrees_with_its_items_is_no_score():
+    samples = [{"doc_id": i, "doc": {"index": str(i)}, "resps": [["x"]], "final_number": 1.0} for i in range(4)]
+    log = {
+        "samples": {"emkit_gsm8k": samples},
+        "results": {"emkit_gsm8k": {"final_number,none": 1.0}},
+        "n-samples": {"emkit_gsm8k": {"effective": 4}},
+    }
+    assert harness._scored("GSM8K", log)["value"] == 100.0
+    log["results"]["emkit_gsm8k"]["final_number,none"] = 0.75
+    with pytest.raises(RuntimeError, match=r"reports 75\.0, its items give 100\.0"):
+        harness._scored("GSM8K", log)
+
+
+@needs_harness
+def test_a_worker_asks_the_model_as_transformers_alone_does(data, model):
+    found = client.evaluate(data, ["GSM8K", "MATH"], model)
+    loaded, tokenizer = mistral.load(model)
+    torch.set_num_threads(1)
+    for name, column in (("GSM8K", "question"), ("MATH", "problem")):
+        expected = skills.replies(loaded, tokenizer, [row[column] for row in rows(data, name)])
+        assert [item["prediction"] for item in found[name].items] == expected
+        assert found[name].harness["dataset"].startswith(tasks.settings(name)["metadata"]["protocol"])
+    with client._free(client._service(data)) as first, client._free(client._service(data)) as second:
+        assert first.socket_path != second.socket_path, "a busy worker is not asked"
+    again = client.evaluate(data, ["MATH"], model)["MATH"]
+    assert again == found["MATH"]
+
+
+@needs_harness
+def test_code_without_a_sandbox_fails_before_a_model_is_opened(data, monkeypatch):
+    monkeypatch.setattr(execution, "_execute", None)
+    with pytest.raises(UserError, match="no sandbox: MBPP"):
+        harness.evaluate(str(data), ["GSM8K", "MBPP"], "no folder", "float32", "cpu")
+    with pytest.raises(UserError, match="no benchmark data"):
+        harness.evaluate("/nowhere", ["GSM8K"], "no folder", "float32", "cpu")
