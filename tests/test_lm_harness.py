@@ -1,6 +1,5 @@
 """lm-evaluation-harness over our task files: its log, our items and a count by hand agree."""
 
-import importlib.util
 import json
 import re
 
@@ -65,8 +64,8 @@ def test_items_are_written_with_their_manifest_and_splits_share_none(data, tmp_p
 
 
 def test_too_many_items_and_unknown_splits_are_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match="different items of its validation split, not 99999"):
-        tasks.write("validation", tmp_path, {"AlpacaEval": 99999})
+    with pytest.raises(UserError, match="different items of its validation split, not 5000"):
+        tasks.write("validation", tmp_path, {"AlpacaEval": 5000})
     with pytest.raises(UserError, match="unknown split 'test'"):
         tasks.write("test", tmp_path)
 
@@ -140,7 +139,6 @@ def canned(replies: dict[str, str]):
     return Canned()
 
 
-@needs_harness
 def test_scores_are_those_counted_by_hand_and_code_goes_to_the_given_function_alone(data, monkeypatch):
     replies, programs, right = {}, [], {"GSM8K": 4, "MATH": 2, "HumanEval": 3, "MBPP": 1}
 
@@ -181,7 +179,6 @@ def test_scores_are_those_counted_by_hand_and_code_goes_to_the_given_function_al
     assert len(programs) == COUNTS["HumanEval"] + COUNTS["MBPP"]
 
 
-@needs_harness
 def test_a_log_that_disagrees_with_its_items_is_no_score():
     samples = [{"doc_id": i, "doc": {"index": str(i)}, "resps": [["x"]], "final_number": 1.0} for i in range(4)]
     log = {
@@ -195,7 +192,6 @@ def test_a_log_that_disagrees_with_its_items_is_no_score():
         harness._scored("GSM8K", log)
 
 
-@needs_harness
 def test_a_worker_asks_the_model_as_transformers_alone_does(data, model):
     found = client.evaluate(data, ["GSM8K", "MATH"], model)
     loaded, tokenizer = mistral.load(model)
@@ -210,7 +206,6 @@ def test_a_worker_asks_the_model_as_transformers_alone_does(data, model):
     assert again == found["MATH"]
 
 
-@needs_harness
 def test_code_without_a_sandbox_fails_before_a_model_is_opened(data, monkeypatch):
     monkeypatch.setattr(execution, "_execute", None)
     with pytest.raises(UserError, match="no sandbox: MBPP"):
