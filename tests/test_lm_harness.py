@@ -13,7 +13,6 @@ from emkit.zoo.text import instructions, skills
 from eval.benchmarks.lm import scoring
 from eval.lm import client, execution, harness, tasks
 
-needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed here")
 COUNTS = {"AlpacaEval": 5, "GSM8K": 6, "MATH": 6, "HumanEval": 4, "MBPP": 4}
 
 
