@@ -4,7 +4,8 @@ A family's module, called as its backbone, offers
 
 =================  ================================================================================================
 ``DOMAINS``        expert → the sub-tasks it is trained on (the columns it is meant to lead); ``SUBTASKS``, all of them
-``ABOUT``          two sentences about any of its models, for the cards; ``YARDSTICK``: how skills are counted
+``ABOUT``          two sentences about any of its models, for the cards; ``YARDSTICK``: how skills are counted;
+                   ``BATCH_OF``: what a batch consists of
 ``processor``      ``(recipe)`` → processor or tokenizer
 ``create``         ``(recipe, processor, seed)`` → untrained model (fp32, CPU)
 ``load``           ``(folder)`` → model, processor
