@@ -46,7 +46,8 @@ def main(out: Path, rounds: int, threads: int) -> int:
         f"of the processor's own seconds stands beside them. The authors' procedure is timed on {FEW} samples, times "
         f"{SAMPLES // FEW}.",
         "Memory is the peak of RssAnon in a process of its own; extra is what is left after a pass that frees each "
-        "weight gradient at once (model and activations) and the resident task vectors are taken away.",
+        "weight gradient at once (model and activations, logits over the whole vocabulary among them, which the "
+        "engine never holds: hence less than nothing) and the resident task vectors are taken away.",
     ]
     text = report.leave(out, "fit", "Fitting coefficients", lines, notes)
     print(text)
@@ -141,6 +142,10 @@ def _ceilings(workload: Workload, bare: float) -> list[Line]:
     ]  # fmt: skip
 
 
+def _unit(what: str) -> str:
+    return " GiB" if what.endswith("GiB") else "×"
+
+
 def _seconds(call: Callable, repeats: int = 5) -> float:
     """The best of some repeats: the machine's ceiling, not its load."""
     call()
@@ -187,5 +192,8 @@ def cuda() -> list[Line]:
     from emkit.bench import fit_cuda
 
     if not torch.cuda.is_available():
-        return [Line(what, limit, None, not_run="no CUDA device") for what, limit in fit_cuda.PROMISES.values()]
+        return [
+            Line(what, limit, None, unit=_unit(what), not_run="no CUDA device")
+            for what, limit in fit_cuda.PROMISES.values()
+        ]
     return fit_cuda.measure()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK = {"cpu": 2**16, "cuda": 2**23}  # elements: what fits a core's cache; what keeps a GPU busy
+BLOCK = {"cpu": 2**18, "cuda": 2**23}  # elements: about a core's cache, and worth sharing among cores; a busy GPU
 
 
 @dataclass(frozen=True)
