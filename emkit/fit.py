@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from emkit.calibration import Calibration
 from emkit.coefficients import Coefficients
-from emkit.engine import losses as engine_losses
 from emkit.engine.merged_model import MergedModel
 from emkit.engine.options import EngineOptions
 from emkit.engine.order import chosen_samples, pieces, pull
@@ -157,6 +156,8 @@ def _losses(
     before_last: Callable[[], None] = lambda: None,
 ) -> dict:
     """One step's losses of every task (E over samples of the mean over positions), with backward passes."""
+    from emkit.engine import losses as engine_losses  # here, because it imports transformers: plans have no use for it
+
     engine = engine or EngineOptions()
     chosen = pieces(calibration, options.order, options.optimiser.batch, step, seed)
     found = engine_losses.backward(

@@ -13,6 +13,7 @@ from emkit.backbones import internvl
 from emkit.calibration import Calibration
 from emkit.coefficients import Coefficients
 from emkit.engine.merged_model import MergedModel
+from emkit.engine.order import pieces
 from emkit.errors import UserError
 from emkit.fit import FitOptions, Optimiser, chosen_samples, fit, learning_rate
 from emkit.sequences import collate
@@ -216,3 +217,18 @@ def test_a_batch_takes_each_sample_once_an_epoch():
         steps = [chosen_samples(5, 2, 3 * epoch + i, 1, 0) for i in range(3)]
         assert [len(s) for s in steps] == [2, 2, 1] and sorted(itertools.chain(*steps)) == [0, 1, 2, 3, 4]
     assert any(chosen_samples(5, 1, 0, seed, 0) != chosen_samples(5, 1, 0, 0, 0) for seed in range(1, 9))
+
+
+def test_a_part_of_a_sample_takes_each_of_its_sequences_once_an_epoch(calibration):
+    """Weights of the positions in a step sum to 1 for every task, whatever the part; more parts than sequences: all."""
+    for batch, parts in ((0.5, 2), (0.01, 100)):
+        for task in calibration.tasks.values():
+            alone = Calibration({task.name: task}, calibration.hidden_layer, calibration.keys)
+            sizes = [task.sample_of.count(sample) for sample in range(task.samples)]
+            seen = []
+            for step in range(sum(min(parts, size) for size in sizes)):
+                found = pieces(alone, "tasks", batch, step, 7)
+                assert len({task.sample_of[piece.index] for piece in found}) == 1
+                assert math.isclose(sum(float(piece.weights.sum()) for piece in found), 1.0)
+                seen += [piece.index for piece in found]
+            assert sorted(seen) == list(range(len(task.sequences)))

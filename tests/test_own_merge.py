@@ -200,7 +200,7 @@ def test_what_fails_its_check_does_not_get_the_name(models, tmp_path, monkeypatc
     """A writer that spoils a value stands in for a failing disk."""
     from emkit.own import merge as job
 
-    def spoiled(out, tensors, like, card, key):
+    def spoiled(out, tensors, like, card, *others):
         write(out, tensors, like, card)
         own.rewrite(out, {"lm_head.weight": torch.full_like(own.tensors(out)["lm_head.weight"], float("nan"))})
 

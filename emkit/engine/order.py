@@ -1,6 +1,7 @@
 """Which samples a step takes, and with which weights: ours, and that of the authors' code (``--like authors``).
 
-Ours: a step takes ``batch`` samples of every task, and its loss is the *sum* over tasks of the mean over samples.
+Ours: a step takes ``batch`` samples of every task, or a part of one that is a pack of many short questions, and its
+loss is the *sum* over tasks of the mean over samples.
 The authors': one sample of one task at a time, eight of which make an optimiser step whose loss is their *mean*; tasks
 take turns, each giving its last sample first; the last step of an epoch holds what is left, still divided by eight.
 """
@@ -32,20 +33,30 @@ class Piece:
         return len(self.task.sequences[self.index].ids)
 
 
-def pieces(calibration: Calibration, order: str, batch: int | str, step: int, seed: int) -> list[Piece]:
+def pieces(calibration: Calibration, order: str, batch: int | float | str, step: int, seed: int) -> list[Piece]:
     """The sequences of a step."""
     if order == "authors":
         turns = authors_turns(calibration)
         return [
             Piece(task, i, weights / ACCUMULATED)
             for name, sample in turns[step * ACCUMULATED : (step + 1) * ACCUMULATED]
-            for task, i, weights in _weighted(calibration.tasks[name], [sample])
+            for task, i, weights in _weighted(calibration.tasks[name], [_sequences(calibration.tasks[name], sample)])
         ]
     return [
         Piece(*found)
         for number, task in enumerate(calibration.tasks.values())
-        for found in _weighted(task, chosen_samples(task.samples, batch, step, seed, number))
+        for found in _weighted(task, _chosen(task, batch, step, seed, number))
     ]
+
+
+def _chosen(task: TaskSamples, batch: int | float | str, step: int, seed: int, number: int) -> list[list[int]]:
+    """The sequences of a step, a list for each sample or part of one."""
+    units = [_sequences(task, sample) for sample in range(task.samples)]
+    if isinstance(batch, float) and batch < 1:
+        parts = round(1 / batch)
+        units = [unit[part::parts] for unit in units for part in range(min(parts, len(unit)))]
+        batch = 1
+    return [units[i] for i in chosen_samples(len(units), batch, step, seed, number)]
 
 
 def authors_turns(calibration: Calibration) -> list[tuple[str, int]]:
@@ -107,11 +118,16 @@ def chosen_samples(samples: int, batch: int | str, step: int, seed: int, task: i
     return sorted(order[place * batch : (place + 1) * batch].tolist())
 
 
-def _weighted(task: TaskSamples, samples: list[int]) -> Iterator[tuple[TaskSamples, int, np.ndarray]]:
-    """Each sequence of the chosen samples with the weight of its positions; a task's weights sum to 1."""
-    members = {sample: [i for i, s in enumerate(task.sample_of) if s == sample] for sample in samples}
-    for indices in members.values():
+def _sequences(task: TaskSamples, sample: int) -> list[int]:
+    """Indices of the sequences that a sample is made of."""
+    return [i for i, s in enumerate(task.sample_of) if s == sample]
+
+
+def _weighted(task: TaskSamples, units: list[list[int]]) -> Iterator[tuple[TaskSamples, int, np.ndarray]]:
+    """Each sequence of the chosen units with the weight of its positions: every unit's mean counts alike, and a task's
+    weights sum to 1."""
+    for indices in units:
         total = sum(task.sequences[i].count.sum() for i in indices)
         for i in indices:
             count = task.sequences[i].count
-            yield task, i, count[count > 0] / (total * len(samples))
+            yield task, i, count[count > 0] / (total * len(units))

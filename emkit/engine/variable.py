@@ -26,8 +26,9 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 class Optimiser:
     """``adamw``'s or ``adam``'s settings (they differ in where weight decay enters).
 
-    ``batch`` is the number of samples of each task in one step (``all``: every sample). ``clip`` bounds the norm of
-    the whole coefficient gradient (null: no bound). ``cosine`` falls from ``lr`` to 0 over ``steps``;
+    ``batch`` is the number of samples of each task in one step (``all``: every sample); below 1, the part of one: a
+    sample that is a pack of many short questions is dealt into that many parts, which take turns. ``clip`` bounds the
+    norm of the whole coefficient gradient (null: no bound). ``cosine`` falls from ``lr`` to 0 over ``steps``;
     ``cosine_restarts`` starts again every ``period`` steps, as the authors' code does.
     """
 
@@ -36,7 +37,7 @@ class Optimiser:
     weight_decay: float = 0.0
     steps: int = 50
     schedule: str = "cosine"
-    batch: int | str = "all"
+    batch: int | float | str = "all"
     clip: float | None = None
     period: int = 50
 

@@ -28,7 +28,7 @@ _OPTIMISER = mapping(
         "weight_decay": Key(number(0)),
         "steps": Key(integer(1)),
         "schedule": Key(choice(*SCHEDULES)),
-        "batch": Key(either(integer(1), choice("all")), required=False),
+        "batch": Key(either(integer(1), number(0.01, 0.5), choice("all")), required=False),
         "clip": Key(nullable(number(0)), required=False),
         "period": Key(integer(1), required=False),
     }
