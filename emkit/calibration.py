@@ -21,6 +21,7 @@ from types import ModuleType
 import torch
 from tqdm import tqdm
 
+from emkit.content import side_files_sha256, surroundings
 from emkit.engine.logits import Head, headless
 from emkit.engine.teacher import TaskSamples, load_samples, save_samples
 from emkit.errors import UserError
@@ -79,6 +80,8 @@ def calibrate(
                 "backbone": backbone.__name__,
                 "base": task_vectors.base.sha256(),
                 "expert": expert.sha256(),
+                "side_files": [side_files_sha256(checkpoint.path) for checkpoint in (task_vectors.base, expert)],
+                "surroundings": surroundings(base_model.device),
                 "source": source.identity(task),
                 "settings": vars(settings),
                 "seed": seed,

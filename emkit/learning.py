@@ -13,6 +13,7 @@ import torch
 
 from emkit.calibration import Calibration, Settings, calibrate
 from emkit.coefficients import Coefficients
+from emkit.content import surroundings
 from emkit.engine.options import EngineOptions
 from emkit.engine.order import authors_settings
 from emkit.engine.placement import Placement, place
@@ -182,6 +183,7 @@ class Learner:
                 "format": FORMAT,
                 "backbone": self.backbone.__name__,
                 "models": {name: checkpoint.sha256() for name, checkpoint in checkpoints.items()},
+                "surroundings": surroundings(self.recipe.device),
                 "transforms": list(self.task_vectors.identity),
                 "calibration": calibration.keys,
                 "start": start.to_json(),

@@ -87,7 +87,8 @@ class JsonlSource:
     def items(self, task: str, seed: int) -> Iterator[Item]:
         """Every line once."""
         lines = self.lines(task)
-        lines.sort(key=lambda line: hashlib.sha256(f"{seed}/{line[0]}/{line[1]}".encode()).hexdigest())
+        drawn = {line: f"{seed}/{self._name(task, line[0])}/{line[1]}".encode() for line in lines}
+        lines.sort(key=lambda line: hashlib.sha256(drawn[line]).hexdigest())
         for path, question in lines:
             if path is None:
                 yield Item(task, question, None, (question,))
@@ -97,6 +98,11 @@ class JsonlSource:
                     yield Item(task, f"{path.name}: {question}", image.convert("RGB"), (question,))
             except (OSError, UnidentifiedImageError) as error:
                 raise UserError(f"{self.files[task]}: {path} is no readable image") from error
+
+    def _name(self, task: str, image: Path | None) -> str:
+        """An image as its line has it, wherever the file lies and however its path was written."""
+        folder = self.files[task].parent
+        return str(image.relative_to(folder) if image is not None and image.is_relative_to(folder) else image)
 
     def lines(self, task: str) -> list[tuple[Path | None, str]]:
         """Image and question of every line; ``UserError`` naming the line that is not of the form, or lacks its image,

@@ -123,9 +123,9 @@ def random_bits(count: int, seed: int, *names: str, start: int = 0) -> np.ndarra
 class Trimmed(View):
     """TIES' first step: of every τ_k only the entries with |τ| ≥ the threshold stay, the others become 0.
 
-    The threshold is the ⌊(1 − density) · n⌋-th smallest magnitude, as in the original's code (``≥ kth value``): the
-    entry at the threshold and all that tie with it stay, so at least one more than ``density`` · n is kept, and where
-    a larger part than 1 − ``density`` of the entries is exactly 0 nothing is trimmed. ``scope`` ``model``: one
+    The threshold is the (n − ⌊density · n⌋)-th smallest magnitude, as in the original's code (``≥ kth value``): the
+    entry at the threshold and all that tie with it stay, so at least ⌊density · n⌋ + 1 are kept, and where a larger
+    part than 1 − ``density`` of the entries is exactly 0 nothing is trimmed. ``scope`` ``model``: one
     threshold a task vector, n its length; ``tensor``: one a tensor. (mergekit 0.1.5 keeps exactly ⌊density · n⌋ of
     each tensor, at least one entry fewer, and breaks ties by the order of its sort; it subtracts in the base's dtype.)
     """
@@ -156,7 +156,7 @@ BINS = 2**16
 def magnitude_thresholds(
     task_vectors: TaskVectors | View, density: float, names: Sequence[str] | None = None
 ) -> np.ndarray:
-    """The k-th smallest magnitude of every task vector, k = ⌊(1 − density) · n⌋ (0 for k = 0): fp32 [K], exact.
+    """The k-th smallest magnitude of every task vector, k = n − ⌊density · n⌋ (0 for k = 0): fp32 [K].
 
     The task vectors are those of the tensors ``names`` (all, unless given) and n their length. Nothing is
     concatenated or sorted: the bits of a non-negative fp32 number, read as an integer, are in the numbers' order. A
@@ -165,7 +165,7 @@ def magnitude_thresholds(
     """
     names = task_vectors.names if names is None else names
     total = sum(task_vectors.numel(name) for name in names)
-    left = np.full(len(task_vectors.experts), int(total * (1 - density)), dtype=np.int64)  # as the original rounds
+    left = np.full(len(task_vectors.experts), total - int(total * density), dtype=np.int64)  # as the original rounds
     if not left.any():
         return np.zeros(len(left), dtype=np.float32)
     high, left = _select(_histogram(task_vectors, names, _count_high), left)

@@ -30,7 +30,8 @@ def kept(
     else computed and written; a file that cannot be read is written again. fp32 or the model's dtype, on its device.
     """
     tower = sha256_tensors(sorted(backbone.vision_state(model).items()))
-    key = sha256_json({**identity, "tower": tower, "dtype": str(model.dtype)})
+    how = {"dtype": str(model.dtype), "device": model.device.type, "processor": processor.to_json_string()}
+    key = sha256_json({**identity, "tower": tower, "config": model.config.vision_config.to_dict(), **how})
     path = folder / f"{key[:32]}.safetensors"
     with lock(path.with_suffix(".lock")):
         found = read_kept(path, load_file)

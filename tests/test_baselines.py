@@ -29,7 +29,7 @@ def ties_reference(taus, density=0.2, scope="model", merge="mean", trim=True) ->
     names, merged = list(taus[0]), {}
     for group in [names] if scope == "model" else [[name] for name in names]:
         flat = np.stack([np.concatenate([tau[name].ravel() for name in group]) for tau in taus])
-        k = int(flat.shape[1] * (1 - density))
+        k = flat.shape[1] - int(flat.shape[1] * density)  # d - int(d * K) of the original
         if trim and k:
             threshold = np.sort(np.abs(flat), axis=1)[:, k - 1 : k]
             flat = np.where(np.abs(flat) >= threshold, flat, 0)

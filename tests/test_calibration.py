@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,35 @@ def test_a_second_call_reads_the_cache_and_another_seed_draws_anew(tiny_zoo, bas
     other = made(tiny_zoo, base_model, tmp_path, seed=1)
     assert other.keys["VQA"] != first.keys["VQA"]
     assert {r[0]["key"] for r in other.tasks["VQA"].rows}.isdisjoint({r[0]["key"] for r in first.tasks["VQA"].rows})
+
+
+def test_another_chat_template_makes_another_set(tiny_zoo, base_model, tmp_path):
+    """The same weights, asked in another way: what was kept does not hold."""
+    zoo = shutil.copytree(tiny_zoo, tmp_path / "zoo")
+    settings = Settings(samples=1, response_tokens=4, hidden_layer=1, max_new_tokens=3)
+    made = []
+    for _ in range(2):
+        given = (internvl, base_model, open_task_vectors(zoo), ZooSource("train"), settings, 0, tmp_path / "cache")
+        made.append(calibrate(*given))
+        template = zoo / "VQA" / "chat_template.jinja"
+        template.write_text("is " + template.read_text())
+    first, second = (calibration.keys for calibration in made)
+    assert first["VQA"] != second["VQA"] and first["Chart"] == second["Chart"]
+    rows = [made[i].tasks["VQA"].sequences[0].ids.tolist() for i in range(2)]
+    assert rows[0] != rows[1]
+
+
+def test_the_order_of_lines_does_not_depend_on_how_their_files_path_is_written(tmp_path, monkeypatch):
+    for i in range(6):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    lines = "".join(json.dumps({"image": f"{i}.png", "question": "what is this?"}) + "\n" for i in range(6))
+    (tmp_path / "a.jsonl").write_text(lines)
+    monkeypatch.chdir(tmp_path)
+    orders = [
+        [item.key for item in JsonlSource({"VQA": str(path)}).items("VQA", 3)]
+        for path in (Path("a.jsonl"), tmp_path / "a.jsonl", Path("..") / tmp_path.name / "a.jsonl")
+    ]
+    assert orders[0] == orders[1] == orders[2]
 
 
 def test_tokens_all_takes_every_position_of_every_row(tiny_zoo, base_model, tmp_path, calibration):

@@ -7,15 +7,20 @@ import numpy as np
 import pytest
 import torch
 from engine_toys import BETA, by_autograd, coefficients, toy
+from safetensors.torch import save_file
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from emkit import fit as fitting
+from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.engine.arithmetic import Arithmetic, Rows
+from emkit.engine.losses import recomputed
 from emkit.engine.merged_model import MergedModel, Whole
 from emkit.engine.options import EngineOptions, parse_bytes
 from emkit.engine.placement import InHost, OnDevice, Placement, fixed_bytes, held_bytes, place
 from emkit.errors import UserError
 from emkit.fit import FitOptions, Optimiser, fit
+from emkit.task_vectors import TaskVectors
 from emkit.transforms import Elected, Trimmed
 
 
@@ -256,3 +261,32 @@ def test_amounts_of_memory():
             parse_bytes(bad)
     with pytest.raises(UserError, match="at least one token"):
         EngineOptions(micro_tokens=0)
+
+
+def test_resident_vectors_are_counted_as_they_are_stored(tmp_path):
+    """fp32 experts on a bf16 base: two bytes an entry for the base, four for each expert."""
+    base = {"w": torch.zeros(10, 10, dtype=torch.bfloat16)}
+    experts = {name: {"w": torch.ones(10, 10)} for name in ("a", "b")}
+    folders = {"base": base, **experts}
+    for name, tensors in folders.items():
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    opened = {name: Checkpoint.open(tmp_path / name) for name in folders}
+    vectors = TaskVectors(opened.pop("base"), opened, list)
+    assert held_bytes(vectors, None) == 100 * (2 + 4 + 4)
+    assert held_bytes(vectors, torch.float32) == 100 * (2 + 4 + 4)
+    assert held_bytes(vectors, torch.float64) == 100 * (2 + 8 + 8)
+
+
+def test_recomputed_blocks_drop_nothing():
+    class Block(GradientCheckpointingLayer):
+        def forward(self, x):
+            return torch.nn.functional.dropout(x, 0.5, self.training)
+
+    model = torch.nn.Sequential(Block(), Block()).eval()
+    x = torch.ones(1000, requires_grad=True)
+    with recomputed(model, True):
+        out = model(x)
+        out.sum().backward()
+    assert torch.equal(out, torch.ones(1000)) and torch.equal(x.grad, torch.ones(1000))
+    assert not any(module.training for module in model.modules())

@@ -16,7 +16,7 @@ from test_judge_server import post
 from emkit.errors import UserError
 from eval import judge
 from eval.__main__ import main
-from eval.judge import estimate, prices, service
+from eval.judge import estimate, prices, server, service
 from eval.judge.cache import Cache
 from eval.judge.spending import CapReached, Ledger
 from eval.plan import Plan
@@ -372,3 +372,13 @@ def test_the_estimate_of_a_recipe(tmp_path, monkeypatch, capsys):
     assert estimate.total(mini) == 0 and "costs nothing" in estimate.text(mini)
     assert main(["reproduce", "emkit/recipes/mini/internvl.yaml", "--max-usd", "much"]) == 2
     assert capsys.readouterr().err == "error: --max-usd is 'much'; it must be an amount in US dollars, such as 5\n"
+
+
+def test_what_a_request_costs_is_bounded_by_all_of_it():
+    price = prices.of_model("gpt-4o-mini-2024-07-18")
+    short = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    assert price.bound({**short, "stop": ["x" * 100_000]}) >= price.bound(short) + price.of(100_000, 0)
+    for wrong in (float("nan"), -5, float("inf"), None, "many"):
+        assert price.used({"prompt_tokens": wrong, "completion_tokens": 1}) is None
+    assert price.used({"prompt_tokens": 2, "completion_tokens": 1}) == price.of(2, 1)
+    assert "'tools'" in server._wrong({**short, "tools": [{"name": "x" * 100_000}]}) and not server._wrong(short)

@@ -23,17 +23,29 @@ TERMS = {"alignment": ("hidden", "logit"), "entropy": ("entropy",)}  # an object
 
 @contextlib.contextmanager
 def recomputed(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
-    """Activation checkpointing of every block inside (transformers' own, which asks that a block be in training mode;
-    its parts stay in evaluation mode, so that nothing is dropped)."""
+    """Activation checkpointing of every block inside: transformers' own, which asks for a block in training mode."""
     blocks = [module for module in model.modules() if wanted and isinstance(module, GradientCheckpointingLayer)]
     for block in blocks:
         block.gradient_checkpointing, block.training = True, True
-        block._gradient_checkpointing_func = lambda call, *args: checkpoint(call, *args, use_reentrant=False)
+        block._gradient_checkpointing_func = _checkpointed(block)
     try:
         yield
     finally:
         for block in blocks:
             block.gradient_checkpointing, block.training = False, False
+
+
+def _checkpointed(block: torch.nn.Module) -> Callable:
+    """Runs the block in evaluation mode now and when it is recomputed, so that dropout of its own stays off too."""
+
+    def quiet(call, *args):
+        block.training = False
+        try:
+            return call(*args)
+        finally:
+            block.training = True
+
+    return lambda call, *args: checkpoint(quiet, call, *args, use_reentrant=False)
 
 
 def backward(

@@ -175,9 +175,11 @@ def held_bytes(task_vectors: TaskVectors | View, wide: torch.dtype | None) -> in
     """Bytes of θ_base as stored and K task vectors in ``wide`` (None: K experts as stored)."""
     total = 0
     for name in task_vectors.names:
-        stored = task_vectors.base.info(name).dtype.itemsize
-        each = torch.float32.itemsize if isinstance(task_vectors, View) else stored
-        total += task_vectors.numel(name) * (stored + len(task_vectors.experts) * (wide.itemsize if wide else each))
+        total += task_vectors.base.info(name).nbytes
+        if wide is None and not isinstance(task_vectors, View):
+            total += sum(expert.info(name).nbytes for expert in task_vectors.checkpoints.values())
+        else:
+            total += task_vectors.numel(name) * len(task_vectors.experts) * (wide or torch.float32).itemsize
     return total
 
 

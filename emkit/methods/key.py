@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from functools import cache
-from pathlib import Path
-
 import torch
 
-import emkit
-from emkit.files import sha256_file, sha256_json
+from emkit.content import code_sha256
+from emkit.files import sha256_json
 from emkit.methods.registry import Context, Merge
 
 
@@ -31,7 +27,7 @@ def content_key(ctx: Context, method: str, merge: Merge) -> str:
             "experts": ctx.task_vectors.experts,
             "inputs": [checkpoint.identity() for checkpoint in checkpoints],
             "names": ctx.task_vectors.names,
-            "code": _code(),
+            "code": code_sha256(),
             "machine": [torch.__version__, torch.get_num_threads(), _processor(ctx.device)],
         }
     )
@@ -45,9 +41,3 @@ def default_device() -> str:
 def _processor(device: str) -> str:
     on_gpu = torch.device(device).type == "cuda"
     return torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()
-
-
-@cache
-def _code() -> str:
-    root = Path(emkit.__file__).parent
-    return hashlib.sha256("".join(sha256_file(file) for file in sorted(root.rglob("*.py"))).encode()).hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,16 +33,17 @@ class Price:
 
     def bound(self, request: dict) -> float:
         """Dollars that ``request`` cannot exceed: no tokenizer makes more tokens than a text has UTF-8 bytes."""
-        prompt = sum(_PER_MESSAGE + len(text(message).encode()) for message in request["messages"])
+        prompt = _PER_MESSAGE * len(request["messages"]) + len(json.dumps(request, ensure_ascii=False).encode())
         limit = request.get("max_completion_tokens", request.get("max_tokens"))
         return self.of(prompt, _LONGEST_REPLY if limit is None else limit)
 
     def used(self, usage: object) -> float | None:
         """Dollars for a reply's ``usage``; None when it does not say."""
         try:
-            return self.of(float(usage["prompt_tokens"]), float(usage["completion_tokens"]))
+            counts = [float(usage["prompt_tokens"]), float(usage["completion_tokens"])]
         except (TypeError, KeyError, ValueError):
             return None
+        return self.of(*counts) if all(0 <= count < math.inf for count in counts) else None
 
 
 @cache

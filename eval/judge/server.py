@@ -135,6 +135,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet: the cache is the log, and headers hold keys."""
 
 
+# keys of a request whose cost is that of its messages and its reply's length
+KNOWN = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "n"}
+KNOWN |= {"user", "stream", "logprobs", "top_logprobs", "presence_penalty", "frequency_penalty"}
+
+
 def _wrong(request) -> str:
     """Why ``request`` cannot be served, or ""."""
     if not isinstance(request, dict) or not isinstance(request.get("model"), str):
@@ -144,6 +149,8 @@ def _wrong(request) -> str:
         return "the request has no messages"
     if not all(_is_text(message.get("content")) for message in messages):
         return "a judge reads text only: what a picture costs could not be bounded"
+    if unknown := sorted(set(request) - KNOWN):
+        return f"'{unknown[0]}' is no key that a judge's request may have: what it costs could not be bounded"
     if request.get("stream") or request.get("n") not in (None, 1):
         return "only one reply, not streamed, is supported"
     limits = (request.get("max_tokens"), request.get("max_completion_tokens"))
