@@ -38,7 +38,6 @@ class TaskVectors:
         for name in self.names:
             if not base.info(name).dtype.is_floating_point:
                 raise UserError(f"{base.path}: '{name}' is {base.info(name).dtype}, which cannot be merged")
-        self._held: dict[str, list[torch.Tensor]] | None = None
         self._finite: set[str] = set()
 
     @property
@@ -52,9 +51,6 @@ class TaskVectors:
 
     def read(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """θ_base and the K experts' θ_k of one tensor, as stored; ``UserError`` for NaN or infinity in them."""
-        if self._held is not None:
-            base, *experts = self._held[name]
-            return base, experts
         checkpoints = (self.base, *self.checkpoints.values())
         tensors = [checkpoint.read(name) for checkpoint in checkpoints]
         if name not in self._finite:  # once: a tensor is read in several passes, and block by block
@@ -62,14 +58,6 @@ class TaskVectors:
                 check_finite(name, tensor, str(checkpoint.path))
             self._finite.add(name)
         return tensors[0], tensors[1:]
-
-    def hold(self, device: str | torch.device = "cpu") -> None:
-        """Keep all merged tensors in memory, as stored, on ``device``: what a fit reads at every step."""
-        held = {}
-        for name in self.names:
-            base, experts = self.read(name)
-            held[name] = [tensor.to(device) for tensor in (base, *experts)]
-        self._held = held
 
     def tau(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """τ_k of one tensor for every expert: [K, *shape], subtracted in ``dtype``.

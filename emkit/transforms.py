@@ -31,7 +31,6 @@ class View:
             inner.experts,
         )
         self.numel = inner.numel
-        self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def transform(self, name: str, block: Block) -> Block:
         """The blocks of τ̂_k of one tensor, given those of τ_k, whose memory may be overwritten."""
@@ -42,9 +41,6 @@ class View:
 
         What it takes of the whole tensor, as a threshold, is found here; each block is computed when it is asked for.
         """
-        if self._held is not None:
-            tau = self._held[name][1].flatten(1)
-            return lambda start, stop: tau[:, start:stop].clone()
         return self.transform(name, self.inner.blocks(name))
 
     def taus(self, name: str) -> Iterator[torch.Tensor]:
@@ -53,8 +49,6 @@ class View:
 
     def tau(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """τ̂_k of one tensor for every expert: [K, *shape], computed in fp32 and then of ``dtype``."""
-        if self._held is not None:
-            return self._held[name][1].to(dtype)
         block, shape = self.blocks(name), self.base.info(name).shape
         device = block(0, 0).device
         tau = torch.empty(len(self.experts), self.numel(name), dtype=dtype, device=device)
@@ -67,13 +61,8 @@ class View:
 
     def merged(self, name: str, coefficients: np.ndarray, dtype: torch.dtype | None = None) -> torch.Tensor:
         """θ_base + Σ_k Σ_s α_{k,s} τ̂_{k,s} of one tensor, in the base's dtype or ``dtype`` (Eq. 5)."""
-        base = self.base.read(name) if self._held is None else self._held[name][0]
+        base = self.base.read(name)
         return merge_blocks(base if dtype is None else base.to(dtype), self.blocks(name), coefficients)
-
-    def hold(self, device: str | torch.device = "cpu") -> None:
-        """Keep θ_base and all τ̂_k in memory, on ``device``: what a fit reads at every step."""
-        if self._held is None:
-            self._held = {name: (self.base.read(name).to(device), self.tau(name).to(device)) for name in self.names}
 
 
 class Dropped(View):

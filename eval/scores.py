@@ -43,11 +43,6 @@ class Cell:
     versions: dict = field(default_factory=dict)
 
 
-def cell_path(results: str | Path, profile: str, backbone: str, row: str, seed: int, benchmark: str) -> Path:
-    """Where a cell lives; ``results`` is the results folder."""
-    return Path(results) / profile / backbone / row / str(seed) / f"{benchmark}.json"
-
-
 def items_path(path: str | Path) -> Path:
     """The per-item file that belongs to the cell at ``path``."""
     return Path(path).with_suffix(".items.jsonl")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 
 from emkit.coefficients import Coefficients, chunk_bounds
@@ -161,8 +160,3 @@ def _places(coefficients: Coefficients) -> Iterator[tuple[str, slice]]:
         if name not in coefficients.fixed:
             yield name, slice(at, at + value.size)
             at += value.size
-
-
-def as_numpy(gradient: torch.Tensor) -> np.ndarray:
-    """A flat gradient as float64 numpy."""
-    return gradient.cpu().numpy()
