@@ -16,14 +16,13 @@ ITEMS = [
 
 @pytest.fixture
 def path(tmp_path):
-    return scores.cell_path(tmp_path, "mini", "internvl", "ta", 0, "RefCOCO+")
+    return tmp_path / "mini" / "internvl" / "ta" / "0" / "RefCOCO+.json"
 
 
 def test_a_scored_cell_comes_back(path):
     written = scores.write_scored(path, ITEMS, **ABOUT)
     assert scores.read_cell(path) == written and scores.read_items(path) == ITEMS
     assert (written.status, written.value, written.n, written.stderr) == ("ok", 50.0, 2, 50.0)
-    assert path.parts[-5:] == ("mini", "internvl", "ta", "0", "RefCOCO+.json")
 
 
 def test_same_cell_same_bytes(path):
