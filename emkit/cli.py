@@ -191,18 +191,23 @@ def _zoo_check(options) -> int:
 
 def _merge_row(options) -> None:
     from emkit import methods, recipe
+    from emkit.own import resources
 
-    cache = options.cache or options.out.parent / ".cache"
+    loaded, cache = recipe.load(options.recipe), options.cache or options.out.parent / ".cache"
+    loaded.row(options.row)
+    use, shard = engine.from_arguments(options), engine.parse_bytes(options.shard_size)
+    models = [loaded.model("base"), *loaded.experts.values(), *filter(None, [loaded.data["models"].get("mixture")])]
+    resources.check_writable(options.out, True, map(Path, models), resources.by_merge_row)
     report = methods.merge_row(
-        recipe.load(options.recipe),
+        loaded,
         options.row,
         options.seed,
         options.out,
         cache,
         options.scale,
         progress=True,
-        engine=engine.from_arguments(options),
-        shard_bytes=engine.parse_bytes(options.shard_size),
+        engine=use,
+        shard_bytes=shard,
     )
     print(json.dumps(report, indent=1, sort_keys=True))
 

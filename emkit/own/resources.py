@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +97,24 @@ def available() -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
-def check_writable(out: Path, overwrite: bool, inputs: list[Path]) -> None:
-    """``UserError`` unless ``out`` can be written, and is new or may be replaced; it may not be one of the inputs."""
+def by_merge(folder: Path) -> bool:
+    """Whether ``emkit merge`` wrote the model in a folder."""
+    return (folder / REPORT).is_file()
+
+
+def by_merge_row(folder: Path) -> bool:
+    """Whether ``emkit merge-row`` did, which leaves no report: its card says so (:func:`emkit.methods.card`)."""
+    try:
+        return "\nMade by emkit, row `" in (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def check_writable(out: Path, overwrite: bool, inputs: Iterable[Path], own: Callable[[Path], bool] = by_merge) -> None:
+    """``UserError`` unless ``out`` can be written, and is new or may be replaced; it may not be one of the inputs.
+
+    ``own`` tells of a folder whether the command that asks wrote it: no other is ever replaced.
+    """
     if any(out.resolve() == folder.resolve() for folder in inputs):
         raise UserError(f"{out} is one of the models to merge: choose another output folder")
     if out.exists() and not out.is_dir():
@@ -105,7 +122,7 @@ def check_writable(out: Path, overwrite: bool, inputs: list[Path]) -> None:
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise UserError(f"{out} is there already: choose another output folder, or `--overwrite` it")
-        if not (out / REPORT).is_file():
+        if not own(out):
             raise UserError(f"{out} is no model that emkit wrote, and is not overwritten: choose another output folder")
     parent = _existing(out.parent)
     try:
