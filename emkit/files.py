@@ -148,18 +148,35 @@ def _clear(folder: Path, but: str) -> None:
 
 
 def replace_dir(part: Path, path: Path) -> None:
-    """Rename ``part`` to ``path``; a folder that is there already steps aside first (a rename cannot replace it)."""
-    while True:
-        try:
-            os.rename(part, path)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
+    """Rename ``part`` to ``path``; a folder that is there already steps aside first (a rename cannot replace it).
+
+    It is removed only once the new one has its name, and gets it back when that fails or is interrupted.
+    """
+    while not _renamed(part, path):
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, aside / "old")
-        shutil.rmtree(aside, ignore_errors=True)
+        old = aside / "old"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path, old)
+            if _renamed(part, path):
+                return
+        finally:
+            if part.exists() and not path.exists():
+                with contextlib.suppress(OSError):
+                    os.rename(old, path)
+            if path.exists() or not old.exists():  # otherwise it is the only one there is
+                shutil.rmtree(aside, ignore_errors=True)
+
+
+def _renamed(part: Path, path: Path) -> bool:
+    """Rename ``part`` to ``path``; False where a folder with something in it has the name."""
+    try:
+        os.rename(part, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def write_json(path: str | Path, value: object) -> None:
