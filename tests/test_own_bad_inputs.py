@@ -346,7 +346,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_with_the_name(models, tmp_pa
     lines = [line for line in (tmp_path / "stderr").read_text().splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "free some space" in lines[0]
     # the hidden folder has the finished shards, from which the same command goes on
-    assert {file.name for file in tmp_path.iterdir()} <= {"stderr", ".emkit-cache", "..out.unchecked.part"}
+    assert {file.name for file in tmp_path.iterdir()} <= {"stderr", ".emkit-cache", ".out.part"}
 
 
 def test_a_read_only_folder_is_one_line(models):

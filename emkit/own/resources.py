@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -108,6 +109,11 @@ def by_merge_row(folder: Path) -> bool:
         return "\nMade by emkit, row `" in (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def place(out: str | Path) -> Path:
+    """The absolute path that ``out`` leads to, through ``~`` and links: a folder can only be renamed onto that."""
+    return Path(os.path.realpath(os.path.expanduser(out)))
 
 
 def check_writable(out: Path, overwrite: bool, inputs: Iterable[Path], own: Callable[[Path], bool] = by_merge) -> None:
