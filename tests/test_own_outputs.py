@@ -7,6 +7,7 @@ import sys
 
 import own_models as own
 import pytest
+import torch
 from conftest import recipe_data, save_recipe
 
 from emkit import cli
@@ -110,3 +111,54 @@ def test_two_merges_to_one_folder_take_turns(models, tmp_path, monkeypatch, caps
     error = started[0].communicate(timeout=60)[1]
     assert started[0].returncode == 2 and f"error: {out} is there already" in error
     assert '"task_arithmetic"' in (out / "emkit_merge.json").read_text() and list(tmp_path.iterdir()) == [out]
+
+
+def test_an_output_that_holds_what_the_merge_needs(models, tmp_path, capsys):
+    """Even a model that emkit wrote: people keep experts, prompts and recipes in it."""
+    out = own.merge(models, tmp_path / "out")
+    shutil.copytree(models / "math", out / "math")
+    shutil.copy(models / "math.jsonl", out)
+    capsys.readouterr()
+    given = own.flags(models, out, "expert_merging", "--overwrite", "--dry-run")
+    recipe = out / "m.yaml"
+    recipe.write_text("seed: 0\n")
+    for more in (
+        ["--cache", str(out / "cache")],
+        ["--calibration", f"math={out / 'math.jsonl'}"],
+        [str(recipe)],
+    ):
+        assert cli.main([*given, *more]) == 2
+        assert f", which the merge needs, lies in {out}" in capsys.readouterr().err, more
+    assert cli.main([word.replace(str(models / "math") + "", str(out / "math")) for word in given]) == 2
+    assert f"{out}/math, which the merge needs, lies in {out}" in capsys.readouterr().err
+    assert cli.main(given) == 0
+
+
+def test_an_output_that_cannot_take_its_name(models, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "deep")
+    for out in (".", "..", "../..", str(tmp_path / "here")):
+        assert cli.main([*own.flags(models, out), "--dry-run"]) == 2
+        assert "the folder that you are in" in capsys.readouterr().err
+    assert cli.main([*own.flags(models, "/proc"), "--dry-run"]) == 2
+    assert "/proc is a disk's own folder" in capsys.readouterr().err
+
+
+def test_an_output_by_a_link_or_from_home(models, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    own.merge(models, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "emkit_merge.json").is_file()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    own.merge(models, "~/out")
+    assert (tmp_path / "home" / "out" / "emkit_merge.json").is_file()
+
+
+def test_one_tensor_of_another_precision_passes_the_check(models, tmp_path):
+    name = "model.layers.1.mlp.down_proj.weight"
+    mixed = own.copied(models, tmp_path)
+    for owner in ("base", *own.EXPERTS):
+        own.rewrite(mixed / owner, {name: own.tensors(mixed / owner)[name].float() + 2.0**-12 / 3})
+    found = own.tensors(own.merge(mixed, tmp_path / "out"))
+    assert found[name].dtype == torch.float32 and found["lm_head.weight"].dtype == torch.bfloat16
+    assert not torch.equal(found[name], found[name].bfloat16().float())

@@ -114,7 +114,7 @@ def _init(options) -> None:
 
 
 def _merge(options) -> None:
-    from emkit.own import merge, recipe
+    from emkit.own import merge, recipe, resources
 
     data = recipe.read(options.recipe) if options.recipe is not None else {}
     where = f"{options.recipe}: " if options.recipe is not None else ""
@@ -132,13 +132,14 @@ def _merge(options) -> None:
     recipe.check(data, where or "command line: ")
     _quieten()
     use, shard = engine.from_arguments(options), engine.parse_bytes(options.shard_size)
-    prepared = merge.prepare(data, options.overwrite, engine=use)
+    cache = options.cache or resources.place(data["out"]).parent / ".emkit-cache"
+    needed = [cache, *([Path(options.recipe)] if where else [])]
+    prepared = merge.prepare(data, options.overwrite, engine=use, needed=needed)
     for line in prepared.plan:
         print(line, file=sys.stderr)
     if options.dry_run:
         print("everything fits; nothing was merged (--dry-run)")
         return
-    cache = options.cache or prepared.recipe.out.absolute().parent / ".emkit-cache"
     report = merge.run(
         prepared,
         shlex.join(["emkit", *options.given]),

@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,10 +50,11 @@ class Prepared:
     vectors: TaskVectors
     plan: tuple[str, ...]
     overwrite: bool = False
+    needed: tuple[Path, ...] = ()
 
     def check_out(self) -> None:
         """``UserError`` unless the recipe's ``out`` may (still) be written."""
-        resources.check_writable(self.recipe.out, self.overwrite, self.folders.values())
+        resources.check_writable(self.recipe.out, self.overwrite, self.folders.values(), needed=self.needed)
 
 
 def prepare(
@@ -61,13 +62,15 @@ def prepare(
     overwrite: bool = False,
     say: Callable[[str], None] = _say,
     engine: EngineOptions | None = None,
+    needed: Iterable[Path] = (),
 ) -> Prepared:
     """Open and check everything that a recipe names; ``UserError`` for whatever would go wrong later.
 
     ``given`` went through :func:`emkit.own.recipe.check`. Hub ids are downloaded, their configurations first, so that
-    models that cannot fit are not fetched.
+    models that cannot fit are not fetched. ``needed``: what else ``out`` may not hold, such as the cache of fits.
     """
-    recipe, folders, config, remarks = _fit_together(given, overwrite)
+    needed = (*needed, *map(Path, given.get("calibration", {}).get("files", {}).values()))
+    recipe, folders, config, remarks = _fit_together(given, overwrite, needed)
     names = {"base": given["base"], **recipe.experts}
     missing = sum(hub.missing_bytes(name, _who(label)) for label, name in names.items())
     if missing:
@@ -85,7 +88,7 @@ def prepare(
     plan = (
         f"{recipe.method.name} of {', '.join(experts)} on {given['base']}, backbone {recipe.backbone}: "
         f"{len(vectors.names)} of {len(base.names)} tensors are merged",
-        f"{resources.check_disk(recipe.out, needs.disk, recipe.allows('disk'))}, "
+        f"{resources.check_disk(recipe.out.parent, needs.disk, recipe.allows('disk'))}, "
         f"{resources.check_memory(needs.memory, recipe.allows('memory'))}",
     )
     for remark in remarks:
@@ -96,13 +99,13 @@ def prepare(
 
 
 def _fit_together(
-    given: Mapping[str, Any], overwrite: bool
+    given: Mapping[str, Any], overwrite: bool, needed: tuple[Path, ...]
 ) -> tuple[MergeRecipe, dict[str, Path], checks.Config, list[str]]:
     """What can be told without weights: the recipe with its backbone, the models' folders, the base's configuration
     and remarks on what differs but may."""
     names = {"base": given["base"], **given["experts"]}
     folders = {label: hub.folder(name, _who(label), hub.SMALL) for label, name in names.items()}
-    resources.check_writable(Path(given["out"]), overwrite, list(folders.values()))
+    resources.check_writable(resources.place(given["out"]), overwrite, folders.values(), needed=needed)
     config = checks.config(folders["base"], "the base")
     for label in given["experts"]:
         if not is_adapter(folders[label]):

@@ -116,13 +116,28 @@ def place(out: str | Path) -> Path:
     return Path(os.path.realpath(os.path.expanduser(out)))
 
 
-def check_writable(out: Path, overwrite: bool, inputs: Iterable[Path], own: Callable[[Path], bool] = by_merge) -> None:
-    """``UserError`` unless ``out`` can be written, and is new or may be replaced; it may not be one of the inputs.
+def check_writable(
+    out: Path,
+    overwrite: bool,
+    inputs: Iterable[Path],
+    own: Callable[[Path], bool] = by_merge,
+    needed: Iterable[Path] = (),
+) -> None:
+    """``UserError`` unless ``out`` can be written, and is new or may be replaced.
 
+    It may not be one of the ``inputs`` (models' folders), nor hold one, or another file or folder that is ``needed``.
     ``own`` tells of a folder whether the command that asks wrote it: no other is ever replaced.
     """
-    if any(out.resolve() == folder.resolve() for folder in inputs):
+    real, inputs = place(out), [place(folder) for folder in inputs]
+    if real in inputs:
         raise UserError(f"{out} is one of the models to merge: choose another output folder")
+    for path in (*inputs, *map(place, needed)):
+        if path.is_relative_to(real):
+            raise UserError(f"{path}, which the merge needs, lies in {out}: choose another output folder")
+    if place(os.curdir).is_relative_to(real):
+        raise UserError(f"{out} is, or holds, the folder that you are in, and cannot be replaced: choose another")
+    if os.path.ismount(real):
+        raise UserError(f"{out} is a disk's own folder, and cannot be replaced: choose one in it")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another output folder")
     if out.exists() and any(out.iterdir()):
