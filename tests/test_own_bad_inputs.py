@@ -193,6 +193,11 @@ def test_commands_with_a_mistake(refuses, arguments, match):
     refuses(arguments, match)
 
 
+def test_files_of_a_recipe_that_are_no_mapping_and_flags(models, tmp_path, refuses):
+    file = edited(models, tmp_path, method="expert_merging", calibration={"files": ["math.jsonl"]})
+    refuses(["merge", file, "--calibration", "math=math.jsonl"], "files: ['math.jsonl'] is not a mapping")
+
+
 def drop_shard(models):
     sorted((models / "code").glob("*-of-*.safetensors"))[1].unlink()
 
