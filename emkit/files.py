@@ -132,12 +132,16 @@ def resumable_dir(path: str | Path, key: str, allowed: Callable[[], None] | None
         raise unwritable(path, error) from error
 
 
-def _locked(path: Path) -> TextIO:
+def _locked(path: Path, waiting: Callable[[], None] = lambda: None) -> TextIO:
     """The file ``path`` open and locked; it and its folder are made where there are none."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller's
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
             # who held the lock may have finished meanwhile, and this file be gone, with its folder or without
             if os.path.samestat(os.fstat(handle.fileno()), os.stat(path)):
@@ -212,14 +216,15 @@ def read_kept(path: str | Path, read: Callable[[Path], T]) -> T | None:
 
 
 @contextlib.contextmanager
-def lock(path: str | Path, remove: bool = False) -> Iterator[None]:
+def lock(path: str | Path, remove: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold ``path`` locked among processes; the system releases it when its holder dies, however it dies.
 
-    With ``remove`` the file is gone after the block; who waited for it then has one of its own.
+    ``waiting`` is called when another process holds it. With ``remove`` the file is gone after the block; who waited
+    for it then has one of its own.
     """
     path = Path(path)
     try:
-        handle = _locked(path)
+        handle = _locked(path, waiting)
     except OSError as error:
         raise unwritable(path, error) from error
     with handle:

@@ -101,8 +101,10 @@ def test_two_merges_to_one_folder_take_turns(models, tmp_path, monkeypatch, caps
     out, started = tmp_path / "out", []
 
     def second():
+        """Go on only when it waits."""
         given = own.flags(models, out, "weight_average")
         started.append(subprocess.Popen([sys.executable, "-m", "emkit.cli", *given], stderr=subprocess.PIPE, text=True))
+        assert any("waiting for another merge" in line for line in started[0].stderr)
         with open(tmp_path / ".out.lock") as held, pytest.raises(BlockingIOError):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -235,7 +235,8 @@ def run(
     )
     if recipe.method.learned:
         say(f"calibration sets and fits are kept in {cache}: the same command goes on from there")
-    with lock(recipe.out.with_name(f".{recipe.out.name}.lock"), remove=True), _named(recipe.out):
+    file, wait = recipe.out.with_name(f".{recipe.out.name}.lock"), f"waiting for another merge to {recipe.out}"
+    with lock(file, remove=True, waiting=lambda: say(wait)), _named(recipe.out):
         prepared.check_out()  # another merge may have written it while this one waited
         with deterministic(), tempfile.TemporaryDirectory() as side:
             return _write(prepared, context, command, Path(side), say, shard_bytes)
