@@ -196,6 +196,8 @@ def write_checkpoint(
     card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     key: str | None = None,
+    finish: Callable[[Path], None] | None = None,
+    allowed: Callable[[], None] | None = None,
 ) -> None:
     """Write a checkpoint folder ``out`` with the configuration, tokenizer and templates of ``like``.
 
@@ -206,7 +208,12 @@ def write_checkpoint(
 
     ``key`` names everything that the tensors depend on. With it, a killed run's finished shards are found again by a
     run with the same key, which calls ``tensors`` for the others alone (see :func:`emkit.files.resumable_dir`).
+
+    ``finish`` is called with the whole folder before it has its name, to check it and to add to it. ``allowed``, which
+    only a run with a key can have, is called last, as described there.
     """
+    if allowed is not None and key is None:
+        raise ValueError("only a folder with a key can be kept when it may not take its name")
     out = Path(out)
     planned = shards.plan({name: like.info(name) for name in like.names}, shard_bytes)
 
@@ -215,13 +222,15 @@ def write_checkpoint(
         check_finite(name, tensor, str(out))
         return tensor
 
-    with atomic_dir(out) if key is None else resumable_dir(out, _written_key(key, planned)) as part:
+    with atomic_dir(out) if key is None else resumable_dir(out, _written_key(key, planned), allowed) as part:
         shards.write(part, planned, checked)
         for file in sorted(like.path.iterdir()):
             if file.is_file() and any(file.match(pattern) for pattern in SIDE_FILES):
                 shutil.copyfile(file, part / file.name)
         if card is not None:
             (part / "README.md").write_text(card, encoding="utf-8")
+        if finish is not None:
+            finish(part)
 
 
 def _written_key(key: str, planned: Sequence[Shard]) -> str:

@@ -191,18 +191,16 @@ def _zoo_check(options) -> int:
 
 def _merge_row(options) -> None:
     from emkit import methods, recipe
+    from emkit.own import resources
 
-    cache = options.cache or options.out.parent / ".cache"
+    loaded, out = recipe.load(options.recipe), resources.place(options.out)
+    loaded.row(options.row)
+    cache = options.cache or out.parent / ".cache"
+    use, shard = engine.from_arguments(options), engine.parse_bytes(options.shard_size)
+    models = [loaded.model("base"), *loaded.experts.values(), *filter(None, [loaded.data["models"].get("mixture")])]
+    resources.check_writable(out, True, map(Path, models), resources.by_merge_row, [cache, Path(options.recipe)])
     report = methods.merge_row(
-        recipe.load(options.recipe),
-        options.row,
-        options.seed,
-        options.out,
-        cache,
-        options.scale,
-        progress=True,
-        engine=engine.from_arguments(options),
-        shard_bytes=engine.parse_bytes(options.shard_size),
+        loaded, options.row, options.seed, out, cache, options.scale, progress=True, engine=use, shard_bytes=shard
     )
     print(json.dumps(report, indent=1, sort_keys=True))
 

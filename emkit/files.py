@@ -97,19 +97,21 @@ PLAN = ".plan.json"
 
 
 @contextlib.contextmanager
-def resumable_dir(path: str | Path, key: str) -> Iterator[Path]:
+def resumable_dir(path: str | Path, key: str, allowed: Callable[[], None] | None = None) -> Iterator[Path]:
     """A folder that a killed process can go on with: yield the hidden sibling ``.NAME.part`` of ``path`` to fill.
 
     It still has what an earlier block with the same ``key`` had put there when it was killed, or failed for a reason
     outside itself (a full disk, Ctrl-C); for another ``key`` it is empty. It replaces ``path`` as a whole when the
     block succeeds, and is removed when the block raises ``UserError``, which it would raise again. A second process
     that wants the same folder waits. What is finished in the folder and what is not, the caller has to tell.
+
+    ``allowed`` is called before ``path`` is replaced; what it raises leaves both folders as they are.
     """
     path = Path(path)
     part, wanted = path.with_name(f".{path.name}.part"), json.dumps({"key": key})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked_plan(part) as plan:
+        with _locked(part / PLAN) as plan:
             plan.seek(0)
             if plan.read() != wanted:
                 _clear(part, but=PLAN)
@@ -122,23 +124,29 @@ def resumable_dir(path: str | Path, key: str) -> Iterator[Path]:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
             part.chmod(0o755)
+            if allowed is not None:
+                allowed()
             replace_dir(part, path)
             (path / PLAN).unlink()  # not before: without it the folder would be anybody's
     except OSError as error:
         raise unwritable(path, error) from error
 
 
-def _locked_plan(part: Path) -> TextIO:
-    """The file in the folder ``part`` that holds its key, open and locked; both are made where there are none."""
+def _locked(path: Path, waiting: Callable[[], None] = lambda: None) -> TextIO:
+    """The file ``path`` open and locked; it and its folder are made where there are none."""
     while True:
-        part.mkdir(exist_ok=True)
-        plan = open(part / PLAN, "a+", encoding="utf-8")  # noqa: SIM115 - the caller's
-        fcntl.flock(plan, fcntl.LOCK_EX)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller's
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
-            # who held the lock may have finished meanwhile, and the folder with this file be gone
-            if os.path.samestat(os.fstat(plan.fileno()), os.stat(part / PLAN)):
-                return plan
-        plan.close()
+            # who held the lock may have finished meanwhile, and this file be gone, with its folder or without
+            if os.path.samestat(os.fstat(handle.fileno()), os.stat(path)):
+                return handle
+        handle.close()
 
 
 def _clear(folder: Path, but: str) -> None:
@@ -148,18 +156,35 @@ def _clear(folder: Path, but: str) -> None:
 
 
 def replace_dir(part: Path, path: Path) -> None:
-    """Rename ``part`` to ``path``; a folder that is there already steps aside first (a rename cannot replace it)."""
-    while True:
-        try:
-            os.rename(part, path)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
+    """Rename ``part`` to ``path``; a folder that is there already steps aside first (a rename cannot replace it).
+
+    It is removed only once the new one has its name, and gets it back when that fails or is interrupted.
+    """
+    while not _renamed(part, path):
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, aside / "old")
-        shutil.rmtree(aside, ignore_errors=True)
+        old = aside / "old"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path, old)
+            if _renamed(part, path):
+                return
+        finally:
+            if part.exists() and not path.exists():
+                with contextlib.suppress(OSError):
+                    os.rename(old, path)
+            if path.exists() or not old.exists():  # otherwise it is the only one there is
+                shutil.rmtree(aside, ignore_errors=True)
+
+
+def _renamed(part: Path, path: Path) -> bool:
+    """Rename ``part`` to ``path``; False where a folder with something in it has the name."""
+    try:
+        os.rename(part, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -191,17 +216,23 @@ def read_kept(path: str | Path, read: Callable[[Path], T]) -> T | None:
 
 
 @contextlib.contextmanager
-def lock(path: str | Path) -> Iterator[None]:
-    """Hold ``path`` locked among processes; the system releases it when its holder dies, however it dies."""
+def lock(path: str | Path, remove: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold ``path`` locked among processes; the system releases it when its holder dies, however it dies.
+
+    ``waiting`` is called when another process holds it. With ``remove`` the file is gone after the block; who waited
+    for it then has one of its own.
+    """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a")  # noqa: SIM115 - closed below, and the lock with it
+        handle = _locked(path, waiting)
     except OSError as error:
         raise unwritable(path, error) from error
     with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
 
 
 def sha256_file(path: str | Path) -> str:

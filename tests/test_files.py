@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from emkit import files
 from emkit.errors import UserError
 from emkit.files import atomic_dir, atomic_write, lock, read_json, sha256_file, sha256_json, write_json
 
@@ -50,6 +51,46 @@ def test_a_folder_replaces_an_older_one_as_a_whole(tmp_path):
         raise RuntimeError
     assert [file.name for file in target.iterdir()] == ["second"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("fatal", [KeyboardInterrupt, OSError])
+def test_the_older_folder_is_back_when_the_new_one_cannot_take_its_name(tmp_path, monkeypatch, fatal):
+    """The renames are: the new one (refused), the older one aside, the new one; the last fails."""
+    part, target, real, calls = tmp_path / "part", tmp_path / "model", os.rename, []
+    for folder in (part, target):
+        folder.mkdir()
+        (folder / "from").write_text(folder.name)
+
+    def rename(old, new):
+        calls.append(old)
+        if len(calls) == 3:
+            assert not target.exists()
+            raise fatal
+        real(old, new)
+
+    monkeypatch.setattr(files.os, "rename", rename)
+    with pytest.raises(fatal):
+        files.replace_dir(part, target)
+    assert (target / "from").read_text() == "model" and (part / "from").read_text() == "part"
+    assert sorted(tmp_path.iterdir()) == [target, part]
+    files.replace_dir(part, target)
+    assert (target / "from").read_text() == "part" and list(tmp_path.iterdir()) == [target]
+
+
+def test_the_older_folder_is_removed_only_after_the_new_one_has_its_name(tmp_path, monkeypatch):
+    part, target, real = tmp_path / "part", tmp_path / "model", shutil.rmtree
+    for folder in (part, target):
+        folder.mkdir()
+        (folder / "from").write_text(folder.name)
+    found = []
+
+    def rmtree(*arguments, **others):
+        found.append((target / "from").read_text())
+        real(*arguments, **others)
+
+    monkeypatch.setattr(files.shutil, "rmtree", rmtree)
+    files.replace_dir(part, target)
+    assert found == ["part"]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -193,6 +193,11 @@ def test_commands_with_a_mistake(refuses, arguments, match):
     refuses(arguments, match)
 
 
+def test_files_of_a_recipe_that_are_no_mapping_and_flags(models, tmp_path, refuses):
+    file = edited(models, tmp_path, method="expert_merging", calibration={"files": ["math.jsonl"]})
+    refuses(["merge", file, "--calibration", "math=math.jsonl"], "files: ['math.jsonl'] is not a mapping")
+
+
 def drop_shard(models):
     sorted((models / "code").glob("*-of-*.safetensors"))[1].unlink()
 
@@ -346,7 +351,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_with_the_name(models, tmp_pa
     lines = [line for line in (tmp_path / "stderr").read_text().splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "free some space" in lines[0]
     # the hidden folder has the finished shards, from which the same command goes on
-    assert {file.name for file in tmp_path.iterdir()} <= {"stderr", ".emkit-cache", "..out.unchecked.part"}
+    assert {file.name for file in tmp_path.iterdir()} <= {"stderr", ".emkit-cache", ".out.part"}
 
 
 def test_a_read_only_folder_is_one_line(models):

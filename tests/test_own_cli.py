@@ -118,6 +118,18 @@ def test_flags_name_other_experts_than_the_recipe(tmp_path):
     assert cli.main([*given, "--calibration", f"math={tmp_path / 'math.jsonl'}"]) == 0
 
 
+def test_an_experts_path_may_have_an_equals_sign(tmp_path, monkeypatch):
+    from emkit.own.cli import _experts
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1e-4").mkdir()
+    assert _experts(["runs/lr=1/m", "lr=1e-4", "a=runs/lr=2/m"]) == {
+        "m": "runs/lr=1/m",
+        "lr=1e-4": "lr=1e-4",
+        "a": "runs/lr=2/m",
+    }
+
+
 @pytest.fixture
 def coefficients(tmp_path):
     """Two blocks of two kinds and one tensor in no block; the last of the first expert has two chunks."""

@@ -197,17 +197,17 @@ def test_overwriting_is_for_models_that_emkit_wrote(models, tmp_path, capsys):
 
 
 def test_what_fails_its_check_does_not_get_the_name(models, tmp_path, monkeypatch, capsys):
-    """A writer that spoils a value stands in for a failing disk."""
+    """A value that is spoiled before the check stands in for a failing disk."""
     from emkit.own import merge as job
 
-    def spoiled(out, tensors, like, card, *others):
-        write(out, tensors, like, card)
-        own.rewrite(out, {"lm_head.weight": torch.full_like(own.tensors(out)["lm_head.weight"], float("nan"))})
+    def spoiled(folder, *others):
+        own.rewrite(folder, {"lm_head.weight": torch.full_like(own.tensors(folder)["lm_head.weight"], float("nan"))})
+        return verify(folder, *others)
 
-    write = job.write_checkpoint
-    monkeypatch.setattr(job, "write_checkpoint", spoiled)
+    verify = job.verify
+    monkeypatch.setattr(job, "verify", spoiled)
     assert cli.main(own.flags(models, tmp_path / "out")) == 2
-    assert "'lm_head.weight' contains NaN" in capsys.readouterr().err
+    assert f"{tmp_path}/out: tensor 'lm_head.weight' contains NaN" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

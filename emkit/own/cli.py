@@ -114,7 +114,7 @@ def _init(options) -> None:
 
 
 def _merge(options) -> None:
-    from emkit.own import merge, recipe
+    from emkit.own import merge, recipe, resources
 
     data = recipe.read(options.recipe) if options.recipe is not None else {}
     where = f"{options.recipe}: " if options.recipe is not None else ""
@@ -132,13 +132,14 @@ def _merge(options) -> None:
     recipe.check(data, where or "command line: ")
     _quieten()
     use, shard = engine.from_arguments(options), engine.parse_bytes(options.shard_size)
-    prepared = merge.prepare(data, options.overwrite, engine=use)
+    cache = options.cache or resources.place(data["out"]).parent / ".emkit-cache"
+    needed = [cache, *([Path(options.recipe)] if where else [])]
+    prepared = merge.prepare(data, options.overwrite, engine=use, needed=needed)
     for line in prepared.plan:
         print(line, file=sys.stderr)
     if options.dry_run:
         print("everything fits; nothing was merged (--dry-run)")
         return
-    cache = options.cache or prepared.recipe.out.absolute().parent / ".emkit-cache"
     report = merge.run(
         prepared,
         shlex.join(["emkit", *options.given]),
@@ -182,7 +183,7 @@ def with_flags(data: Mapping[str, Any], options) -> dict[str, Any]:
     calibration = dict(_part(out, "calibration", dict))
     if options.calibration:
         files = dict(_pair(entry, "--calibration", "NAME=FILE") for entry in options.calibration)
-        calibration["files"] = {**calibration.get("files", {}), **files}
+        calibration["files"] = {**_part(calibration, "files", dict), **files}
     if options.expert and "files" in calibration:  # prompts of experts that the flags do without
         named = {name for name, _ in (entry.split("=", 1) for entry in options.calibration)}
         files = _part(calibration, "files", dict)
@@ -204,7 +205,9 @@ def _experts(entries: list[str]) -> dict[str, str]:
     """Name → model of every ``--expert``."""
     found: dict[str, str] = {}
     for entry in entries:
-        name, model = entry.split("=", 1) if "=" in entry else (Path(entry.partition("@")[0]).name, entry)
+        name, equals, model = entry.partition("=")
+        if not equals or "/" in name or Path(entry).is_dir():  # a path may have a = in it
+            name, model = Path(entry.partition("@")[0]).name, entry
         if not name or not model:
             raise UserError(f"--expert {entry} is not of the form NAME=MODEL or MODEL")
         if name in found:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from emkit import backbones
 from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
-from emkit.files import replace_dir, sha256_file, unwritable, write_json
+from emkit.files import lock, sha256_file, unwritable, write_json
 from emkit.methods.key import content_key
 from emkit.methods.registry import Context, Merge
 from emkit.methods.row import deterministic, leave
@@ -50,6 +49,12 @@ class Prepared:
     backbone: ModuleType | WithAdapters
     vectors: TaskVectors
     plan: tuple[str, ...]
+    overwrite: bool = False
+    needed: tuple[Path, ...] = ()
+
+    def check_out(self) -> None:
+        """``UserError`` unless the recipe's ``out`` may (still) be written."""
+        resources.check_writable(self.recipe.out, self.overwrite, self.folders.values(), needed=self.needed)
 
 
 def prepare(
@@ -57,13 +62,15 @@ def prepare(
     overwrite: bool = False,
     say: Callable[[str], None] = _say,
     engine: EngineOptions | None = None,
+    needed: Iterable[Path] = (),
 ) -> Prepared:
     """Open and check everything that a recipe names; ``UserError`` for whatever would go wrong later.
 
     ``given`` went through :func:`emkit.own.recipe.check`. Hub ids are downloaded, their configurations first, so that
-    models that cannot fit are not fetched.
+    models that cannot fit are not fetched. ``needed``: what else ``out`` may not hold, such as the cache of fits.
     """
-    recipe, folders, config, remarks = _fit_together(given, overwrite)
+    needed = (*needed, *map(Path, given.get("calibration", {}).get("files", {}).values()))
+    recipe, folders, config, remarks = _fit_together(given, overwrite, needed)
     names = {"base": given["base"], **recipe.experts}
     missing = sum(hub.missing_bytes(name, _who(label)) for label, name in names.items())
     if missing:
@@ -81,22 +88,24 @@ def prepare(
     plan = (
         f"{recipe.method.name} of {', '.join(experts)} on {given['base']}, backbone {recipe.backbone}: "
         f"{len(vectors.names)} of {len(base.names)} tensors are merged",
-        f"{resources.check_disk(recipe.out, needs.disk, recipe.allows('disk'))}, "
+        f"{resources.check_disk(recipe.out.parent, needs.disk, recipe.allows('disk'))}, "
         f"{resources.check_memory(needs.memory, recipe.allows('memory'))}",
     )
     for remark in remarks:
         say(f"warning: {remark}")
-    return Prepared(recipe, folders, config, WithAdapters(module, adapters) if adapters else module, vectors, plan)
+    return Prepared(
+        recipe, folders, config, WithAdapters(module, adapters) if adapters else module, vectors, plan, overwrite
+    )
 
 
 def _fit_together(
-    given: Mapping[str, Any], overwrite: bool
+    given: Mapping[str, Any], overwrite: bool, needed: tuple[Path, ...]
 ) -> tuple[MergeRecipe, dict[str, Path], checks.Config, list[str]]:
     """What can be told without weights: the recipe with its backbone, the models' folders, the base's configuration
     and remarks on what differs but may."""
     names = {"base": given["base"], **given["experts"]}
     folders = {label: hub.folder(name, _who(label), hub.SMALL) for label, name in names.items()}
-    resources.check_writable(Path(given["out"]), overwrite, list(folders.values()))
+    resources.check_writable(resources.place(given["out"]), overwrite, folders.values(), needed=needed)
     config = checks.config(folders["base"], "the base")
     for label in given["experts"]:
         if not is_adapter(folders[label]):
@@ -200,7 +209,8 @@ def run(
     """Merge, verify, and move the result to the recipe's ``out``; returns the report (a JSON value).
 
     The model is written beside ``out`` under a hidden name, checked there, and renamed, so that a model with the name
-    has passed; a merge that was killed while writing goes on at its first unfinished shard. The report is also in it,
+    has passed; a merge that was killed while writing or while it was checked goes on at its first unfinished shard.
+    A second merge to the same ``out`` waits, and then finds it there. The report is also in it,
     as emkit_merge.json, with the card and, for learned methods, coefficients.json and history.json. ``cache`` keeps
     what a killed fit goes on from; ``engine`` says what a fit may use of the machine.
     """
@@ -225,45 +235,51 @@ def run(
     )
     if recipe.method.learned:
         say(f"calibration sets and fits are kept in {cache}: the same command goes on from there")
-    stage = recipe.out.absolute().with_name(f".{recipe.out.name}.unchecked")
-    with deterministic(), tempfile.TemporaryDirectory() as side, _staged(stage, recipe.out):
-        owner = prepared.folders[recipe.tokenizer]
-        tokens.side_files(
-            prepared.folders["base"], owner if tokens.has_tokenizer(owner) else prepared.folders["base"], Path(side)
-        )
-        merge = recipe.method.run(context)
-        report = _report(prepared, merge, command)
-        readme = card.text(report, recipe.method, recipe.sources())
-        say(f"writing {recipe.out}")
-        like = vectors.base.with_side_files(Path(side))
-        key = content_key(context, recipe.method.name, merge)
-        write_checkpoint(stage, merge.tensors, like, readme, shard_bytes, key)
+    file, wait = recipe.out.with_name(f".{recipe.out.name}.lock"), f"waiting for another merge to {recipe.out}"
+    with lock(file, remove=True, waiting=lambda: say(wait)), _named(recipe.out):
+        prepared.check_out()  # another merge may have written it while this one waited
+        with deterministic(), tempfile.TemporaryDirectory() as side:
+            return _write(prepared, context, command, Path(side), say, shard_bytes)
+
+
+def _write(
+    prepared: Prepared, context: Context, command: str, side: Path, say: Callable[[str], None], shard_bytes: int
+) -> dict:
+    """Merge and write; the folder is checked under its hidden name, where a kill or Ctrl-C leaves it to go on from."""
+    recipe, vectors = prepared.recipe, prepared.vectors
+    base, owner = prepared.folders["base"], prepared.folders[recipe.tokenizer]
+    tokens.side_files(base, owner if tokens.has_tokenizer(owner) else base, side)
+    merge = recipe.method.run(context)
+    report = _report(prepared, merge, command)
+    like = vectors.base.with_side_files(side)
+
+    def finish(part: Path) -> None:
         if merge.learned is not None:
-            leave(merge.learned, stage)
+            leave(merge.learned, part)
         say("checking it")
-        report["checked"] = verify(
-            stage, like, vectors.names, backbones.get(recipe.backbone), prepared.config.kind, recipe.device
-        )
-        report["model_sha256"] = Checkpoint.open(stage).sha256()
-        write_json(stage / resources.REPORT, report)
-        for file in stage.iterdir():
+        kind, module = prepared.config.kind, backbones.get(recipe.backbone)
+        report["checked"] = verify(part, like, vectors.names, module, kind, recipe.device)
+        report["model_sha256"] = Checkpoint.open(part).sha256()
+        write_json(part / resources.REPORT, report)
+        for file in part.iterdir():
             file.chmod(0o644)  # the safetensors writer makes files that only their owner can read
-        replace_dir(stage, recipe.out)
+
+    say(f"writing {recipe.out}")
+    readme, key = card.text(report, recipe.method, recipe.sources()), content_key(context, recipe.method.name, merge)
+    write_checkpoint(recipe.out, merge.tensors, like, readme, shard_bytes, key, finish, prepared.check_out)
     return report
 
 
 @contextlib.contextmanager
-def _staged(stage: Path, out: Path) -> Iterator[None]:
-    """Remove what is left of ``stage`` when something failed; errors speak of ``out``, the name a person knows."""
+def _named(out: Path) -> Iterator[None]:
+    """Errors speak of ``out``, the name a person knows, not of the hidden folder beside it."""
     try:
         yield
     except OSError as error:
         raise unwritable(out, error) from error
     except UserError as error:
-        hidden = rf"[^\s:]*{re.escape(stage.name)}[^\s:]*"
+        hidden = rf"({re.escape(str(out.parent))}/)?{re.escape(f'.{out.name}.part')}[^\s:)]*"
         raise UserError(re.sub(hidden, lambda _: str(out), str(error))) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _report(prepared: Prepared, merge: Merge, command: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from emkit.fit import FitOptions
 from emkit.learning import SCALE
 from emkit.methods import REGISTRY, REQUIRED, Method, get
 from emkit.methods.key import default_device
-from emkit.own import defaults
+from emkit.own import defaults, resources
 from emkit.recipe import check_options, fit_options, method_settings
 from emkit.schema import (
     Key,
@@ -81,7 +81,8 @@ class MergeRecipe:
 
     @property
     def out(self) -> Path:
-        return Path(self.given["out"])
+        """The folder to write, by its own name: no ``~`` and no links in it."""
+        return resources.place(self.given["out"])
 
     @property
     def device(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,16 +98,52 @@ def available() -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
-def check_writable(out: Path, overwrite: bool, inputs: list[Path]) -> None:
-    """``UserError`` unless ``out`` can be written, and is new or may be replaced; it may not be one of the inputs."""
-    if any(out.resolve() == folder.resolve() for folder in inputs):
+def by_merge(folder: Path) -> bool:
+    """Whether ``emkit merge`` wrote the model in a folder."""
+    return (folder / REPORT).is_file()
+
+
+def by_merge_row(folder: Path) -> bool:
+    """Whether ``emkit merge-row`` did, which leaves no report: its card says so (:func:`emkit.methods.card`)."""
+    try:
+        return "\nMade by emkit, row `" in (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def place(out: str | Path) -> Path:
+    """The absolute path that ``out`` leads to, through ``~`` and links: a folder can only be renamed onto that."""
+    return Path(os.path.realpath(os.path.expanduser(out)))
+
+
+def check_writable(
+    out: Path,
+    overwrite: bool,
+    inputs: Iterable[Path],
+    own: Callable[[Path], bool] = by_merge,
+    needed: Iterable[Path] = (),
+) -> None:
+    """``UserError`` unless ``out`` can be written, and is new or may be replaced.
+
+    It may not be one of the ``inputs`` (models' folders), nor hold one, or another file or folder that is ``needed``.
+    ``own`` tells of a folder whether the command that asks wrote it: no other is ever replaced.
+    """
+    real, inputs = place(out), [place(folder) for folder in inputs]
+    if real in inputs:
         raise UserError(f"{out} is one of the models to merge: choose another output folder")
+    for path in (*inputs, *map(place, needed)):
+        if path.is_relative_to(real):
+            raise UserError(f"{path}, which the merge needs, lies in {out}: choose another output folder")
+    if place(os.curdir).is_relative_to(real):
+        raise UserError(f"{out} is, or holds, the folder that you are in, and cannot be replaced: choose another")
+    if os.path.ismount(real):
+        raise UserError(f"{out} is a disk's own folder, and cannot be replaced: choose one in it")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another output folder")
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise UserError(f"{out} is there already: choose another output folder, or `--overwrite` it")
-        if not (out / REPORT).is_file():
+        if not own(out):
             raise UserError(f"{out} is no model that emkit wrote, and is not overwritten: choose another output folder")
     parent = _existing(out.parent)
     try:

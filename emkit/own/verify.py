@@ -55,7 +55,8 @@ def _pass(folder: Path, written: Checkpoint, merged: list[str], backbone: Module
     for name in merged:
         parameter = parameters.get(backbone.parameter_name(name))
         # a module may hold several tensors as one (the experts of a mixture); those are checked by the pass alone
-        if parameter is not None and not torch.equal(parameter.cpu(), written.read(name)):
+        # and is of one dtype, that of the pass, where a checkpoint's tensors may be of several
+        if parameter is not None and not torch.equal(parameter.cpu(), written.read(name).to(parameter.dtype)):
             raise _wrong(folder, f"transformers loads '{name}' with other values than those written")
     return output.logits
 
