@@ -24,7 +24,7 @@ export PYTHONHASHSEED := 0
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
 #: setup            | build .venv from requirements.lock (every target does)   | network, 7 GB of disk     | about 1 min
-#: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 12 min with set-up; 6 s when nothing changed
+#: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 14 min with set-up; 6 s when nothing changed
 #: plan-table1      | list the jobs behind Table 1, run none                   | -                         | 10 s
 #: notebooks        | execute the notebooks again from the scores that stand   | reproduce-table1 was run  | 1 min
 #: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min
@@ -34,7 +34,7 @@ export PYTHONHASHSEED := 0
 #: format           | ruff: mend and format                                    | -                         | 5 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
 #: clean            | remove the scores and run files of PROFILE, keep tables, notebooks, models and a judge's replies | - | at once
-#: Variables: PROFILE=mini|smoke|paper, JOBS=number of jobs at once (default: cores), PYTHON=path to a Python 3.11
+#: Variables: PROFILE=mini|smoke|paper, BACKBONE=internvl (zoo targets: or mistral), JOBS=number of jobs at once (default: cores), PYTHON=path to a Python 3.11
 
 help:
 	@sed -n 's/^#: //p' $(firstword $(MAKEFILE_LIST)) | awk -F' *[|] *' \
