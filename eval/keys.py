@@ -64,12 +64,14 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
     return tree
 
 
-@cache
 def model_identity(name: str) -> str:
     """What names a model's content: a folder's files by hash, a hub id by itself."""
     folder = Path(name)
-    if not folder.is_dir():
-        return f"hub:{name}"
+    return _folder_identity(folder.resolve()) if folder.is_dir() else f"hub:{name}"
+
+
+@cache
+def _folder_identity(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES)
     return sha256_json({path.name: sha256_file(path) for path in files})
 

@@ -173,9 +173,8 @@ def test_a_row_leaves_coefficients_that_make_the_very_model(recipe, tmp_path, ti
     tau = {n: np.stack([e.read(n).double().numpy() - base.read(n).double().numpy() for e in experts]) for n in names}
     if row == "adamerging_pp":
         flat = np.concatenate([tau[n].reshape(2, -1) for n in names], axis=1)
-        threshold = np.sort(np.abs(flat), axis=1)[
-            :, int(flat.shape[1] * (1 - 0.4)) - 1 : int(flat.shape[1] * (1 - 0.4))
-        ]
+        k = flat.shape[1] - int(flat.shape[1] * 0.4)  # d - int(d * K) of the original
+        threshold = np.sort(np.abs(flat), axis=1)[:, k - 1 : k]
         flat = np.where(np.abs(flat) >= threshold, flat, 0)
         sign = np.sign(flat.sum(axis=0))
         sign[sign == 0] = np.sign(sign.sum())

@@ -22,6 +22,7 @@ from emkit.files import read_json
 from eval import scores
 from eval.plan import EVALUATION, VALIDATION, Job, Plan
 from eval.vlm import client
+from eval.workers import client as workers
 
 ROOT = Path(__file__).parent.parent
 RECIPE = Path("emkit/recipes/smoke/few.yaml")
@@ -154,7 +155,7 @@ def test_killed_while_a_cell_is_being_scored_it_ends_with_the_identical_table(un
     """One cell is missing; the row is killed while the harness is at it, and run once more."""
     folder = shutil.copytree(undisturbed, tmp_path / "clone")
     plan = plan_of(folder, monkeypatch)
-    monkeypatch.setattr(client, "_PACKAGE_ROOT", folder)  # the worker of that copy
+    monkeypatch.setattr(workers, "_PACKAGE_ROOT", folder)  # the worker of that copy
     work = client.socket_path(folder / plan.data(EVALUATION)).with_suffix(".work")
     cell, row = plan.cell(Job("base", 0), "MathVista"), ("row", str(RECIPE), "base", "0")
     for path in (cell, scores.items_path(cell), plan.table):

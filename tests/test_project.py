@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from emkit import recipe
-from eval import tables
+from eval import keys, tables
 from eval.plan import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -189,3 +189,16 @@ def test_committed_text_has_no_local_paths():
     for name in committed():
         if name.endswith((".py", ".md", ".yaml", ".toml", ".ipynb", "Makefile", "Snakefile", ".cff", ".csv")):
             assert str(ROOT.parent) + "/" not in text(name) or ROOT.parent == Path("/"), name
+
+
+def test_a_models_identity_is_that_of_the_folder_that_is_there_now(tmp_path, monkeypatch):
+    """The same relative name in another place, or before and after its folder was made, is another model."""
+    found = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        assert keys.model_identity("zoo/base") == "hub:zoo/base"
+        Path("zoo/base").mkdir(parents=True)
+        Path("zoo/base/config.json").write_text(place)
+        found.append(keys.model_identity("zoo/base"))
+    assert found[0] != found[1] and not any(identity.startswith("hub:") for identity in found)
