@@ -24,12 +24,12 @@ export PYTHONHASHSEED := 0
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
 #: setup            | build .venv from requirements.lock (every target does)   | network, 7 GB of disk     | about 1 min
-#: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 14 min with set-up; 6 s when nothing changed
+#: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 14 min with set-up; 8 s when nothing changed
 #: plan-table1      | list the jobs behind Table 1, run none                   | -                         | 10 s
 #: notebooks        | execute the notebooks again from the scores that stand   | reproduce-table1 was run  | 1 min
 #: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
-#: test             | the whole test suite                                     | 4 GB memory               | 9 min
+#: test             | the whole test suite                                     | 4 GB memory               | 7 min
 #: lint             | ruff: check and format, changing nothing                 | -                         | 5 s
 #: format           | ruff: mend and format                                    | -                         | 5 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
