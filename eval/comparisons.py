@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from eval import scores, stats
 from eval.plan import Job, Plan
-from eval.tables import AVERAGE, COLUMN_EXPERT, Entry, grid
+from eval.tables import AVERAGE, Entry, grid
 
 
 def row_items(plan: Plan, row: str, benchmark: str) -> list[dict]:
@@ -62,7 +62,7 @@ def reach(plan: Plan, lines: Sequence[Entry]) -> list[dict]:
     experts = {name: rows[("checkpoint", name)] for name in plan.recipe.experts if ("checkpoint", name) in rows}
     found = []
     for benchmark in plan.benchmarks:
-        own = COLUMN_EXPERT[benchmark]
+        own = plan.paper.experts[benchmark]
         labels = {"base": rows.get(("checkpoint", "base")), "expert": experts.get(own)}
         labels["merged tensors only"] = rows.get(("reset_expert", own))
         scored = {name: table[label][benchmark].score for name, label in labels.items() if label in table}

@@ -7,3 +7,5 @@ and is imported by those who do so only, for drawing imports matplotlib.
 from eval.benchmarks.protocol import BENCHMARK_KEYS, load
 
 __all__ = ["BENCHMARK_KEYS", "load"]
+
+VLMEVALKIT = "vlmevalkit"  # the harness of a benchmark whose protocol names none
