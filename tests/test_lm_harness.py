@@ -91,7 +91,7 @@ def test_programs_are_put_together_as_their_namesakes_are():
 def test_no_program_is_run_without_a_sandbox(monkeypatch):
     monkeypatch.setattr(execution, "_execute", None)
     with pytest.raises(UserError, match="no sandbox"):
-        scoring.pass_at_1(["raise SystemExit"], ["raise SystemExit"])
+        scoring.program_passes({"test_list": ["raise SystemExit"]}, ["raise SystemExit"])
 
 
 # ---- the harness itself
@@ -123,8 +123,8 @@ def canned(replies: dict[str, str]):
 def test_scores_are_those_counted_by_hand_and_code_goes_to_the_given_function_alone(data, monkeypatch):
     replies, programs, hits = {}, [], {"GSM8K": 4, "MATH": 2, "HumanEval": 3, "MBPP": 1}
 
-    def execute(program: str, tests: str) -> bool:  # runs nothing: knows the right programs by heart
-        programs.append((program, tests))
+    def execute(program, tests, prelude, names) -> bool:  # runs nothing: knows the right programs by heart
+        programs.append((program, tests, prelude, names))
         return "WRONG" not in program
 
     for name in tasks.SCORED:
@@ -144,8 +144,10 @@ def test_scores_are_those_counted_by_hand_and_code_goes_to_the_given_function_al
     assert (
         human["prompt"] + human["canonical_solution"],
         f"{human['test']}\ncheck({human['entry_point']})",
+        human["prompt"],
+        [human["entry_point"]],
     ) in programs
-    assert (written["code"] + "\n", "\n".join(written["test_list"])) in programs
+    assert (written["code"] + "\n", "\n".join(written["test_list"]), "", None) in programs
     assert len(programs) == COUNTS["HumanEval"] + COUNTS["MBPP"]
 
 
