@@ -1,15 +1,15 @@
 """lm-evaluation-harness over our task files: its log, our items and a count by hand agree."""
 
-import json
 import re
 
 import pytest
 import torch
+from text_benchmarks import asked, right, write
 
 from emkit.errors import UserError
 from emkit.zoo import build
 from emkit.zoo.families import mistral
-from emkit.zoo.text import instructions, skills
+from emkit.zoo.text import skills
 from eval.benchmarks.lm import scoring
 from eval.lm import client, execution, harness, tasks
 
@@ -19,7 +19,7 @@ COUNTS = {"AlpacaEval": 5, "GSM8K": 6, "MATH": 6, "HumanEval": 4, "MBPP": 4}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lm").resolve()
-    tasks.write("validation", folder, COUNTS)
+    write("validation", folder, COUNTS)
     yield folder
     client._service(folder).socket_path.unlink(missing_ok=True)
 
@@ -36,11 +36,11 @@ def model(tmp_path_factory):
 
 
 def rows(data, name: str) -> list[dict]:
-    return [json.loads(line) for line in (data / tasks.file(name)).read_text(encoding="utf-8").splitlines()]
+    return tasks.rows(data, name)
 
 
 # ---- task files
-@pytest.mark.parametrize("name", tasks.NAMES)
+@pytest.mark.parametrize("name", tasks.SCORED)
 def test_a_task_file_is_a_protocol_that_the_readme_explains(name):
     text = (tasks.FOLDER / f"{tasks.NAMES[name]}.yaml").read_text(encoding="utf-8")
     settings = tasks.settings(name)
@@ -49,24 +49,6 @@ def test_a_task_file_is_a_protocol_that_the_readme_explains(name):
     readme = (tasks.FOLDER / "README.md").read_text(encoding="utf-8")
     about = settings["metadata"]
     assert f"{name}, `{about['protocol']}`" in readme and f"{about['n']} ({about['validation_n']})" in readme
-
-
-def test_items_are_written_with_their_manifest_and_splits_share_none(data, tmp_path):
-    manifest = json.loads((data / "manifest.json").read_text())
-    assert {name: entry["n"] for name, entry in manifest["benchmarks"].items()} == COUNTS
-    tasks.write("evaluation", tmp_path, COUNTS)
-    for name in tasks.NAMES:
-        ours, theirs = ([{**row, "index": ""} for row in rows(folder, name)] for folder in (data, tmp_path))
-        assert len(ours) == COUNTS[name] and not any(row in theirs for row in ours)
-    listed = json.loads((data / "alpaca_eval.json").read_text())
-    assert all(instructions.parse(item["instruction"]) and item["output"] for item in listed)
-
-
-def test_too_many_items_and_unknown_splits_are_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match="different items of its validation split, not 5000"):
-        tasks.write("validation", tmp_path, {"AlpacaEval": 5000})
-    with pytest.raises(UserError, match="unknown split 'test'"):
-        tasks.write("test", tmp_path)
 
 
 # ---- metrics, by hand
@@ -109,7 +91,7 @@ def test_programs_are_put_together_as_their_namesakes_are():
 def test_no_program_is_run_without_a_sandbox(monkeypatch):
     monkeypatch.setattr(execution, "_execute", None)
     with pytest.raises(UserError, match="no sandbox"):
-        scoring.pass_at_1(["raise SystemExit"], ["raise SystemExit"])
+        scoring.program_passes({"test_list": ["raise SystemExit"]}, ["raise SystemExit"])
 
 
 # ---- the harness itself
@@ -139,42 +121,33 @@ def canned(replies: dict[str, str]):
 
 
 def test_scores_are_those_counted_by_hand_and_code_goes_to_the_given_function_alone(data, monkeypatch):
-    replies, programs, right = {}, [], {"GSM8K": 4, "MATH": 2, "HumanEval": 3, "MBPP": 1}
+    replies, programs, hits = {}, [], {"GSM8K": 4, "MATH": 2, "HumanEval": 3, "MBPP": 1}
 
-    def execute(program: str, tests: str) -> bool:  # runs nothing: knows the right programs by heart
-        programs.append((program, tests))
+    def execute(program, tests, prelude, names) -> bool:  # runs nothing: knows the right programs by heart
+        programs.append((program, tests, prelude, names))
         return "WRONG" not in program
 
-    for name in tasks.NAMES:
+    for name in tasks.SCORED:
         for number, row in enumerate(rows(data, name)):
-            prompt = {
-                "GSM8K": lambda row: row["question"],
-                "MATH": lambda row: row["problem"],
-                "HumanEval": lambda row: "Complete the function.\n" + row["prompt"].rstrip(),
-                "MBPP": lambda row: f"{row['text']}\n{row['test_list'][0]}",
-            }[name](row)
-            reply = {
-                "GSM8K": lambda row: row["answer"],
-                "MATH": lambda row: row["solution"],
-                "HumanEval": lambda row: row["canonical_solution"],
-                "MBPP": lambda row: row["code"],
-            }[name](row)
-            replies[f"[INST] {prompt} [/INST]"] = reply if number < right[name] else "WRONG"
+            prompt, reply = asked(name, row), right(name, row)
+            replies[f"[INST] {prompt} [/INST]"] = reply if number < hits[name] else "WRONG"
     monkeypatch.setattr(execution, "_execute", execute)
     monkeypatch.setattr(harness, "_model", lambda *given: canned(replies))
-    found = harness.evaluate(str(data), list(tasks.NAMES), "no folder", "float32", "cpu")
+    found = harness.evaluate(str(data), list(tasks.SCORED), "no folder", "float32", "cpu")
     for name, result in found.items():
         n = COUNTS[name]
-        assert result["n"] == n and result["value"] == pytest.approx(100 * right[name] / n)
-        assert [item["score"] for item in result["items"]] == [1.0] * right[name] + [0.0] * (n - right[name])
+        assert result["n"] == n and result["value"] == pytest.approx(100 * hits[name] / n)
+        assert [item["score"] for item in result["items"]] == [1.0] * hits[name] + [0.0] * (n - hits[name])
         assert [item["index"] for item in result["items"]] == [row["index"] for row in rows(data, name)]
         assert set(result["items"][0]) == {"index", "prediction", "score", "groups"}
     human, written = rows(data, "HumanEval")[0], rows(data, "MBPP")[0]
     assert (
         human["prompt"] + human["canonical_solution"],
         f"{human['test']}\ncheck({human['entry_point']})",
+        human["prompt"],
+        [human["entry_point"]],
     ) in programs
-    assert (written["code"] + "\n", "\n".join(written["test_list"])) in programs
+    assert (written["code"] + "\n", "\n".join(written["test_list"]), "", None) in programs
     assert len(programs) == COUNTS["HumanEval"] + COUNTS["MBPP"]
 
 

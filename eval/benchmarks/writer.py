@@ -1,4 +1,4 @@
-"""Writing the benchmarks' TSV files and the manifest that says what they hold."""
+"""Writing the benchmarks' files, TSV or JSON lines, and the manifest that says what they hold."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file, write_json
 from emkit.zoo.data import QA, SUBTASKS, example
 from emkit.zoo.data.sampling import Draw
+from eval.benchmarks import text_sets
 from eval.benchmarks.columns import COLUMNS, Row
-from eval.benchmarks.protocol import check
+from eval.benchmarks.protocol import VLMEVALKIT, check, harness
+from eval.lm import tasks
 
 _COUNT_KEY = {"evaluation": "n", "validation": "validation_n"}
 _WHICH_QUESTION = 1  # keeps the choice of an item's question apart from the drawing of the item
@@ -27,7 +29,7 @@ HASH_FOLDER = Path(__file__).parent
 
 
 def write(protocol: dict, split: str, out: str | Path) -> dict:
-    """Write every benchmark's TSV of one split into the folder `out`, then `manifest.json`; returns the manifest.
+    """Write every benchmark's file of one split into the folder `out`, then `manifest.json`; returns the manifest.
 
     `split` is "evaluation" or "validation". The manifest gives for each benchmark its file, its number of items and
     `sha256`, a hash of the items' content (every column, and the images' pixels), which does not depend on how a
@@ -37,21 +39,30 @@ def write(protocol: dict, split: str, out: str | Path) -> dict:
     check(protocol)
     if split not in _COUNT_KEY:
         raise UserError(f"unknown split {split!r}: benchmarks are written for {' or '.join(_COUNT_KEY)}")
+    for name, settings in protocol["benchmarks"].items():
+        _require_drawn(name, settings)
     out, benchmarks = Path(out), protocol["benchmarks"]
     _require_writable(out)
     total = sum(settings[_COUNT_KEY[split]] for settings in benchmarks.values())
-    entries, tables = {}, {}
+    entries, tables, files = {}, {}, {}
     with tqdm(total=total, desc=f"benchmarks ({split})", unit="item", mininterval=0.5) as progress:
         for name, settings in benchmarks.items():
-            file = f"{settings['harness_dataset']}.tsv"
-            rows = tables.setdefault(file, [])
-            digest = hashlib.sha256()
-            for qa_row, image in _items(name, settings, split, protocol["image_size"]):
-                digest.update(_content(qa_row, image))
-                rows.append({"index": len(rows), "image": _png(image), **qa_row})
-                progress.update()
-            entries[name] = {"file": file, "n": settings[_COUNT_KEY[split]], "sha256": digest.hexdigest()}
-    files = {}
+            n = settings[_COUNT_KEY[split]]
+            if harness(settings) == VLMEVALKIT:
+                file = f"{settings['harness_dataset']}.tsv"
+                rows = tables.setdefault(file, [])
+                digest = hashlib.sha256()
+                for qa_row, image in _items(settings, split, protocol["image_size"]):
+                    digest.update(_content(qa_row, image))
+                    rows.append({"index": len(rows), "image": _png(image), **qa_row})
+                    progress.update()
+                sha256 = digest.hexdigest()
+            else:
+                file = tasks.file(name)
+                _write_lines(out / file, text_sets.lines(settings, split, n))
+                sha256 = files[file] = sha256_file(out / file)
+                progress.update(n)
+            entries[name] = {"file": file, "n": n, "sha256": sha256}
     for file, rows in tables.items():
         _write_table(out / file, rows)
         files[file] = sha256_file(out / file)
@@ -67,13 +78,16 @@ def write(protocol: dict, split: str, out: str | Path) -> dict:
     return manifest
 
 
-def _items(name: str, settings: dict, split: str, size: int) -> Iterator[tuple[Row, Image.Image]]:
+def _require_drawn(name: str, settings: dict) -> None:
+    if settings["subtask"] is None:
+        asked, of = harness(settings), settings.get("harness_dataset") or settings["task"]
+        owner = "VLMEvalKit" if asked == VLMEVALKIT else asked
+        raise UserError(f"{name} is a published set, not one to draw: {owner} downloads {of} itself")
+
+
+def _items(settings: dict, split: str, size: int) -> Iterator[tuple[Row, Image.Image]]:
     """One question per image: the columns without index and image, and the image."""
     subtask, seed = settings["subtask"], settings["seed"]
-    if subtask is None:
-        raise UserError(
-            f"{name} is a published set, not one to draw: VLMEvalKit downloads {settings['harness_dataset']} itself"
-        )
     shared = {"split": settings["harness_split"]} if settings["harness_split"] else {}
     for index in range(settings[_COUNT_KEY[split]]):
         item = example(subtask, split, index, seed, size)
@@ -105,9 +119,19 @@ def _require_writable(folder: Path) -> None:
     (folder / ".writable").unlink()
 
 
-def _write_table(path: Path, rows: list[Row]) -> None:
-    if not rows:
+def _write_lines(path: Path, lines: list[str]) -> None:
+    _require_items(path, lines)
+    with atomic_write(path) as part:
+        part.write_text("".join(lines), encoding="utf-8")
+
+
+def _require_items(path: Path, items: list) -> None:
+    if not items:
         raise UserError(f"{path.name} would be empty: the protocol asks for no item of this split")
+
+
+def _write_table(path: Path, rows: list[Row]) -> None:
+    _require_items(path, rows)
     with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, fieldnames=list(rows[0]), delimiter="\t", lineterminator="\n")
         table.writeheader()

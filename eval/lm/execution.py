@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from emkit.errors import UserError
 
-Execute = Callable[[str, str], bool]  # (program, tests) -> whether the program passes the tests
+Execute = Callable[[str, str, str, list[str] | None], bool]  # (program, tests, prelude, names), see `passes`
 
+_SOUND = ("def one():\n    return 1\n", "assert one() == 1")  # a program that passes its tests wherever one can be run
 _execute: Execute | None = None
 
 
@@ -23,24 +24,37 @@ def use(execute: Execute | None) -> None:
     _execute = execute
 
 
-def passes(program: str, tests: str) -> bool:
-    """Whether ``program`` passes ``tests``; ``UserError`` where there is no sandbox to find out in."""
+def passes(program: str, tests: str, prelude: str = "", names: list[str] | None = None) -> bool:
+    """Whether ``program`` passes ``tests``, which may use what ``prelude``, code of the benchmark's own, defines.
+
+    ``names`` are the program's functions that the tests call, also where the prelude defines one of that name; None:
+    all that tests and prelude do not define. ``UserError`` where there is no sandbox to find out in.
+    """
     if _execute is None:
         raise UserError("no sandbox: what a model wrote is run in a sandbox or not at all")
-    return bool(_execute(program, tests))
+    return bool(_execute(program, tests, prelude, names))
 
 
-def sandbox() -> Execute | None:
-    """The project's own sandbox, checked to hold; None where there is none. Raises ``UserError`` where it leaks."""
+def sandbox(**limits: float) -> Execute | None:
+    """The project's own sandbox, checked to hold; None where there is none. Raises ``UserError`` where it leaks.
+
+    ``limits``: other limits than :class:`eval.sandbox.Limits` has.
+    """
     if importlib.util.find_spec("eval.sandbox") is None:
         return None
     found = importlib.import_module("eval.sandbox")
     found.check()
+    allowed = found.Limits(**limits)
 
-    def execute(program: str, tests: str) -> bool:
-        result = found.run(program, tests)
-        if result.status == "broken":
-            raise RuntimeError(f"the sandbox ended without a verdict: {result.detail}")
-        return result.status == "passed"
+    def execute(program: str, tests: str, prelude: str = "", names: list[str] | None = None) -> bool:
+        """A program over which the checking process ends without a verdict, twice and alone, has failed."""
+        for _ in range(2):
+            result = found.run(program, tests, allowed, prelude, names)
+            if result.status != "broken":
+                return result.passed
+            control = found.run(*_SOUND, allowed)
+            if not control.passed:
+                raise UserError(f"the sandbox gives no verdict on a sound program either: {control.detail}")
+        return False
 
     return execute

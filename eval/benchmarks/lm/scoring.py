@@ -1,7 +1,8 @@
 """Metrics and filters that the task files name by `!function`. Nothing here runs what a model wrote.
 
-lm-evaluation-harness calls a metric with one reference and one prediction, and a filter with the replies of all items
-of a task. Programs are handed to :mod:`eval.lm.execution`, which runs nothing itself either.
+lm-evaluation-harness calls a metric with one reference and one prediction, `process_results` with one item and its
+filtered reply, and a filter with the replies of all items of a task. Programs are handed to :mod:`eval.lm.execution`,
+which runs nothing itself either.
 """
 
 from __future__ import annotations
@@ -66,6 +67,13 @@ def written_programs(resps: list[list[str]], docs: list[dict]) -> list[str]:
     return [_code(reply).strip() + "\n" for (reply,), _ in zip(resps, docs, strict=True)]
 
 
-def pass_at_1(references: list[str], predictions: list[str]) -> float:
-    """1 when the program passes its tests, in the sandbox."""
-    return float(execution.passes(predictions[0], references[0]))
+def completion_passes(doc: dict, results: list[str]) -> dict[str, float]:
+    """HumanEval: 1 when the program passes `check`, which may use what the prompt defines, never what a reply makes of
+    it."""
+    tests = f"{doc['test']}\ncheck({doc['entry_point']})"
+    return {"pass_at_1": float(execution.passes(results[0], tests, doc["prompt"], [doc["entry_point"]]))}
+
+
+def program_passes(doc: dict, results: list[str]) -> dict[str, float]:
+    """MBPP: 1 when the program passes the asserts."""
+    return {"pass_at_1": float(execution.passes(results[0], "\n".join(doc["test_list"])))}
