@@ -18,6 +18,7 @@ import torch
 from emkit import backbones
 from emkit.errors import UserError
 from eval import features, judge, keys
+from eval.lm import client as lm
 from eval.plan import Job, Plan
 from eval.vlm import client
 
@@ -113,4 +114,14 @@ def _image_features(merged: Merged, benchmark: str, images: list):
     return features.kept(folder, identity, backbones.get(plan.recipe.backbone), *merged.opened, images)
 
 
-_HARNESSES = {"vlmevalkit": _vlmevalkit}
+def _lm_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:
+    """Let lm-evaluation-harness ask the model in the folder, and score its replies."""
+    plan = merged.plan
+    limit = plan.protocol.get("request_seconds", lm.REQUEST_SECONDS)
+    found = lm.evaluate(plan.data(merged.job.split), [benchmark], merged.folder, plan.dtype, plan.recipe.device, limit)[
+        benchmark
+    ]
+    return found.items, found.harness
+
+
+_HARNESSES = {"vlmevalkit": _vlmevalkit, "lm-eval": _lm_eval}

@@ -54,7 +54,7 @@ class Plan:
 
     def harness(self, benchmark: str) -> str:
         """Who scores a benchmark, by its name in the protocol."""
-        return self.protocol["benchmarks"][benchmark].get("harness", benchmarks.VLMEVALKIT)
+        return benchmarks.harness(self.protocol["benchmarks"][benchmark])
 
     @cached_property
     def protocol(self) -> dict:
