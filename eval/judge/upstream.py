@@ -15,15 +15,19 @@ from eval.judge.service import Service, UpstreamError
 
 MODE_VARIABLE = "JUDGE"
 MODES = ("live", "replay")
+_HERE, _TEXT = Path(__file__).parent, Path(__file__).parents[2] / "emkit" / "zoo" / "text"
+# the code that the rules are made of
+_RULES = [
+    *(_HERE / f"{name}.py" for name in ("rules", "pairs", "checks")),
+    _TEXT / "instructions.py",
+    _TEXT / "words.py",
+]
 
 
 class Rules:
     """Grades by rule; costs nothing and asks nobody."""
 
-    name = (
-        "rules "
-        + sha256_json([sha256_file(Path(__file__).with_name(f"{m}.py")) for m in ("rules", "pairs", "checks")])[:16]
-    )
+    name = f"rules {sha256_json([sha256_file(path) for path in _RULES])[:16]}"
 
     def __call__(self, request: dict) -> dict:
         """A chat completion: which of two answers is better, with log-probabilities (:mod:`eval.judge.pairs`), or the

@@ -16,14 +16,11 @@ from PIL import Image
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file
+from eval.judge.errors import NoJudge
 from eval.vlm import benchmarks
 from eval.workers.client import ENVIRONMENT, Refused, Service, carried
 
 REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
-
-
-class NoJudge(UserError):
-    """The judge did not answer: the cell's status is "no judge", and this is its reason."""
 
 
 @dataclass(frozen=True)

@@ -4,5 +4,6 @@
 * :mod:`eval.workers.server` -- what a worker's process does between requests;
 * :mod:`eval.workers.watch`  -- the time limit of a request.
 
-Each harness has its own worker module (``eval.vlm.worker``, ``eval.lm.worker``), which says how a request is answered.
+Each harness has its own worker module (``eval.vlm.worker``, ``eval.lm.worker``, ``eval.alpaca.worker``), which says how
+a request is answered.
 """

@@ -223,14 +223,15 @@ def _contains(words: list[str], run: list[str]) -> bool:
 
 
 def quality(text: str, reply: str) -> float:
-    """The share of an instruction's demands that `reply` meets, 0 to 1; 1 is a right answer, and an echo is none.
+    """The share of an instruction's demands that `reply` meets, 0 to 1; 1 is a right answer.
 
+    An echo or an empty reply meets none.
     Raises ValueError when `text` is no instruction of this module.
     """
     spec = parse(text)
     if spec is None:
         raise ValueError(f"this is none of the instructions that can be checked by rule: {text!r}")
-    if reply.strip() == text.strip():
+    if reply.strip() in ("", text.strip()):
         return 0.0
     met = requirements(spec, reply)
     return sum(met) / len(met)

@@ -1,0 +1,101 @@
+"""Questions and scores of AlpacaEval, through a worker process that loads the package once (never imported here).
+
+One worker a machine and data folder serves all processes (:mod:`eval.workers.client`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from emkit.errors import UserError
+from eval.judge.errors import NoJudge
+from eval.lm import tasks
+from eval.workers.client import ENVIRONMENT, Refused, Service, carried
+
+REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question: the item's index, no picture, and the text of the user's turn."""
+
+    index: str
+    text: str
+    image: None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A scored column: value and stderr in percent, n items, and each item's score (see :mod:`eval.stats`)."""
+
+    value: float
+    n: int
+    stderr: float
+    items: list[dict]
+    harness: dict
+
+
+def prompts(data_dir: str | Path) -> list[Prompt]:
+    """Every item's instruction, in the file's order: what a model is to answer in one turn of its chat template."""
+    return [Prompt(row["index"], row["instruction"]) for row in tasks.rows(data_dir, tasks.ALPACA)]
+
+
+def evaluate(
+    data_dir: str | Path, answers: Mapping[str, str], judge_base_url: str, seconds: float = REQUEST_SECONDS
+) -> Evaluation:
+    """Let the judge at ``judge_base_url`` (``…/v1``) compare one row's ``answers`` (index → text) with the reference's.
+
+    An item's score is AlpacaEval's preference for the answer, from 0 to 1; the value is its win rate. Items over which
+    the judge's reply names neither answer are left out of both, as AlpacaEval leaves them out: ``n`` is that of the
+    others, and ``harness["unparsable"]`` the number left out.
+    Raises :class:`NoJudge` when the judge did not answer, or named an answer nowhere; :class:`UserError` for any other
+    failure, also for scoring that takes the worker more than ``seconds``.
+    """
+    wanted = {row["index"] for row in tasks.rows(data_dir, tasks.ALPACA)}
+    if set(answers) != wanted or not all(isinstance(text, str) for text in answers.values()):
+        raise UserError(f"{tasks.ALPACA}: there must be one answer, a text, for each of the {len(wanted)} items")
+    request = {"do": "evaluate", "answers": dict(answers), "judge_base_url": judge_base_url}
+    try:
+        return Evaluation(**_service(Path(data_dir).resolve()).ask(request, seconds, tasks.ALPACA))
+    except Refused as error:
+        raise NoJudge(str(error)) from error
+
+
+def versions(data_dir: str | Path) -> dict[str, str]:
+    """Versions of the package and its numerical packages, as the worker sees them."""
+    return _service(Path(data_dir).resolve()).ask({"do": "versions"}, REQUEST_SECONDS, "versions")
+
+
+def _service(data_dir: Path) -> Service:
+    if not data_dir.is_dir():
+        raise UserError(f"no data folder {data_dir}: write it with `python -m eval data RECIPE --split SPLIT`")
+    own = {"OPENAI_API_KEY": "none", "OPENAI_API_KEYS": "none", "HF_DATASETS_OFFLINE": "1"}
+    return Service("alpaca_eval", "eval.alpaca.worker", data_dir, _code_sha256(), carried() | ENVIRONMENT | own)
+
+
+@cache
+def _code_sha256() -> str:
+    """Hash of all code that the worker runs, and the package's version."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    digest, home = hashlib.sha256(), Path(__file__).parents[1]
+    used = (
+        "alpaca/*.py",
+        "workers/*.py",
+        "judge/errors.py",
+        "lm/tasks.py",
+        "benchmarks/lm/alpaca_eval.yaml",
+        "stats.py",
+    )
+    for pattern in used:
+        for path in sorted(home.glob(pattern)):
+            digest.update(path.read_bytes())
+    try:
+        digest.update(version("alpaca_eval").encode())
+    except PackageNotFoundError as error:
+        raise UserError("AlpacaEval is not installed: run `make setup` (package alpaca-eval)") from error
+    return digest.hexdigest()
