@@ -18,6 +18,8 @@ import torch
 from emkit import backbones
 from emkit.errors import UserError
 from eval import features, judge, keys
+from eval.alpaca import client as alpaca
+from eval.judge.errors import NoJudge
 from eval.lm import client as lm
 from eval.plan import Job, Plan
 from eval.vlm import client
@@ -36,12 +38,12 @@ class Judged:
     def counted(self) -> Iterator[tuple[judge.Judge, dict]]:
         """The judge, and what it was asked in the block (filled in at the end); ``NoJudge`` says why it failed."""
         if self.judge is None:
-            raise client.NoJudge(self.why)
+            raise NoJudge(self.why)
         before, counts, self.judge.failure = dict(self.judge.counts), {}, ""
         try:
             yield self.judge, counts
-        except client.NoJudge as error:
-            raise client.NoJudge(f"{error}: {self.judge.failure}" if self.judge.failure else str(error)) from error
+        except NoJudge as error:
+            raise NoJudge(f"{error}: {self.judge.failure}" if self.judge.failure else str(error)) from error
         counts.update({name: self.judge.counts[name] - before[name] for name in COUNTED})
 
 
@@ -124,4 +126,18 @@ def _lm_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict]
     return found.items, found.harness
 
 
-_HARNESSES = {"vlmevalkit": _vlmevalkit, "lm-eval": _lm_eval}
+def _alpaca_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:
+    """Answer in batches and let AlpacaEval compare the answers with the reference's."""
+    plan, settings = merged.plan, merged.plan.protocol["benchmarks"][benchmark]
+    data, limit = plan.data(merged.job.split), plan.protocol.get("request_seconds", alpaca.REQUEST_SECONDS)
+    prompts = alpaca.prompts(data)
+    texts = [prompt.text for prompt in prompts]
+    answers = merged.answers([None] * len(texts), texts, settings["max_new_tokens"])
+    with judged.counted() as (opened, counts):
+        result = alpaca.evaluate(
+            data, {prompt.index: answer for prompt, answer in zip(prompts, answers)}, opened.base_url, limit
+        )
+    return result.items, {**result.harness, "judge": counts}
+
+
+_HARNESSES = {"alpaca_eval": _alpaca_eval, "vlmevalkit": _vlmevalkit, "lm-eval": _lm_eval}

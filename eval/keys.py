@@ -37,7 +37,7 @@ _SCORING = (
 HARNESSES = {
     "vlmevalkit": ("eval/vlm/*.py", "eval/judge/*.py"),
     "lm-eval": ("eval/lm/*.py", "eval/benchmarks/lm/*.py", "eval/sandbox/*.py"),
-    "alpaca_eval": ("eval/alpaca/*.py", "eval/judge/*.py"),
+    "alpaca_eval": ("eval/alpaca/*.py", "eval/lm/tasks.py", "eval/judge/*.py"),
 }
 # the code that decides a benchmark's items
 DRAWING = ("emkit/zoo/data/*.py", "emkit/zoo/text/*.py", "emkit/zoo/subtasks.py", "eval/benchmarks/*.py")

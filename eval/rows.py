@@ -18,8 +18,8 @@ import torch
 from emkit import methods
 from emkit.files import atomic_write, lock, write_json
 from eval import asking, scores
+from eval.judge.errors import NoJudge
 from eval.plan import Job, Plan
-from eval.vlm import client
 
 KEPT = ("coefficients.json", "history.json")  # what a fit leaves beside the weights and a reader may want
 
@@ -64,7 +64,7 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
             try:
                 items, harness = asking.ask(merged, name, judged)
                 scores.write_scored(path, items, harness=harness, **about[name])
-            except client.NoJudge as error:
+            except NoJudge as error:
                 scores.write_unscored(path, "no judge", str(error), **about[name])
             except Exception as error:
                 scores.write_unscored(path, "failed", _reason("scoring", error), **about[name])
