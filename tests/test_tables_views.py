@@ -49,6 +49,13 @@ def test_a_paired_comparison_by_hand(plan):
     assert gqa["p"] == pytest.approx(2 * distributions.t.sf(0.375 / error, 3)) and gqa["holm"] == gqa["p"]
 
 
+def test_an_item_that_a_judge_left_undecided_is_left_out_of_both_rows(plan):
+    score(plan, Job(EM, 1), "GQA", 1, 0, 0)  # without the fourth
+    assert [item["score"] for item in comparisons.row_items(plan, EM, "GQA")] == [1, 0.5, 0]
+    gqa = next(c for c in comparisons.compare(plan, [(EM, TA)]) if c["benchmark"] == "GQA")
+    assert gqa["delta"] == pytest.approx(100 * 0.5 / 3)
+
+
 def test_holm_runs_over_the_pairs_of_one_benchmark(plan):
     found = [c for c in comparisons.compare(plan, [(EM, TA), ("vqa", TA)]) if c["benchmark"] == "GQA"]
     smallest, largest = sorted(found, key=lambda c: c["p"])
