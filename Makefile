@@ -5,7 +5,9 @@ JOBS     ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2
 PYTHON   ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 UV       := 0.13.9
 
-RECIPE   := emkit/recipes/$(PROFILE)/$(BACKBONE).yaml
+# the backbones of Tables 1, 2 and 3
+BACKBONES := internvl qwen2_vl mistral
+RECIPES   := $(BACKBONES:%=emkit/recipes/$(PROFILE)/%.yaml)
 PY       := .venv/bin/python
 UV_READY := .uv/ready-$(UV)
 
@@ -19,14 +21,19 @@ export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format lock zoo zoo-smoke reproduce-table1 plan-table1 notebooks clean
+.PHONY: help setup test lint format lock zoo zoo-smoke reproduce-table1 reproduce-table2 reproduce-table3 reproduce-tables plan-table1 plan-table2 plan-table3 notebooks clean
 
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
 #: setup            | build .venv from requirements.lock (every target does)   | network, 7 GB of disk     | about 1 min
 #: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 14 min with set-up; 8 s when nothing changed
+#: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 99 min
+#: reproduce-table3 | Table 3, the same way, on the miniature Mistral          | 4 GB memory, 1 GB of disk | 99 min
+#: reproduce-tables | Tables 1 to 3, one after the other                       | 4 GB memory, 3 GB of disk | 99 min
 #: plan-table1      | list the jobs behind Table 1, run none                   | -                         | 10 s
-#: notebooks        | execute the notebooks again from the scores that stand   | reproduce-table1 was run  | 1 min
+#: plan-table2      | list the jobs behind Table 2, run none                   | -                         | 10 s
+#: plan-table3      | list the jobs behind Table 3, run none                   | -                         | 10 s
+#: notebooks        | execute the notebooks again from the scores that stand   | the tables were run       | 2 min
 #: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
 #: test             | the whole test suite                                     | 4 GB memory               | 7 min
@@ -34,7 +41,7 @@ export PYTHONHASHSEED := 0
 #: format           | ruff: mend and format                                    | -                         | 5 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
 #: clean            | remove the scores and run files of PROFILE, keep tables, notebooks, models and a judge's replies | - | at once
-#: Variables: PROFILE=mini|smoke|paper, BACKBONE=internvl (zoo targets: or mistral), JOBS=number of jobs at once (default: cores), PYTHON=path to a Python 3.11
+#: Variables: PROFILE=mini|smoke|paper, BACKBONE=internvl|qwen2_vl|mistral (of the zoo targets), JOBS=number of jobs at once (default: cores), PYTHON=path to a Python 3.11
 
 help:
 	@sed -n 's/^#: //p' $(firstword $(MAKEFILE_LIST)) | awk -F' *[|] *' \
@@ -77,15 +84,30 @@ zoo-smoke: .venv/ready
 	$(PY) -m emkit.cli zoo build $(BACKBONE)-smoke --out results/smoke/zoo/$(BACKBONE) --jobs $(JOBS)
 
 reproduce-table1: .venv/ready
-	@$(PY) -m eval reproduce $(RECIPE) --jobs $(JOBS)
+	@$(PY) -m eval reproduce $(word 1,$(RECIPES)) --jobs $(JOBS)
+
+reproduce-table2: .venv/ready
+	@$(PY) -m eval reproduce $(word 2,$(RECIPES)) --jobs $(JOBS)
+
+reproduce-table3: .venv/ready
+	@$(PY) -m eval reproduce $(word 3,$(RECIPES)) --jobs $(JOBS)
+
+reproduce-tables: .venv/ready
+	@$(PY) -m eval reproduce $(RECIPES) --jobs $(JOBS)
 
 plan-table1: .venv/ready
-	@$(PY) -m eval plan $(RECIPE)
+	@$(PY) -m eval plan $(word 1,$(RECIPES))
+
+plan-table2: .venv/ready
+	@$(PY) -m eval plan $(word 2,$(RECIPES))
+
+plan-table3: .venv/ready
+	@$(PY) -m eval plan $(word 3,$(RECIPES))
 
 notebooks: .venv/ready
-	@$(PY) -m eval notebook $(RECIPE)
+	@$(PY) -m eval notebook $(RECIPES)
 
 # a paid judge's replies and ledger (.run/judge) are kept: they cost money
 clean:
 	[ ! -d results/$(PROFILE)/.run ] || find results/$(PROFILE)/.run -mindepth 1 -maxdepth 1 ! -name judge -exec rm -rf {} +
-	rm -rf results/$(PROFILE)/$(BACKBONE)
+	rm -rf $(BACKBONES:%=results/$(PROFILE)/%)

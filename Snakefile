@@ -1,8 +1,9 @@
 # zoo -> data -> scale -> row -> table -> notebook. Run through `make reproduce-table1`, or by hand:
 #   snakemake --cores 2 --config recipe=emkit/recipes/mini/internvl.yaml
-# Targets are stamps, score files and copies under results/<profile>/.run, never a committed file: a fresh clone computes.
+# Targets are stamps, score files and copies under results/<profile>/.run/<backbone>, never a committed file: a fresh clone computes.
 from shlex import quote
 
+from eval import notebooks
 from eval.plan import EVALUATION, VALIDATION, Job, Plan
 
 PLAN = Plan(config["recipe"], config.get("results", "results"))
@@ -56,6 +57,6 @@ rule table:
     shell: "{EVAL} table {ARGUMENTS}"
 
 rule notebook:
-    input: PLAN.table, "notebooks/table1.ipynb"
+    input: PLAN.table, str(notebooks.source(PLAN))
     output: PLAN.notebook
     shell: "{EVAL} notebook {ARGUMENTS}"

@@ -26,9 +26,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
     steps = parser.add_subparsers(required=True, metavar="STEP")
 
-    def step(name: str, call, about: str, *extra: str) -> argparse.ArgumentParser:
+    def step(name: str, call, about: str, *extra: str, several: bool = False) -> argparse.ArgumentParser:
         sub = steps.add_parser(name, help=about, description=about)
-        sub.add_argument("recipe", help="a recipe file, such as emkit/recipes/mini/internvl.yaml")
+        about_recipe = "a recipe file, such as emkit/recipes/mini/internvl.yaml"
+        sub.add_argument("recipe", help=about_recipe, **({"nargs": "+"} if several else {}))
         for argument in extra:
             sub.add_argument(argument)
         sub.add_argument("--results", default="results", help="the folder of all profiles' results")
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     step("plan", _plan, "list the jobs behind the table; runs nothing")
-    run = step("reproduce", _reproduce, "run whatever is missing, then publish table and notebook")
+    run = step("reproduce", _reproduce, "run whatever is missing, then publish table and notebook", several=True)
     run.add_argument("--jobs", type=int, default=2, help="jobs at once, one thread each")
     run.add_argument("--max-usd", help="the most that a paid judge may cost, in dollars (or EMKIT_MAX_USD)")
     step("zoo", _zoo, "make sure that the recipe's models are there").add_argument("--stamp", type=Path, required=True)
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     step("scale", _scale, "choose a row's scale from its points", "row")
     step("row", _row, "merge and score one row", "row", "seed")
     step("table", _table, "write the table from the score files")
-    notebook = step("notebook", _notebook, "execute the table's notebook")
+    notebook = step("notebook", _notebook, "execute the tables' notebooks", several=True)
     notebook.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
     steps.add_parser("judge", help="serve the judge, or `judge estimate RECIPE`: its cost")
     return parser
@@ -75,11 +76,12 @@ def _plan(options) -> None:
 def _reproduce(options) -> int:
     from eval.judge.spending import set_cap
     from eval.pipeline import reproduce
+    from eval.plan import Plan
 
     set_cap(options.max_usd)
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}; it must be 1 or more")
-    return reproduce(_load(options), options.jobs)
+    return reproduce([Plan(recipe, options.results) for recipe in options.recipe], options.jobs)
 
 
 def _zoo(options) -> None:
@@ -129,7 +131,8 @@ def _table(options) -> None:
 
     plan = _load(options)
     lines = tables.entries(plan)
-    picture = figures.relative_heatmap(lines, figures.column_references(plan, lines), f"profile {plan.recipe.profile}")
+    title = f"{plan.paper.title}, profile {plan.recipe.profile}"
+    picture = figures.relative_heatmap(lines, figures.column_references(plan, lines), plan.paper.experts, title)
     figures.save(picture, plan.table.with_suffix(".png"))
     tables.write(plan)
 
@@ -137,6 +140,7 @@ def _table(options) -> None:
 def _notebook(options) -> None:
     from eval.notebooks import execute
     from eval.pipeline import publish
+    from eval.plan import Plan
 
     given = {}
     for pair in options.parameters:
@@ -144,10 +148,11 @@ def _notebook(options) -> None:
         if not separator:
             raise UserError(f"-p {pair}: write NAME=VALUE")
         given[name] = value
-    plan = _load(options)
-    execute(plan, given)
-    if not given:
-        publish(plan)
+    for recipe in options.recipe:
+        plan = Plan(recipe, options.results)
+        execute(plan, given)
+        if not given:
+            publish(plan)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,24 @@ from collections.abc import Sequence
 
 from eval import scores, stats
 from eval.plan import Job, Plan
-from eval.tables import AVERAGE, COLUMN_EXPERT, Entry, grid
+from eval.tables import AVERAGE, Entry, grid
 
 
 def row_items(plan: Plan, row: str, benchmark: str) -> list[dict]:
-    """A row's items on one benchmark; an item's score is its mean over the row's seeds."""
+    """A row's items on one benchmark that all its seeds have; an item's score is its mean over the seeds."""
     runs = [scores.read_items(plan.cell(Job(row, seed), benchmark)) for seed in plan.seeds(row)]
     by_index = [{item["index"]: item["score"] for item in run} for run in runs]
-    return [item | {"score": sum(scored[item["index"]] for scored in by_index) / len(by_index)} for item in runs[0]]
+    return [
+        item | {"score": sum(scored[item["index"]] for scored in by_index) / len(by_index)}
+        for item in runs[0]
+        if all(item["index"] in scored for scored in by_index)
+    ]
+
+
+def shared(first: list[dict], second: list[dict]) -> tuple[list[dict], list[dict]]:
+    """The items that both lists have: a judge's unparsable reply leaves an item out of one row and not of another."""
+    both = {item["index"] for item in first} & {item["index"] for item in second}
+    return tuple([item for item in items if item["index"] in both] for items in (first, second))
 
 
 def compare(plan: Plan, pairs: Sequence[tuple[str, str]]) -> list[dict]:
@@ -28,7 +38,7 @@ def compare(plan: Plan, pairs: Sequence[tuple[str, str]]) -> list[dict]:
         names = plan.benchmarks if benchmark == AVERAGE else [benchmark]
         results = []
         for first, second in pairs:
-            items = [(row_items(plan, first, name), row_items(plan, second, name)) for name in names]
+            items = [shared(row_items(plan, first, name), row_items(plan, second, name)) for name in names]
             results.append(
                 stats.paired_average_difference(items) if benchmark == AVERAGE else stats.paired_difference(*items[0])
             )
@@ -62,7 +72,7 @@ def reach(plan: Plan, lines: Sequence[Entry]) -> list[dict]:
     experts = {name: rows[("checkpoint", name)] for name in plan.recipe.experts if ("checkpoint", name) in rows}
     found = []
     for benchmark in plan.benchmarks:
-        own = COLUMN_EXPERT[benchmark]
+        own = plan.paper.experts[benchmark]
         labels = {"base": rows.get(("checkpoint", "base")), "expert": experts.get(own)}
         labels["merged tensors only"] = rows.get(("reset_expert", own))
         scored = {name: table[label][benchmark].score for name, label in labels.items() if label in table}

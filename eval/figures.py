@@ -1,4 +1,4 @@
-"""The figures of Table 1's notebook. Each function draws what its arguments say and returns the matplotlib figure."""
+"""The figures of the tables' notebooks. Each function draws what it is given and returns the matplotlib figure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from emkit.coefficients import Coefficients
 from emkit.files import atomic_write
 from eval.plan import Plan
-from eval.tables import AVERAGE, COLUMN_EXPERT, Entry, grid
+from eval.tables import AVERAGE, Entry, grid
 
 
 def column_references(plan: Plan, lines: Sequence[Entry]) -> dict[str, float]:
@@ -22,7 +22,7 @@ def column_references(plan: Plan, lines: Sequence[Entry]) -> dict[str, float]:
     labels = {row.get("model"): row["label"] for row in plan.recipe.rows if row["method"] == "checkpoint"}
     found = {}
     for benchmark in plan.benchmarks:
-        entry = table.get(labels.get(COLUMN_EXPERT[benchmark], ""), {}).get(benchmark)
+        entry = table.get(labels.get(plan.paper.experts[benchmark], ""), {}).get(benchmark)
         if entry is not None and entry.score:
             found[benchmark] = entry.score
     return found
@@ -35,8 +35,11 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def relative_heatmap(lines: Sequence[Entry], references: Mapping[str, float], title: str) -> Figure:
-    """Methods × benchmarks: each score as a percentage of the column's own expert; the numbers are the scores."""
+def relative_heatmap(
+    lines: Sequence[Entry], references: Mapping[str, float], experts: Mapping[str, str], title: str
+) -> Figure:
+    """Methods × benchmarks: each score as a percentage of the column's own expert (``experts`` says which; its score is
+    in ``references``); the numbers are the scores."""
     table = {method: row for method, row in grid(lines).items() if any(e.score is not None for e in row.values())}
     columns = list(references)
     if not columns or not table:
@@ -49,7 +52,7 @@ def relative_heatmap(lines: Sequence[Entry], references: Mapping[str, float], ti
     for (i, j), score in np.ndenumerate(scores):
         text = "–" if np.isnan(score) else f"{score:.1f}"
         axes.text(j, i, text, ha="center", va="center", fontsize=8, color=_ink(relative[i, j]))
-    axes.set_xticks(range(len(columns)), [f"{name}\n({COLUMN_EXPERT[name]})" for name in columns], fontsize=7)
+    axes.set_xticks(range(len(columns)), [f"{name}\n({experts[name]})" for name in columns], fontsize=7)
     axes.set_yticks(range(len(table)), [_with_average(method, row) for method, row in table.items()], fontsize=8)
     figure.colorbar(image, ax=axes, label="% of the column's own expert", pad=0.01)
     axes.set_title(title, fontsize=10)

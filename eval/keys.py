@@ -24,22 +24,31 @@ SOURCES = (
     "emkit/zoo/data/*.py",  # calibration samples are drawn by it
     "emkit/zoo/text/*.py",
     "emkit/zoo/subtasks.py",
+)
+_SCORING = (
+    "eval/asking.py",
     "eval/features.py",
     "eval/rows.py",
     "eval/scores.py",
     "eval/stats.py",
-    "eval/vlm/*.py",
-    "eval/lm/*.py",
-    "eval/benchmarks/lm/*.py",
     "eval/workers/*.py",
-    "eval/judge/*.py",
-    "eval/sandbox/*.py",
 )
+# what each harness adds to it: a change of one leaves the others' scores standing
+HARNESSES = {
+    "vlmevalkit": ("eval/vlm/*.py", "eval/judge/*.py"),
+    "lm-eval": ("eval/lm/*.py", "eval/benchmarks/lm/*.py", "eval/sandbox/*.py"),
+    "alpaca_eval": ("eval/alpaca/*.py", "eval/lm/tasks.py", "eval/judge/*.py"),
+}
 # the code that decides a benchmark's items
 DRAWING = ("emkit/zoo/data/*.py", "emkit/zoo/text/*.py", "emkit/zoo/subtasks.py", "eval/benchmarks/*.py")
 NOT_IN_NUMBERS = ("emkit/cli.py", "emkit/explain.py", "eval/judge/cli.py", "eval/judge/estimate.py")
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
-LIBRARIES = ("torch", "transformers", "ms-vlmeval", "numpy")
+LIBRARIES = ("torch", "transformers", "numpy")
+HARNESS_LIBRARIES = {
+    "vlmevalkit": ("ms-vlmeval",),
+    "lm-eval": ("lm_eval", "datasets"),
+    "alpaca_eval": ("alpaca_eval",),
+}
 
 
 @cache
@@ -82,6 +91,12 @@ def file_identity(path: str | Path) -> str | None:
 
 
 @cache
-def versions() -> dict[str, str]:
-    """The libraries' versions and the code's hash, as every score file states them."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES} | {"code": code_version()}
+def versions(harness: str | None = None) -> dict[str, str]:
+    """The libraries' versions and the code's hash: of merging and fits, and of a harness's scoring where one is named.
+
+    Every score file states them.
+    """
+    names, sources = LIBRARIES, SOURCES
+    if harness is not None:
+        names, sources = names + HARNESS_LIBRARIES[harness], sources + _SCORING + HARNESSES[harness]
+    return {name: importlib.metadata.version(name) for name in names} | {"code": code_version(sources)}

@@ -13,14 +13,14 @@ def listing(plan: Plan) -> str:
     recipe, benchmarks = plan.recipe, plan.protocol["benchmarks"]
     points = [point for row in plan.scale_rows for point in plan.points(row)]
     lines = [
-        f"Table 1, profile {recipe.profile}, backbone {recipe.backbone}, recipe {plan.path}",
+        f"{plan.paper.title}, profile {recipe.profile}, backbone {recipe.backbone}, recipe {plan.path}",
         "",
         f"models: {recipe.data.get('zoo') or 'as they are'}",
         *(f"  {role:<18} {recipe.model(role)}" for role in _roles(plan)),
         "",
         f"data: {'validation and ' if points else ''}evaluation items ({recipe.data['protocol']})",
         *(
-            f"  {name:<18} {benchmarks[name]['harness_dataset']:<22} {_items(plan, benchmarks[name], bool(points))}"
+            f"  {name:<18} {_asked_as(benchmarks[name]):<22} {_items(plan, benchmarks[name], bool(points))}"
             for name in plan.benchmarks
         ),
         "",
@@ -36,6 +36,11 @@ def listing(plan: Plan) -> str:
         f"table and notebook: {plan.home / 'tables'}, {plan.home / 'notebooks'}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _asked_as(settings: dict) -> str:
+    """The harness's own name of a benchmark: its data set, or its task."""
+    return settings.get("harness_dataset") or f"{settings['harness']} {settings['task']}"
 
 
 def _roles(plan: Plan) -> list[str]:

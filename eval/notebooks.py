@@ -9,8 +9,12 @@ from emkit.files import sha256_file, sha256_json
 from eval import papermill_runner
 from eval.plan import Plan
 
-SOURCE = Path("notebooks/table1.ipynb")
-CODE = ("figures.py", "comparisons.py", "tables.py", "stats.py")
+CODE = ("figures.py", "comparisons.py", "tables.py", "published.py", "stats.py")
+
+
+def source(plan: Plan) -> Path:
+    """The notebook that shows the plan's table."""
+    return Path("notebooks") / f"{plan.paper.name}.ipynb"
 
 
 def parameters(plan: Plan) -> dict[str, object]:
@@ -29,9 +33,9 @@ def key(plan: Plan) -> dict[str, str]:
 
 def execute(plan: Plan, given: dict[str, object] | None = None) -> None:
     """Run the table's notebook into the run folder; ``given`` replaces parameters by name."""
-    papermill_runner.run(SOURCE, plan.notebook, parameters(plan) | (given or {}), key(plan))
+    papermill_runner.run(source(plan), plan.notebook, parameters(plan) | (given or {}), key(plan))
 
 
 def is_current(plan: Plan) -> bool:
     """Whether the executed notebook shows the scores as they are now."""
-    return papermill_runner.is_current(SOURCE, plan.notebook, parameters(plan), key(plan))
+    return papermill_runner.is_current(source(plan), plan.notebook, parameters(plan), key(plan))

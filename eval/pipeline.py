@@ -1,4 +1,4 @@
-"""``make reproduce-table1``: run what is missing under a lock of our own, show progress, publish the results.
+"""``make reproduce-table1`` and its like: run what is missing under a lock of our own, show progress, publish.
 
 Snakemake orders and runs the jobs. Its own lock survives a ``kill -9``, so it runs with ``--nolock`` under an advisory
 lock that dies with its holders; its own idea of "up to date" rests on file times, so stamps whose scores are missing,
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from emkit.errors import UserError
@@ -32,22 +32,51 @@ TICK = 0.5  # seconds between looks at the files
 TAIL = 15  # lines of the log shown when a job broke
 
 
-def reproduce(plan: Plan, jobs: int) -> int:
-    """Bring a recipe's table and notebook up to date; returns the exit status (1: some cell failed)."""
-    _ = plan.protocol  # checks the benchmarks
-    models.check(plan)
-    announce_judge(plan)
-    log, started = plan.run / "log" / "table1.log", time.time()
-    with _lock(plan.run / "lock") as handle:
-        _writable(plan.home)
-        standing = prune(plan)
+def reproduce(plans: Sequence[Plan], jobs: int) -> int:
+    """Bring the tables and notebooks of all ``plans`` up to date; returns the exit status (1: some cell failed).
+
+    Everything is checked before anything runs. A table whose run breaks off does not keep the next one waiting; its
+    error is raised at the end.
+    """
+    for plan in plans:
+        _ = plan.protocol  # checks the benchmarks
+        models.check(plan)
+    for plan in plans:
+        announce_judge(plan)
+    with contextlib.ExitStack() as held:
+        locks = [held.enter_context(_lock(plan.run / "lock")) for plan in plans]
+        for plan in plans:
+            _writable(plan.home)
+        broken = _run([(plan, prune(plan), lock) for plan, lock in zip(plans, locks)], jobs)
+        for plan in plans:
+            publish(plan)
+    if broken is not None:
+        raise broken
+    return max([report(plan) for plan in plans])
+
+
+def _run(pruned: Sequence[tuple[Plan, set[Path], int]], jobs: int) -> UserError | None:
+    """Run what is missing, table after table, under one display; returns the first error."""
+    started, missing, first = time.time(), [each for each in pruned if not each[0].notebook.is_file()], None
+    for plan, *_ in pruned:
         if plan.notebook.is_file():
-            print("nothing to do: every score stands")
-        else:
-            print(f"profile {plan.recipe.profile}, {jobs} jobs at once; log: {log}", flush=True)
-            _snakemake(plan, jobs, log, handle, Display(lambda: count(plan, standing, started)))
-        publish(plan)
-    return report(plan)
+            print(f"{plan.paper.title}: nothing to do: every score stands")
+    several = len(missing) > 1
+    stages = Display(
+        lambda: [
+            (f"{plan.paper.name} {stage}" if several else stage, *rest)
+            for plan, standing, _ in missing
+            for stage, *rest in count(plan, standing, started)
+        ]
+    )
+    for plan, _, lock in missing:
+        log = plan.run / "log" / f"{plan.paper.name}.log"
+        print(f"{plan.paper.title}, profile {plan.recipe.profile}, {jobs} jobs at once; log: {log}", flush=True)
+        try:
+            _snakemake(plan, jobs, log, lock, stages)
+        except UserError as error:
+            first = first or UserError(f"{plan.paper.title}: {error}")
+    return first
 
 
 def announce_judge(plan: Plan) -> None:
@@ -172,7 +201,7 @@ def count(plan: Plan, standing: set[Path], started: float) -> list[tuple[str, in
 
 def publish(plan: Plan) -> None:
     """Copy what the run left to the places that are committed, where the bytes differ."""
-    for source in sorted([*plan.table.parent.glob("table1.*"), *plan.notebook.parent.glob("*.ipynb")]):
+    for source in sorted([*plan.table.parent.glob(f"{plan.paper.name}.*"), plan.notebook]):
         target = plan.home / source.parent.name / source.name
         if not target.is_file() or target.read_bytes() != source.read_bytes():
             with atomic_write(target) as part:
@@ -188,8 +217,8 @@ def report(plan: Plan) -> int:
             if cell.status != "ok":
                 failed.append(f"{job.name} {benchmark}: {cell.status}: {cell.reason}")
             judged.update(cell.harness.get("judge", {}))
-    print(f"table:    {plan.home / 'tables' / 'table1.md'}")
-    print(f"notebook: {plan.home / 'notebooks' / 'table1.ipynb'}")
+    print(f"table:    {plan.home / 'tables' / f'{plan.paper.name}.md'}")
+    print(f"notebook: {plan.home / 'notebooks' / f'{plan.paper.name}.ipynb'}")
     if judged:
         print(f"judge:    {judged['requests']} requests, {judged['unparsable']} unparsable replies")
     if failed:

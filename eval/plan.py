@@ -1,6 +1,6 @@
 """The jobs behind a table: what runs, in which order, where its files lie, and what makes a finished job still valid.
 
-A *row* of Table 1 is one job per seed: merge, score every benchmark, one score file each. A *point* is the same job on
+A *row* is one job per seed: merge, score every benchmark, one score file each. A *point* is the same job on
 the validation split at one value of a free scale. Snakefile, launcher and ``make plan-table1`` all read this module.
 """
 
@@ -16,7 +16,7 @@ from emkit import recipe as recipes
 from emkit.errors import UserError
 from emkit.files import sha256_json
 from emkit.learning import SCALE
-from eval import benchmarks, keys, scores
+from eval import benchmarks, keys, published, scores
 
 VALIDATION, EVALUATION = "validation", "evaluation"
 
@@ -43,10 +43,19 @@ class Plan:
         self.path = Path(path)
         self.recipe = recipes.load(self.path)
         self.home = Path(results) / self.recipe.profile
-        self.run = self.home / ".run"
+        self.run = self.home / ".run" / self.recipe.backbone
         self.rows = {row["id"]: row for row in self.recipe.rows}
 
     # ---- what runs
+    @cached_property
+    def paper(self) -> published.PaperTable:
+        """The paper's table that this one stands beside."""
+        return published.of(self.recipe.backbone)
+
+    def harness(self, benchmark: str) -> str:
+        """Who scores a benchmark, by its name in the protocol."""
+        return benchmarks.harness(self.protocol["benchmarks"][benchmark])
+
     @cached_property
     def protocol(self) -> dict:
         """How each benchmark is asked; raises ``UserError`` when a benchmark of the recipe is not in it."""
@@ -128,8 +137,8 @@ class Plan:
 
     @property
     def judge(self) -> Path:
-        """What the judge was asked and replied, and what it has cost."""
-        return self.run / "judge"
+        """What the judge was asked and replied for any table of the profile, and what it has cost."""
+        return self.home / ".run" / "judge"
 
     def manifest(self, split: str) -> Path:
         """Written last when a split's benchmark files are complete: hashes and item counts."""
@@ -178,12 +187,12 @@ class Plan:
     @property
     def table(self) -> Path:
         """The table as the run writes it; the committed one is a copy."""
-        return self.run / "tables" / "table1.csv"
+        return self.run / "tables" / f"{self.paper.name}.csv"
 
     @property
     def notebook(self) -> Path:
         """The executed notebook as the run writes it; the committed one is a copy."""
-        return self.run / "notebooks" / "table1.ipynb"
+        return self.run / "notebooks" / f"{self.paper.name}.ipynb"
 
     # ---- what a score depends on
     @property
@@ -244,7 +253,7 @@ class Plan:
             "recipe_sha256": sha256_json(part),
             "model_sha256": sha256_json(models),
             "data_sha256": self.items_identity(job.split, benchmark),
-            "versions": keys.versions(),
+            "versions": keys.versions(self.harness(benchmark)),
         }
 
     def is_valid(self, job: Job, benchmark: str) -> bool:

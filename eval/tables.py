@@ -1,4 +1,4 @@
-"""Table 1 from score files: as data (``table1.csv``) and to read, beside the published one (``table1.md``).
+"""A table from score files: as data (``table1.csv``) and to read, beside the published one (``table1.md``).
 
 A row's value on a benchmark is the mean over its seeds; its standard error joins what the items and what the seeds
 leave uncertain: √(mean over seeds of the items' squared standard errors + s²/S), with s the standard deviation over S
@@ -21,29 +21,16 @@ from emkit.errors import UserError
 from emkit.files import atomic_write
 from eval import scale, scores
 from eval.plan import Job, Plan
+from eval.published import PaperTable
 
-PAPER = Path(__file__).parent / "paper"
 AVERAGE = "Avg"
 NOT_RUN = "not run yet"
-# The expert behind each column, as in Table 1's header.
-COLUMN_EXPERT = {
-    "VizWiz": "VQA",
-    "GQA": "VQA",
-    "MathVista": "Geometry",
-    "MATH-Vision": "Geometry",
-    "ChartQA": "Chart",
-    "TextVQA": "OCR",
-    "OCRVQA": "OCR",
-    "RefCOCO": "Grounding",
-    "RefCOCO+": "Grounding",
-    "RefCOCOg": "Grounding",
-}
 FIELDS = ("method", "benchmark", "score", "stderr", "n", "seeds", "status")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of ``table1.csv``; ``score`` and ``stderr`` in percent, None where ``status`` is not ``ok``."""
+    """One line of a table's CSV; ``score`` and ``stderr`` in percent, None where ``status`` is not ``ok``."""
 
     method: str
     benchmark: str
@@ -111,7 +98,7 @@ def as_csv(lines: Sequence[Entry]) -> str:
 
 
 def read_csv(path: str | Path) -> list[Entry]:
-    """The lines of a ``table1.csv``; raises ``UserError`` when its columns are others."""
+    """The lines of a table's CSV; raises ``UserError`` when its columns are others."""
     with open(path, encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         if tuple(reader.fieldnames or ()) != FIELDS:
@@ -121,14 +108,6 @@ def read_csv(path: str | Path) -> list[Entry]:
             Entry(**{k: (number[k](v) if v else None) if k in number else v for k, v in line.items()})
             for line in reader
         ]
-
-
-def published(number: int = 1) -> dict[str, dict[str, float | None]]:
-    """A table of the paper: method → column → score in percent (None: a dash in the paper)."""
-    with open(PAPER / f"table{number}.csv", encoding="utf-8", newline="") as stream:
-        lines = list(csv.DictReader(stream))
-    key = next(iter(lines[0]))
-    return {line.pop(key): {k: float(v) if v else None for k, v in line.items()} for line in lines}
 
 
 def grid(lines: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
@@ -146,19 +125,17 @@ def ours(lines: Sequence[Entry]) -> str:
     return _markdown(columns, {method: [_ours(row[name]) for name in columns] for method, row in table.items()})
 
 
-def theirs(number: int = 1) -> str:
+def theirs(paper: PaperTable) -> str:
     """A published table in Markdown."""
-    paper = published(number)
-    columns = list(next(iter(paper.values())))
-    return _markdown(columns, {method: [_score(row[name]) for name in columns] for method, row in paper.items()})
+    scores = paper.scores()
+    columns = list(next(iter(scores.values())))
+    return _markdown(columns, {method: [_score(row[name]) for name in columns] for method, row in scores.items()})
 
 
-def averages(lines: Sequence[Entry], profile: str) -> str:
+def averages(lines: Sequence[Entry], paper: PaperTable, profile: str) -> str:
     """Our averages and the published ones beside each other, in Markdown."""
-    paper = published()
-    rows = {
-        method: [_ours(row[AVERAGE]), _score(paper.get(method, {}).get(AVERAGE))] for method, row in grid(lines).items()
-    }
+    theirs = {method: row.get(AVERAGE) for method, row in paper.scores().items()}
+    rows = {method: [_ours(row[AVERAGE]), _score(theirs.get(method))] for method, row in grid(lines).items()}
     return _markdown([f"ours (`{profile}`)", "published"], rows)
 
 
@@ -169,9 +146,9 @@ def scales(plan: Plan) -> str:
     return _markdown(["scale", "from"], shown)
 
 
-def as_markdown(lines: Sequence[Entry], profile: str, scales: str) -> str:
+def as_markdown(lines: Sequence[Entry], paper: PaperTable, profile: str, scales: str) -> str:
     """Our table, named with its profile, what its rows were scaled by, and the published one beside it."""
-    return f"""# Table 1, profile `{profile}`
+    return f"""# {paper.title}, profile `{profile}`
 
 Scores in percent on the `{profile}` models and benchmarks, `±` one standard error. They stand beside the paper's
 numbers, which are of other models on other data, and do not reproduce them.
@@ -184,13 +161,13 @@ numbers, which are of other models on other data, and do not reproduce them.
 
 {scales}
 
-## Published (InternVL2.5-1B, the paper's Table 1)
+## Published ({paper.models}, the paper's {paper.title})
 
-{theirs()}
+{theirs(paper)}
 
 ## Averages beside each other
 
-{averages(lines, profile)}
+{averages(lines, paper, profile)}
 """
 
 
@@ -208,22 +185,22 @@ def _score(value: float | None) -> str:
 
 
 def write(plan: Plan) -> None:
-    """Write ``table1.csv`` and ``table1.md`` where the run keeps them; the CSV last, as it is what counts."""
-    lines = entries(plan)
-    for path, text in (
-        (plan.table.with_suffix(".md"), as_markdown(lines, plan.recipe.profile, scales(plan))),
-        (plan.table, as_csv(lines)),
-    ):
+    """Write the table as Markdown and as CSV where the run keeps them; the CSV last, as it is what counts."""
+    for path, text in _texts(plan).items():
         with atomic_write(path) as part:
             part.write_text(text, encoding="utf-8")
+
+
+def _texts(plan: Plan) -> dict[Path, str]:
+    """What each of the table's files says."""
+    lines = entries(plan)
+    text = as_markdown(lines, plan.paper, plan.recipe.profile, scales(plan))
+    return {plan.table.with_suffix(".md"): text, plan.table: as_csv(lines)}
 
 
 def is_current(plan: Plan) -> bool:
     """Whether the written table is what the score files say now."""
     try:
-        lines = entries(plan)
-        return plan.table.read_text(encoding="utf-8") == as_csv(lines) and plan.table.with_suffix(".md").read_text(
-            encoding="utf-8"
-        ) == as_markdown(lines, plan.recipe.profile, scales(plan))
+        return all(path.read_text(encoding="utf-8") == text for path, text in _texts(plan).items())
     except (UserError, FileNotFoundError):
         return False

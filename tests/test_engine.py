@@ -92,9 +92,11 @@ def fitted(made, vectors, engine=None, clip=None, parameterisation="plain", chun
 
 
 @pytest.mark.parametrize("transformed", [False, True])
-@pytest.mark.parametrize("clip", [None, 0.01])
-def test_placements_are_bit_for_bit_the_same(made, transformed, clip):
-    """On the device as fp32 task vectors or as stored, in host memory, from the files."""
+@pytest.mark.parametrize(
+    ("clip", "dtype"), [(None, torch.float32), (0.01, torch.float32), (None, torch.bfloat16), (0.01, torch.bfloat16)]
+)
+def test_placements_are_bit_for_bit_the_same(made, transformed, clip, dtype):
+    """On the device as fp32 task vectors or as stored, in host memory, from the files; ``dtype`` is the weights'."""
     outcomes = []
     for kind in ("device", "stored", "host", "files"):
         vectors = made.opened()
@@ -106,7 +108,7 @@ def test_placements_are_bit_for_bit_the_same(made, transformed, clip):
             "host": lambda v: InHost(v, "cpu"),
             "files": lambda v: Placement(v, "cpu"),
         }[kind](vectors)
-        found, model = fitted(made, where, clip=clip)
+        found, model = fitted(made, where, clip=clip, model=made.model(dtype))
         weights = {name: p.detach().clone() for name, p in model.named_parameters()}
         outcomes.append((found, weights))
     first, weights = outcomes[0]

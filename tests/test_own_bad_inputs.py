@@ -344,7 +344,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_with_the_name(models, tmp_pa
     more = ["--samples", "1", "--option", "optimiser.steps=1"] if method == "expert_merging" else []
     # a process of its own, not a fork of this one: autograd refuses to work in a fork of a process that has used it
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; from emkit.cli import main; sys.exit(main())", *own.flags(models, tmp_path / "out", method, *more)],
+        [
+            sys.executable,
+            "-m",
+            "emkit.cli",
+            *own.flags(models, tmp_path / "out", method, *more),
+        ],
         preexec_fn=no_large_files,
         capture_output=True,
         text=True,

@@ -1,6 +1,7 @@
 """The whole path on `smoke`, in a copy of the repository: killed in the middle of every stage, it ends all the same.
 
 A copy holds what a fresh clone holds (no ignored file); nothing in it is faked but the number of rows and benchmarks.
+Table 1 and Table 3 are run in one go: between them they go through every harness.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from eval.vlm import client
 from eval.workers import client as workers
 
 ROOT = Path(__file__).parent.parent
-RECIPE = Path("emkit/recipes/smoke/few.yaml")
+RECIPE, TEXT = Path("emkit/recipes/smoke/few.yaml"), Path("emkit/recipes/smoke/few-text.yaml")
 KEPT_ROWS = (
     "base",
     "vqa",
@@ -36,11 +37,12 @@ KEPT_ROWS = (
     "expert_merging",
     "expert_merging_pp",
 )
+TEXT_ROWS = ("base", "code", "task_arithmetic", "expert_merging")
 LIMIT = 900  # seconds that one stage may take on a busy machine
 
 
 def clone(folder: Path) -> Path:
-    """What a fresh clone of the working tree would hold, with one recipe more."""
+    """What a fresh clone of the working tree would hold, with two recipes more."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     for name in names:
@@ -52,15 +54,19 @@ def clone(folder: Path) -> Path:
     next(row for row in data["rows"] if row["id"] == "ties")["method"] = None  # a row that is "not run yet"
     data |= {"benchmarks": ["VizWiz", "MathVista", "ChartQA", "RefCOCO"], "seeds": [0]}
     (folder / RECIPE).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    data = yaml.safe_load(SMOKE.with_name("mistral.yaml").read_text(encoding="utf-8"))
+    data["rows"] = [row for row in data["rows"] if row["id"] in TEXT_ROWS]
+    data |= {"benchmarks": ["AlpacaEval", "MATH", "MBPP"], "seeds": [0]}
+    (folder / TEXT).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return folder
 
 
-def plan_of(folder: Path, monkeypatch) -> Plan:
+def plan_of(folder: Path, monkeypatch, recipe: Path = RECIPE) -> Plan:
     monkeypatch.chdir(folder)
-    return Plan(RECIPE)
+    return Plan(recipe)
 
 
-REPRODUCE = ("reproduce", str(RECIPE), "--jobs", "2")
+REPRODUCE = ("reproduce", str(RECIPE), str(TEXT), "--jobs", "2")
 
 
 def start(folder: Path, step: Sequence[str] = REPRODUCE) -> subprocess.Popen:
@@ -86,7 +92,7 @@ def finish(folder: Path, step: Sequence[str] = REPRODUCE) -> float:
         status = process.wait(timeout=3 * LIMIT)
     finally:
         stop(process)
-    logs = [path.read_text(errors="replace")[-6000:] for path in folder.glob("results/smoke/.run/log/*.log")]
+    logs = [path.read_text(errors="replace")[-6000:] for path in folder.glob("results/smoke/.run/*/log/*.log")]
     assert status == 0, (folder / "output").read_text() + "".join(logs)
     return time.monotonic() - began
 
@@ -103,8 +109,8 @@ def kill_when(folder: Path, reached, step: Sequence[str] = REPRODUCE) -> None:
         stop(process)
 
 
-def stages(folder: Path, plan: Plan) -> dict:
-    """Stage → a test whether the run is in the middle of it."""
+def stages(folder: Path, plan: Plan, text: Plan) -> dict:
+    """Stage → a test whether the run is in the middle of it; the text table comes last."""
     point = plan.points("task_arithmetic")[0]
     return {
         "zoo": lambda: (folder / "results/smoke/zoo/internvl/base/config.json").is_file(),
@@ -113,13 +119,14 @@ def stages(folder: Path, plan: Plan) -> dict:
         "fit": lambda: any((plan.run / "cache").rglob("*.state.json")),
         "scoring": lambda: plan.cell(Job("expert_merging", 0), "MathVista").is_file(),
         "notebook": lambda: plan.table.is_file() and not plan.notebook.is_file(),
+        "the second table's scoring": lambda: text.cell(Job("code", 0), "MATH").is_file(),
     }
 
 
 def results(folder: Path) -> dict[str, bytes]:
     """The bytes of every published result and score file."""
     home = folder / "results" / "smoke"
-    paths = [*home.glob("tables/*"), *home.glob("notebooks/*"), *home.glob("internvl/**/*.json*")]
+    paths = [*home.glob("tables/*"), *home.glob("notebooks/*"), *home.glob("*/*/*/*.json*")]
     return {path.relative_to(home).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -141,10 +148,10 @@ def undisturbed(fresh, tmp_path_factory):
 def test_killed_at_every_stage_it_ends_with_the_identical_results(fresh, undisturbed, tmp_path, monkeypatch):
     folder = shutil.copytree(fresh, tmp_path / "clone")
     plan = plan_of(folder, monkeypatch)
-    for stage, reached in stages(folder, plan).items():
+    for stage, reached in stages(folder, plan, Plan(TEXT)).items():
         kill_when(folder, reached)
         print(f"killed in stage {stage}")
-    scored = {path: path.stat().st_mtime_ns for path in folder.glob("results/smoke/internvl/**/*.json")}
+    scored = {path: path.stat().st_mtime_ns for path in folder.glob("results/smoke/[im]*/*/*/*.json")}
     finish(folder)
     assert results(folder) == results(undisturbed)
     assert scored and all(path.stat().st_mtime_ns == before for path, before in scored.items())
@@ -178,14 +185,27 @@ def test_again_with_nothing_changed_nothing_is_computed_and_in_seconds(undisturb
     assert seconds < 30
 
 
-def test_every_cell_is_there_and_merged_weights_are_not(undisturbed, monkeypatch):
-    plan = plan_of(undisturbed, monkeypatch)
+@pytest.mark.parametrize(
+    ("recipe", "table", "lines", "statuses"),
+    [
+        (RECIPE, "table1", 1 + len(KEPT_ROWS) * 5, {"ok", "not run yet"}),
+        (TEXT, "table3", 1 + len(TEXT_ROWS) * 4, {"ok"}),
+    ],
+)
+def test_every_cell_is_there_and_merged_weights_are_not(undisturbed, monkeypatch, recipe, table, lines, statuses):
+    plan = plan_of(undisturbed, monkeypatch, recipe)
     assert all(plan.is_done(job) for job in plan.jobs)
-    assert not list((undisturbed / "results/smoke/internvl").rglob("*.safetensors"))
-    assert not list((undisturbed / "results/smoke/.run/tmp").rglob("*.safetensors"))
-    lines = (undisturbed / "results/smoke/tables/table1.csv").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 1 + len(KEPT_ROWS) * 5
-    assert {line.split(",")[-1] for line in lines[1:]} == {"ok", "not run yet"}
+    assert not list(plan.cells(plan.jobs[0]).parents[1].rglob("*.safetensors"))
+    assert not list((plan.run / "tmp").rglob("*.safetensors"))
+    found = (undisturbed / f"results/smoke/tables/{table}.csv").read_text(encoding="utf-8").splitlines()
+    assert len(found) == lines
+    assert {line.split(",")[-1] for line in found[1:]} == statuses
+    assert (undisturbed / f"results/smoke/notebooks/{table}.ipynb").is_file()
+
+
+def test_one_display_shows_both_tables(undisturbed):
+    shown = (undisturbed / "output").read_text()
+    assert all(f"{table} {stage}" in shown for table in ("table1", "table3") for stage in ("scale", "rows", "notebook"))
 
 
 @pytest.mark.timeout(600)
@@ -198,10 +218,9 @@ def test_published_files_come_back_when_they_are_lost(undisturbed):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("profile", ["smoke", "mini"])
-def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkeypatch, profile):
-    folder = shutil.copytree(fresh, tmp_path / "clone")
-    recipe = RECIPE if profile == "smoke" else Path(f"emkit/recipes/{profile}/internvl.yaml")
+@pytest.mark.parametrize("recipe", ["smoke/few", "mini/internvl", "mini/qwen2_vl", "mini/mistral"])
+def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkeypatch, recipe):
+    folder, recipe = shutil.copytree(fresh, tmp_path / "clone"), Path(f"emkit/recipes/{recipe}.yaml")
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--nolock"]
     command += ["--config", f"recipe={recipe}", f"python={sys.executable}"]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from emkit import recipe
-from eval import keys, tables
+from eval import keys
 from eval.plan import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -136,9 +136,10 @@ def test_every_value_of_a_recipe_has_its_source(path):
 def test_the_rows_are_table_1_in_its_order(profile):
     plan = Plan(ROOT / "emkit" / "recipes" / profile / "internvl.yaml")
     labels = [row["label"] for row in plan.recipe.rows if row["method"] != "reset_expert"]
-    assert labels == list(tables.published())
-    assert [*plan.benchmarks, "Avg"] == list(tables.published()["Weight Average"])
-    assert set(plan.benchmarks) == set(tables.COLUMN_EXPERT)
+    assert labels == list(plan.paper.scores())
+    assert [*plan.benchmarks, "Avg"] == [*plan.paper.experts, "Avg"]
+    assert [*plan.benchmarks, "Avg"] == list(plan.paper.scores()["Task Arithmetic"])
+    assert set(plan.benchmarks) == set(plan.paper.experts)
 
 
 def test_paper_and_mini_list_the_same_jobs():

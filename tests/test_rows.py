@@ -11,7 +11,7 @@ from small_plan import SMOKE, items, score, small_plan
 from emkit import methods
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
-from eval import keys, pipeline, rows, scale, scores
+from eval import asking, keys, pipeline, rows, scale, scores
 from eval.plan import EVALUATION, VALIDATION, Job
 from eval.vlm import client
 
@@ -24,8 +24,10 @@ class Fakes:
     def __init__(self, monkeypatch):
         self.merged, self.evaluated, self.broken, self.seconds = [], [], {}, set()
         monkeypatch.setattr(methods, "merge_row", self.merge)
-        monkeypatch.setattr(rows.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate))
-        monkeypatch.setattr(rows.features, "kept", lambda *about: "features")
+        monkeypatch.setattr(
+            asking.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate)
+        )
+        monkeypatch.setattr(asking.features, "kept", lambda *about: "features")
         monkeypatch.setattr(client, "prompts", self.prompts)
         monkeypatch.setattr(client, "evaluate", self.evaluate)
 
@@ -112,7 +114,7 @@ def test_a_cell_of_other_data_code_or_items_is_scored_again(plan, fakes, monkeyp
         manifest["benchmarks"]["GQA"]["sha256"] = "drawn anew"
         write_json(plan.manifest(EVALUATION), manifest)
     elif what == "code":
-        monkeypatch.setattr(keys, "versions", lambda: {"code": "another"})
+        monkeypatch.setattr(keys, "versions", lambda harness=None: {"code": "another"})
     elif what == "items":
         scores.items_path(path).write_text("", encoding="utf-8")
     else:
@@ -332,7 +334,7 @@ def test_code_version_ignores_comments_and_docstrings(tmp_path, monkeypatch):
 def test_fits_and_calibration_sets_of_other_code_or_tokenizers_are_not_reused(tmp_path, monkeypatch):
     plan = small_plan(tmp_path)
     before = plan.cache
-    monkeypatch.setattr(keys, "versions", lambda: {"code": "another"})
+    monkeypatch.setattr(keys, "versions", lambda harness=None: {"code": "another"})
     assert plan.cache != before
     monkeypatch.undo()
     monkeypatch.setattr(keys, "model_identity", lambda name: f"{name} with another tokenizer")

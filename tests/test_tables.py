@@ -8,7 +8,7 @@ from small_plan import score, small_plan
 
 from emkit.errors import UserError
 from emkit.files import write_json
-from eval import scale, scores, tables
+from eval import published, scale, scores, tables
 from eval.plan import Job
 
 
@@ -109,7 +109,7 @@ def test_reading_back_gives_the_rounded_entries(plan, tmp_path):
 
 
 def test_markdown_names_the_profile_and_keeps_ours_apart_from_theirs(plan):
-    text = tables.as_markdown(tables.entries(plan), "smoke", tables.scales(plan))
+    text = tables.as_markdown(tables.entries(plan), plan.paper, "smoke", tables.scales(plan))
     ours, theirs = text.split("## Published")
     assert "profile `smoke`" in text.splitlines()[0]
     assert "| Base | 50.00 ± 28.87 | 75.00 ± 25.00 | 62.50 ± 19.09 |" in ours
@@ -117,7 +117,7 @@ def test_markdown_names_the_profile_and_keeps_ours_apart_from_theirs(plan):
 
 
 def test_published_tables_are_all_there():
-    shapes = {number: tables.published(number) for number in range(1, 14)}
+    shapes = {number: published.scores(number) for number in range(1, 14)}
     assert shapes[1]["Expert Merging++"]["Avg"] == 58.45
     assert shapes[1]["VQA Expert"]["RefCOCO"] is None
     assert len(shapes[1]) == 20 and all(shapes.values())

@@ -49,6 +49,13 @@ def test_a_paired_comparison_by_hand(plan):
     assert gqa["p"] == pytest.approx(2 * distributions.t.sf(0.375 / error, 3)) and gqa["holm"] == gqa["p"]
 
 
+def test_an_item_that_a_judge_left_undecided_is_left_out_of_both_rows(plan):
+    score(plan, Job(EM, 1), "GQA", 1, 0, 0)  # without the fourth
+    assert [item["score"] for item in comparisons.row_items(plan, EM, "GQA")] == [1, 0.5, 0]
+    gqa = next(c for c in comparisons.compare(plan, [(EM, TA)]) if c["benchmark"] == "GQA")
+    assert gqa["delta"] == pytest.approx(100 * 0.5 / 3)
+
+
 def test_holm_runs_over_the_pairs_of_one_benchmark(plan):
     found = [c for c in comparisons.compare(plan, [(EM, TA), ("vqa", TA)]) if c["benchmark"] == "GQA"]
     smallest, largest = sorted(found, key=lambda c: c["p"])
@@ -88,7 +95,7 @@ def test_the_interval_over_seeds(plan):
 
 
 def test_a_heat_map_without_scored_experts_says_so_without_a_warning(plan, recwarn):
-    figure = figures.relative_heatmap(tables.entries(plan), {}, "t")
+    figure = figures.relative_heatmap(tables.entries(plan), {}, {}, "t")
     assert "no expert" in figure.axes[0].texts[0].get_text() and not recwarn.list
     pyplot.close("all")
 
@@ -96,11 +103,13 @@ def test_a_heat_map_without_scored_experts_says_so_without_a_warning(plan, recwa
 def test_figures_draw_what_the_table_says(plan, tmp_path):
     lines = tables.entries(plan)
     assert figures.column_references(plan, lines) == {"VizWiz": 50.0, "GQA": 50.0}
-    figure = figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, "t")
+    figure = figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, plan.paper.experts, "t")
     shown = figure.axes[0].images[0].get_array()
     assert np.allclose(shown, [[50, 50], [50, 50], [125, 125], [100, 100], [50, 50]])  # without "not run yet"
     figures.save(figure, tmp_path / "a.png")
-    figures.save(figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, "t"), tmp_path / "b.png")
+    figures.save(
+        figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, plan.paper.experts, "t"), tmp_path / "b.png"
+    )
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     found = comparisons.compare(plan, [(EM, TA), ("vqa", TA)])
     assert len(figures.differences(found, "t").axes) == 2
