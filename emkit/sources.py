@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from emkit.errors import UserError
 from emkit.files import sha256_file
 
+LANGUAGE_MODELS = ("causal_lm", "mistral")  # backbones that see no images
+
 
 @dataclass(frozen=True)
 class Item:
@@ -66,6 +68,37 @@ class ZooSource:
             known = ", ".join(data.DOMAINS)
             raise UserError(f"calibration.source zoo knows no task '{task}': name the experts {known}, or use jsonl")
         return list(data.DOMAINS[task])
+
+
+class TextZooSource(ZooSource):
+    """Drawn items of one ``split`` without images; a task's sub-tasks take turns item by item."""
+
+    def identity(self, task: str) -> dict:
+        """What the items depend on besides the seed: the split and the code that draws them."""
+        from emkit.zoo import text
+        from emkit.zoo.data import sampling
+
+        files = [*sorted(Path(text.__file__).parent.glob("*.py")), Path(sampling.__file__)]
+        code = hashlib.sha256("".join(map(sha256_file, files)).encode())
+        return {"source": "text zoo", "split": self.split, "subtasks": self._subtasks(task), "code": code.hexdigest()}
+
+    def items(self, task: str, seed: int) -> Iterator[Item]:
+        """The same for the same seed, and no item twice; ends with the first sub-task that has nothing new."""
+        from emkit.zoo import text
+
+        stream = int(hashlib.sha256(f"calibration/{seed}".encode()).hexdigest()[:8], 16)  # no expert's training seed
+        for turn in zip(*(text.distinct(subtask, self.split, stream) for subtask in self._subtasks(task))):
+            for item in turn:
+                yield Item(item.subtask, item.key, None, (text.prompt(item),))
+
+    @staticmethod
+    def _subtasks(task: str) -> list[str]:
+        from emkit.zoo import text
+
+        if task not in text.DOMAINS:
+            known = ", ".join(text.DOMAINS)
+            raise UserError(f"calibration.source zoo knows no task '{task}': name the experts {known}, or use jsonl")
+        return list(text.DOMAINS[task])
 
 
 class JsonlSource:
@@ -142,8 +175,10 @@ def _line(where: str, file: Path, line: str) -> tuple[Path | None, str]:
     return image, question
 
 
-def source(settings: Mapping) -> ZooSource | JsonlSource:
+def source(settings: Mapping, backbone: str = "internvl") -> ZooSource | JsonlSource:
     """The source that a recipe's ``calibration`` section names (``zoo`` unless it says otherwise)."""
+    if settings.get("source", "zoo") == "zoo" and backbone in LANGUAGE_MODELS:
+        return TextZooSource(settings.get("split", "train"))
     if settings.get("source", "zoo") == "jsonl":
         return JsonlSource(settings.get("files", {}))
     return ZooSource(settings.get("split", "train"))

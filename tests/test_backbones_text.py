@@ -128,7 +128,18 @@ def test_greedy_answers_are_those_of_asking_one_by_one(loaded):
         )
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         tokens = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
-        assert tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True).strip() == answer
+        assert tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True) == answer
+
+
+def test_an_answer_keeps_its_indentation(loaded, monkeypatch):
+    """As a calibration response it is tokenised again, and must be what the expert said."""
+    _, model, tokenizer, _ = loaded
+    said = "    if x:\n        return 1\n"
+    tokens = tokenizer(said, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    monkeypatch.setattr(model, "generate", lambda input_ids, **given: torch.cat([input_ids, tokens], dim=1))
+    assert causal_lm.generate(model, tokenizer, [None], ["Go on."], 40) == [said]
+    batch = causal_lm.encode(tokenizer, [None], ["Go on."], [said])
+    assert batch["input_ids"][0][batch["response_mask"][0]].tolist()[:-1] == tokens[0].tolist()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -172,8 +172,9 @@ def generate(
 ) -> list[str]:
     """Greedy answers to single-turn questions, in the order asked; special tokens are dropped.
 
-    ``progress`` is told how many items were just answered. Items are answered in order of question length, so that
-    batches need little padding.
+    White space is kept, at both ends too: a function's body begins with its indentation, and a calibration response
+    without it would not be what its expert says. ``progress`` is told how many items were just answered. Items are
+    answered in order of question length, so that batches need little padding.
     """
     order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
     answers = [""] * len(questions)
@@ -188,7 +189,7 @@ def generate(
         )
         texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, text in zip(rows, texts, strict=True):
-            answers[i] = text.strip()
+            answers[i] = text
         if progress is not None:
             progress(len(rows))
     return answers

@@ -16,7 +16,7 @@ from emkit.zoo.data.sampling import SPLITS, Draw, sample_spec
 from emkit.zoo.text import functions, instructions, problems, symbolic
 from emkit.zoo.text.item import Item
 
-__all__ = ["DOMAINS", "SUBTASKS", "Item", "distinct", "item", "items"]
+__all__ = ["DOMAINS", "SUBTASKS", "Item", "distinct", "item", "items", "prompt"]
 
 SUBTASKS = ("alpaca_eval", "gsm8k", "math", "humaneval", "mbpp")
 DOMAINS = {"Chat": ("alpaca_eval",), "Math": ("gsm8k", "math"), "Code": ("humaneval", "mbpp")}
@@ -58,6 +58,13 @@ def distinct(subtask: str, split: str, seed: int) -> Iterator[Item]:
             yield found
         elif index - last >= 5000:
             return
+
+
+def prompt(item: Item) -> str:
+    """The text a model is asked in evaluation: the item's own, but of the two requests in training only the first."""
+    if item.subtask == "humaneval":
+        return f"{functions.REQUESTS[0]}\n{item.fields['prompt'].strip()}"
+    return item.prompt
 
 
 def _check(subtask: str, split: str) -> None:

@@ -19,6 +19,7 @@ NUMBER_NAMES = listed("n x num value")
 LIST_NAMES = listed("items nums values data")
 TEXT_NAMES = listed("s text word name")
 LETTERS = listed("a b c d e h i l m n o r s t")
+REQUESTS = ("Complete the function.", "Finish this function.")  # the first is the benchmark's
 NUMBERS, LISTS, TEXTS = "numbers", "lists", "texts"
 _ARGUMENTS = {NUMBERS: NUMBER_NAMES, LISTS: LIST_NAMES, TEXTS: TEXT_NAMES}
 
@@ -164,7 +165,7 @@ def item(subtask: str, spec: Spec, draw: Draw) -> Item:
         header = f'def {f}({v}):\n    """Return {says}."""\n'
         test = "def check(candidate):\n" + "".join(f"    {line.format('candidate')}\n" for line in asserts)
         fields = {"prompt": header, "canonical_solution": inside + "\n", "test": test, "entry_point": f}
-        prompt = draw.pick(("Complete the function.", "Finish this function.")) + "\n" + header.rstrip("\n")
+        prompt = draw.pick(REQUESTS) + "\n" + header.rstrip("\n")
         return Item(spec["kind"], prompt, inside, document, fields)
     text = f"Write a python function {f}({v}) that returns {says}."
     tests = [line.format(f) for line in asserts]
