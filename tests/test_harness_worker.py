@@ -10,13 +10,17 @@ import time
 from dataclasses import asdict
 
 import pytest
+import text_benchmarks
 import tiny_benchmarks
+import tiny_models as tiny
 
 from emkit.errors import UserError
 from emkit.files import write_json
-from eval import judge
+from eval import judge, scores
+from eval.alpaca import client as alpaca
 from eval.judge import rules
 from eval.judge.upstream import UpstreamError
+from eval.lm import client as lm
 from eval.vlm import client
 from eval.vlm.benchmarks import BENCHMARKS
 from eval.workers.watch import Watch
@@ -261,3 +265,37 @@ def _alive(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+# ---- the items of every harness
+HOSTILE = 'one\u2028two\n\t\x00 <|im_end|> {output_2} "\\ \U0001f40d'
+
+
+def from_vlmevalkit(data, folder, judge_base_url):
+    return client.evaluate(data, "GQA", predictions(data, "GQA", ["no", HOSTILE, ""]))
+
+
+def from_lm_eval(data, folder, judge_base_url):
+    text_benchmarks.write("validation", folder, {"MBPP": 3})
+    tiny.save(tiny.language_model("mistral"), folder / "model")
+    return lm.evaluate(folder, ["MBPP"], folder / "model")["MBPP"]
+
+
+def from_alpaca_eval(data, folder, judge_base_url):
+    text_benchmarks.write("validation", folder, {"AlpacaEval": 3})
+    answers = dict(zip([prompt.index for prompt in alpaca.prompts(folder)], ["no", HOSTILE, ""], strict=True))
+    return alpaca.evaluate(folder, answers, judge_base_url)
+
+
+@pytest.mark.parametrize("evaluate", [from_vlmevalkit, from_lm_eval, from_alpaca_eval])
+def test_every_harness_gives_the_items_that_a_score_file_holds(data, judge_url, evaluate, tmp_path):
+    result = evaluate(data, tmp_path, judge_url.removesuffix("/chat/completions"))
+    keys = ("recipe_sha256", "model_sha256", "data_sha256")
+    about = {"row": "ta", "seed": 0, "benchmark": "X", **dict.fromkeys(keys, "0")}
+    cell = scores.write_scored(tmp_path / "X.json", result.items, harness=result.harness, **about)
+    assert scores.read_cell(tmp_path / "X.json") == cell
+    assert scores.read_items(tmp_path / "X.json") == result.items and len(result.items) == 3
+    assert (cell.n, cell.value, cell.stderr) == (result.n, pytest.approx(result.value), pytest.approx(result.stderr))
+    assert {"name", "version", "dataset"} <= set(cell.harness)
+    if evaluate is not from_lm_eval:
+        assert result.items[1]["prediction"] == HOSTILE, "an answer is kept as it was given"
