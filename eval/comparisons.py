@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from emkit.errors import UserError
 from eval import scores, stats
 from eval.plan import Job, Plan
 from eval.tables import AVERAGE, Entry, grid
@@ -33,6 +34,9 @@ def compare(plan: Plan, pairs: Sequence[tuple[str, str]]) -> list[dict]:
     comparisons of the same benchmark, so over ``pairs``). Seeds are averaged item by item, so the intervals speak of
     other items, not of other calibration draws.
     """
+    for row in dict.fromkeys(row for pair in pairs for row in pair):
+        if row not in plan.rows or not plan.runs(row):
+            raise UserError(f"{plan.path} does not run the row '{row}', which is compared here: add it to the recipe")
     found = []
     for benchmark in [*plan.benchmarks, AVERAGE]:
         names = plan.benchmarks if benchmark == AVERAGE else [benchmark]

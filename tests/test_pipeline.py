@@ -37,7 +37,7 @@ KEPT_ROWS = (
     "expert_merging",
     "expert_merging_pp",
 )
-TEXT_ROWS = ("base", "code", "task_arithmetic", "expert_merging")
+TEXT_ROWS = ("base", "chat", "task_arithmetic", "wudi_v2", "expert_merging", "expert_merging_pp")
 LIMIT = 900  # seconds that one stage may take on a busy machine
 
 
@@ -119,7 +119,7 @@ def stages(folder: Path, plan: Plan, text: Plan) -> dict:
         "fit": lambda: any((plan.run / "cache").rglob("*.state.json")),
         "scoring": lambda: plan.cell(Job("expert_merging", 0), "MathVista").is_file(),
         "notebook": lambda: plan.table.is_file() and not plan.notebook.is_file(),
-        "the second table's scoring": lambda: text.cell(Job("code", 0), "MATH").is_file(),
+        "the second table's scoring": lambda: text.cell(Job("chat", 0), "MATH").is_file(),
     }
 
 

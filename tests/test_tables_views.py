@@ -11,6 +11,7 @@ from scipy import stats as distributions
 from small_plan import ROWS, score, small_plan
 
 from emkit.coefficients import Coefficients
+from emkit.errors import UserError
 from eval import comparisons, figures, tables
 from eval.listing import listing
 from eval.plan import Job, Plan
@@ -54,6 +55,11 @@ def test_an_item_that_a_judge_left_undecided_is_left_out_of_both_rows(plan):
     assert [item["score"] for item in comparisons.row_items(plan, EM, "GQA")] == [1, 0.5, 0]
     gqa = next(c for c in comparisons.compare(plan, [(EM, TA)]) if c["benchmark"] == "GQA")
     assert gqa["delta"] == pytest.approx(100 * 0.5 / 3)
+
+
+def test_a_row_that_is_not_there_cannot_be_compared(plan):
+    with pytest.raises(UserError, match="does not run the row 'ties'"):
+        comparisons.compare(plan, [(EM, "ties")])
 
 
 def test_holm_runs_over_the_pairs_of_one_benchmark(plan):
