@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from emkit import recipe
-from eval import keys
+from emkit.errors import UserError
+from eval import keys, published
 from eval.plan import Plan
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted((ROOT / "emkit" / "recipes").glob("*/internvl.yaml"))
+RECIPES = sorted((ROOT / "emkit" / "recipes").glob("[!z]*/*.yaml"))
 
 
 def text(name: str) -> str:
@@ -120,7 +121,7 @@ def test_emkit_never_imports_eval():
 
 
 # ---- recipes
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_value_of_a_recipe_has_its_source(path):
     data = recipe.load(path).data
     named = set(data["sources"])
@@ -132,26 +133,38 @@ def test_every_value_of_a_recipe_has_its_source(path):
     assert {"scale.grid", "seeds"} <= named
 
 
+BACKBONES = pytest.mark.parametrize("backbone", ["internvl", "qwen2_vl", "mistral"])
+
+
+@BACKBONES
 @pytest.mark.parametrize("profile", ["mini", "paper"])
-def test_the_rows_are_table_1_in_its_order(profile):
-    plan = Plan(ROOT / "emkit" / "recipes" / profile / "internvl.yaml")
+def test_the_rows_are_the_papers_table_in_its_order(profile, backbone):
+    plan = Plan(ROOT / "emkit" / "recipes" / profile / f"{backbone}.yaml")
+    rows = plan.paper.scores()
     labels = [row["label"] for row in plan.recipe.rows if row["method"] != "reset_expert"]
-    assert labels == list(plan.paper.scores())
-    assert [*plan.benchmarks, "Avg"] == [*plan.paper.experts, "Avg"]
-    assert [*plan.benchmarks, "Avg"] == list(plan.paper.scores()["Task Arithmetic"])
-    assert set(plan.benchmarks) == set(plan.paper.experts)
+    assert labels == list(rows)
+    assert [*plan.benchmarks, "Avg"] == list(rows["Task Arithmetic"])
+    assert plan.benchmarks == list(plan.paper.experts)
+    assert set(plan.recipe.experts) == set(plan.paper.experts.values())
+    assert set(plan.protocol["benchmarks"]) == set(plan.benchmarks)
 
 
-def test_paper_and_mini_list_the_same_jobs():
-    plans = [Plan(ROOT / "emkit" / "recipes" / profile / "internvl.yaml") for profile in ("mini", "paper")]
+@BACKBONES
+def test_paper_and_mini_list_the_same_jobs(backbone):
+    plans = [Plan(ROOT / "emkit" / "recipes" / profile / f"{backbone}.yaml") for profile in ("mini", "paper")]
     rows = [[(row["id"], row["label"]) for row in plan.recipe.rows] for plan in plans]
     assert rows[0] == rows[1] and plans[0].benchmarks == plans[1].benchmarks
     jobs = [{job.row for job in plan.jobs} for plan in plans]
-    assert jobs[0] - jobs[1] == {"mixture"}  # of which no checkpoint is public
+    assert jobs[0] - jobs[1] == {"mixture"} & set(plans[0].rows)  # of which no checkpoint is public
+
+
+def test_a_backbone_without_a_table_says_so():
+    with pytest.raises(UserError, match="no table of 'causal_lm'"):
+        published.of("causal_lm")
 
 
 # ---- what is committed
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_no_committed_file_is_a_target_of_the_pipeline(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = Plan(path.relative_to(ROOT))
