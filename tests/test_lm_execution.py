@@ -100,7 +100,7 @@ def test_a_sandbox_that_gives_no_program_a_verdict_is_an_error(monkeypatch):
     given = execution.sandbox()
     monkeypatch.setattr(sandbox, "run", lambda *arguments: sandbox.Result("broken", "no verdict (exit status 1)"))
     with pytest.raises(UserError, match="no verdict on a sound program either: no verdict"):
-        given("def f():\n    return 1\n", "assert f() == 1")
+        given("def f():\n    return 1\n", "assert f() == 1", "", None)
 
 
 def test_a_verdict_that_was_lost_once_is_asked_for_again(monkeypatch):
@@ -113,5 +113,13 @@ def test_a_verdict_that_was_lost_once_is_asked_for_again(monkeypatch):
         return verdicts[-1]
 
     monkeypatch.setattr(sandbox, "run", lossy)
-    assert given("def f():\n    return 1\n", "assert f() == 1")
+    program = "def f():\n    return 1\n"
+    assert given(program, "assert f() == 1", "", None)
     assert [verdict.status for verdict in verdicts] == ["broken", "passed", "passed"]
+    assert given(program, "assert f() == 1", "", None) and len(verdicts) == 3, "the verdict is kept"
+    assert not given(program, "assert f() == 2", "", None) and not given(
+        "def f():\n    return 2\n", "assert f() == 1", "", None
+    )
+    assert len(verdicts) == 5, "of this program on these tests alone"
+    endless = execution.sandbox(cpu_seconds=1)
+    assert not any(endless("while True:\n    pass\n", "f()", "", None) for _ in range(2)) and len(verdicts) == 7

@@ -145,7 +145,7 @@ def test_scores_are_those_counted_by_hand_and_code_goes_to_the_given_function_al
         human["prompt"] + human["canonical_solution"],
         f"{human['test']}\ncheck({human['entry_point']})",
         human["prompt"],
-        [human["entry_point"]],
+        (human["entry_point"],),
     ) in programs
     assert (written["code"] + "\n", "\n".join(written["test_list"]), "", None) in programs
     assert len(programs) == COUNTS["HumanEval"] + COUNTS["MBPP"]

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from emkit.errors import UserError
 
-Execute = Callable[[str, str, str, list[str] | None], bool]  # (program, tests, prelude, names), see `passes`
+# (program, tests, prelude, names), see `passes`
+Execute = Callable[[str, str, str, tuple[str, ...] | None], bool]
 
 _SOUND = ("def one():\n    return 1\n", "assert one() == 1")  # a program that passes its tests wherever one can be run
 _execute: Execute | None = None
@@ -32,12 +33,14 @@ def passes(program: str, tests: str, prelude: str = "", names: list[str] | None 
     """
     if _execute is None:
         raise UserError("no sandbox: what a model wrote is run in a sandbox or not at all")
-    return bool(_execute(program, tests, prelude, names))
+    return bool(_execute(program, tests, prelude, None if names is None else tuple(names)))
 
 
 def sandbox(**limits: float) -> Execute | None:
     """The project's own sandbox, checked to hold; None where there is none. Raises ``UserError`` where it leaks.
 
+    That a program passed or failed is kept for as long as this process lives: the models of a table write many of the
+    same programs. What depends on the machine, such as having taken too long, is found out anew.
     ``limits``: other limits than :class:`eval.sandbox.Limits` has.
     """
     if importlib.util.find_spec("eval.sandbox") is None:
@@ -46,10 +49,17 @@ def sandbox(**limits: float) -> Execute | None:
     found.check()
     allowed = found.Limits(**limits)
 
-    def execute(program: str, tests: str, prelude: str = "", names: list[str] | None = None) -> bool:
+    kept: dict[tuple, bool] = {}
+
+    def execute(program: str, tests: str, prelude: str, names: tuple[str, ...] | None) -> bool:
         """A program over which the checking process ends without a verdict, twice and alone, has failed."""
+        job = (program, tests, prelude, names)
+        if job in kept:
+            return kept[job]
         for _ in range(2):
             result = found.run(program, tests, allowed, prelude, names)
+            if result.status in ("passed", "failed"):
+                kept[job] = result.passed
             if result.status != "broken":
                 return result.passed
             control = found.run(*_SOUND, allowed)
