@@ -161,7 +161,7 @@ class Learner:
             self.backbone,
             self._model,
             self.task_vectors,
-            source(given),
+            source(given, self.recipe.backbone),
             Settings(hidden_layer=layer, tokens=settings["tokens"], **wanted),
             self.seed,
             self.cache,

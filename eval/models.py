@@ -46,7 +46,7 @@ def check(plan: Plan) -> None:
         for tensor in checkpoint.names:
             check_finite(tensor, checkpoint.read(tensor), name)
     if any(plan.method(job.row).learned for job in plan.jobs):
-        calibration = source(plan.recipe.data["calibration"])
+        calibration = source(plan.recipe.data["calibration"], plan.recipe.backbone)
         for expert in plan.recipe.experts:
             next(calibration.items(expert, plan.recipe.seeds[0]))
 

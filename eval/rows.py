@@ -111,7 +111,8 @@ def _evaluate(plan: Plan, job: Job, benchmark: str, model, processor, judged: Ju
     """Answer a benchmark's questions in batches and let its own class score them: ``(items, harness)``."""
     settings, data = plan.protocol["benchmarks"][benchmark], plan.data(job.split)
     limit = plan.protocol.get("request_seconds", client.REQUEST_SECONDS)
-    backbone, prompts = backbones.get(plan.recipe.backbone), client.prompts(data, benchmark, limit)
+    backbone = backbones.get(plan.recipe.backbone)
+    prompts = client.prompts(data, benchmark, limit, settings.get("prompt_rule", "dataset"))
     images = [prompt.image for prompt in prompts]
     seen = None
     if plan.protocol.get("keep_image_features", False):

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file, write_json
-from emkit.zoo.data import QA, SUBTASKS, example
+from emkit.zoo.data import MIXED, QA, SUBTASKS, example
 from emkit.zoo.data.sampling import Draw
-from eval.benchmarks.columns import COLUMNS, Row
+from eval.benchmarks.columns import COLUMNS, Row, View
 from eval.benchmarks.protocol import check
 
 _COUNT_KEY = {"evaluation": "n", "validation": "validation_n"}
@@ -67,7 +67,7 @@ def write(protocol: dict, split: str, out: str | Path) -> dict:
     return manifest
 
 
-def _items(name: str, settings: dict, split: str, size: int) -> Iterator[tuple[Row, Image.Image]]:
+def _items(name: str, settings: dict, split: str, size: int | str) -> Iterator[tuple[Row, Image.Image]]:
     """One question per image: the columns without index and image, and the image."""
     subtask, seed = settings["subtask"], settings["seed"]
     if subtask is None:
@@ -78,7 +78,8 @@ def _items(name: str, settings: dict, split: str, size: int) -> Iterator[tuple[R
     for index in range(settings[_COUNT_KEY[split]]):
         item = example(subtask, split, index, seed, size)
         qa = _question(item.benchmark_qas, seed, subtask, split, index)
-        yield {"question": qa.question, **COLUMNS[subtask](qa, size), **shared}, item.image
+        view = View(*item.image.size, 1.0 if size == MIXED else size / 96)
+        yield {"question": qa.question, **COLUMNS[subtask](qa, view), **shared}, item.image
 
 
 def _question(qas: tuple[QA, ...], seed: int, subtask: str, split: str, index: int) -> QA:
