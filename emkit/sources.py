@@ -30,12 +30,12 @@ class Item:
 class ZooSource:
     """Drawn images of one ``split``; a task's sub-tasks take turns image by image, dense supervision left out.
 
-    Questions stand in the form in which a model is asked in evaluation. (Dense questions, which ask for everything in
-    an image, exist for training a base only.)
+    Images are of the size, and questions in the form, in which models of ``backbone`` are asked in evaluation. (Dense
+    questions, which ask for everything in an image, exist for training a base only.)
     """
 
-    def __init__(self, split: str):
-        self.split = split
+    def __init__(self, split: str, backbone: str = "internvl"):
+        self.split, self.backbone = split, backbone
 
     def identity(self, task: str) -> dict:
         """What the items depend on besides the seed: the split and the code that draws them."""
@@ -43,7 +43,8 @@ class ZooSource:
 
         folder = Path(data.__file__).parent
         code = hashlib.sha256("".join(sha256_file(file) for file in sorted(folder.glob("*.py"))).encode())
-        return {"source": "zoo", "split": self.split, "subtasks": self._subtasks(task), "code": code.hexdigest()}
+        drawn = {"split": self.split, "subtasks": self._subtasks(task), "asked_by": self.backbone}
+        return {"source": "zoo", **drawn, "code": code.hexdigest()}
 
     def items(self, task: str, seed: int) -> Iterator[Item]:
         """Endless; the same for the same seed, and no item twice."""
@@ -54,8 +55,8 @@ class ZooSource:
         seen = set()
         for index in itertools.count():
             for subtask in self._subtasks(task):
-                example = data.example(subtask, self.split, index, stream)
-                questions = tuple(data.prompt(subtask, qa) for qa in example.benchmark_qas)
+                example = data.example(subtask, self.split, index, stream, data.SIZES[self.backbone])
+                questions = tuple(data.prompt(subtask, qa, self.backbone) for qa in example.benchmark_qas)
                 if questions and example.key not in seen:
                     seen.add(example.key)
                     yield Item(subtask, example.key, example.image, questions)
@@ -181,4 +182,4 @@ def source(settings: Mapping, backbone: str = "internvl") -> ZooSource | JsonlSo
         return TextZooSource(settings.get("split", "train"))
     if settings.get("source", "zoo") == "jsonl":
         return JsonlSource(settings.get("files", {}))
-    return ZooSource(settings.get("split", "train"))
+    return ZooSource(settings.get("split", "train"), backbone)

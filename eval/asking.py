@@ -92,7 +92,7 @@ def _vlmevalkit(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[di
     """Answer in batches and let the benchmark's own class score the answers."""
     plan, settings = merged.plan, merged.plan.protocol["benchmarks"][benchmark]
     data, limit = plan.data(merged.job.split), plan.protocol.get("request_seconds", client.REQUEST_SECONDS)
-    prompts = client.prompts(data, benchmark, limit)
+    prompts = client.prompts(data, benchmark, limit, settings.get("prompt_rule", "dataset"))
     images = [prompt.image for prompt in prompts]
     questions = [prompt.text + settings["suffix"] for prompt in prompts]
     seen = _image_features(merged, benchmark, images)

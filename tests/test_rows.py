@@ -49,7 +49,8 @@ class Fakes:
         assert model == b"weights" and features == "features"
         return [RIGHT for _ in questions]
 
-    def prompts(self, data, benchmark, seconds):
+    def prompts(self, data, benchmark, seconds, rule):
+        assert rule == "dataset"
         self.seconds.add(seconds)
         return [SimpleNamespace(index=str(i), image=None, text="?") for i in range(4)]
 

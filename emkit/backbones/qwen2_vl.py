@@ -142,6 +142,11 @@ def image_features(model, pixel_values: torch.Tensor | None = None, grids: torch
     """
     if pixel_values is None:
         return torch.zeros(0)
+    return trainable_image_features(model, pixel_values, grids)
+
+
+def trainable_image_features(model, pixel_values: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+    """:func:`image_features` with gradients, for training a base."""
     return model.model.visual(pixel_values.to(model.dtype), grid_thw=grids.to(model.device)).pooler_output
 
 

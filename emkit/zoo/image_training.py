@@ -5,82 +5,83 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from emkit.backbones import internvl
-from emkit.zoo.data import prompt
-from emkit.zoo.packing import Chat, Packed, chat, pack, prefix
+from emkit import backbones
+from emkit.zoo.images import Patches, Squares
+from emkit.zoo.packing import Chat, Packed, Prefix, pack
 from emkit.zoo.train import WHOLE, Share, batch_rows, descend
+
+
+@dataclass(frozen=True)
+class Text:
+    """All that is said about one image: the ``start`` that holds the image, and the chats of which some follow."""
+
+    start: Prefix
+    chats: list[Chat]
 
 
 @dataclass
 class TrainingSet:
-    """Examples ready to train on: ``pixels`` uint8 [N, 3, H, W] or ``features`` [N, tokens, D]; chats per example."""
+    """Examples ready to train on, ``dialogues`` one an image; ``groups`` int [N]: which of the sub-tasks ``names`` it
+    is of. ``documents`` is None where dialogues alone are learned; ``features`` are there once the tower is frozen."""
 
-    chats: list[list[Chat]]
-    groups: np.ndarray  # int [N]: which sub-task an example belongs to
-    pixels: torch.Tensor
+    backbone: str
+    images: Squares | Patches
+    dialogues: list[Text]
+    groups: np.ndarray
+    names: list[str]
+    documents: list[Text] | None = None
     features: torch.Tensor | None = None
 
     def image_inputs(self, model, rows: np.ndarray) -> torch.Tensor:
         """The vision side of a batch: cached features where there are, else through the tower with gradients."""
         if self.features is not None:
-            return self.features[rows].float()
-        return internvl.trainable_image_features(model, normalised(self.pixels[rows]))
+            return self.images.pick(self.features, rows).float()
+        return backbones.get(self.backbone).trainable_image_features(model, *self.images.inputs(rows))
 
 
-def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels as the processor normalises them (mean and deviation 0.5): fp32 in [−1, 1]."""
-    return pixels.float() / 127.5 - 1.0
-
-
-def training_set(processor, examples: list, dense: bool) -> TrainingSet:
-    """Tokenise ``examples`` (``emkit.zoo.data.Example``); dense questions are left out unless ``dense``."""
+def grouped(examples: list) -> tuple[np.ndarray, list[str]]:
+    """``groups`` and ``names`` of a training set of these examples."""
     names = sorted({example.subtask for example in examples})
-    chats = [
-        [
-            chat(processor, prompt(example.subtask, qa), qa.answer, qa.kind.startswith("dense/"))
-            for qa in example.qas
-            if dense or not qa.kind.startswith("dense/")
-        ]
-        for example in examples
-    ]
-    groups = np.array([names.index(example.subtask) for example in examples])
-    return TrainingSet(chats, groups, stacked_pixels([example.image for example in examples]))
-
-
-def stacked_pixels(images: list) -> torch.Tensor:
-    """N RGB images of one size as uint8 [N, 3, H, W]."""
-    pixels = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(pixels))
+    return np.array([names.index(example.subtask) for example in examples]), names
 
 
 def cache_features(model, data: TrainingSet, batch: int = 128) -> None:
     """Run the frozen vision tower once over every image; kept in bf16."""
-    parts = [internvl.image_features(model, normalised(part)) for part in data.pixels.split(batch)]
-    data.features = torch.cat(parts).to(torch.bfloat16)
+    see, rows = backbones.get(data.backbone), np.arange(len(data.images))
+    batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    parts = [see.image_features(model, *data.images.inputs(part)).to(torch.bfloat16) for part in batches]
+    data.features = torch.cat(parts)
 
 
-def batch_chats(data: TrainingSet, rows: np.ndarray, settings: dict, seed: int, step: int) -> list[list[Chat]]:
-    """Up to ``questions`` plain and ``dense_questions`` dense chats of each example, drawn anew at every step."""
+def batch_texts(data: TrainingSet, rows: np.ndarray, settings: dict, seed: int, step: int) -> list[Text]:
+    """The texts of one step: dialogues, or documents of which a share (``dialogues``, by sub-task) are dialogues.
+
+    Of each, up to ``questions`` plain and ``dense_questions`` dense chats, drawn anew at every step.
+    """
     rng = np.random.default_rng([seed, step, 1])
-    chosen = []
-    for row in rows:
-        plain = [c for c in data.chats[row] if not c.dense]
-        dense = [c for c in data.chats[row] if c.dense]
+    wanted = settings.get("dialogues", {})
+    coins = np.random.default_rng([seed, step, 3]).random(len(rows))
+    texts = []
+    for row, coin in zip(rows, coins, strict=True):
+        read = data.documents is not None and coin >= wanted.get(data.names[data.groups[row]], 0.0)
+        text = data.documents[row] if read else data.dialogues[row]
+        plain = [c for c in text.chats if not c.dense]
+        dense = [c for c in text.chats if c.dense]
         picks = [plain[i] for i in rng.permutation(len(plain))[: settings["questions"]]]
         picks += [dense[i] for i in rng.permutation(len(dense))[: settings["dense_questions"]]]
-        chosen.append(picks)
-    return chosen
+        texts.append(Text(text.start, picks))
+    return texts
 
 
-def loss_of(model, batch: Packed, features: torch.Tensor) -> torch.Tensor:
+def loss_of(backbone: ModuleType, model, batch: Packed, features: torch.Tensor) -> torch.Tensor:
     """Weighted mean cross-entropy over the answer tokens of a packed batch."""
-    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": batch.attention_mask}
-    logits = internvl.forward(model, inputs, features=features, positions=batch.predicts).logits
+    logits = backbone.forward(model, batch.inputs, features=features, positions=batch.predicts).logits
     losses = cross_entropy(logits.float(), batch.targets, reduction="none")
     return (losses * batch.weights).sum() / batch.weights.sum()
 
@@ -98,18 +99,15 @@ def train(
 ) -> list[dict]:
     """Train ``model`` in place on ``data`` (see :func:`descend`); ``shares`` weighs its sub-tasks.
 
-    The vision tower is trained only when ``data`` has no cached features.
+    The parameters that do not require a gradient stay as they are.
     """
-    frozen = data.features is not None
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not (frozen and "vision_tower" in name))
-    start, pad = prefix(processor), processor.tokenizer.pad_token_id
+    pad = processor.tokenizer.pad_token_id
 
     def loss_at(step: int) -> torch.Tensor:
         rows = batch_rows(data.groups, shares, settings["batch"], seed, step)
-        chats = share.of(batch_chats(data, rows, settings, seed, step))
-        batch = pack(start, chats, pad, settings["dense_weight"])
-        return loss_of(model, batch, data.image_inputs(model, share.of(rows)))
+        texts = share.of(batch_texts(data, rows, settings, seed, step))
+        batch = pack([t.start for t in texts], [t.chats for t in texts], pad, settings["dense_weight"])
+        return loss_of(backbones.get(data.backbone), model, batch, data.image_inputs(model, share.of(rows)))
 
     model.train()
     log = descend(model, loss_at, settings, state, progress, share)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import torch
-from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 
 def create(settings: dict, processor, seed: int) -> InternVLForConditionalGeneration:
@@ -37,6 +42,31 @@ def create(settings: dict, processor, seed: int) -> InternVLForConditionalGenera
     torch.manual_seed(seed)
     model = InternVLForConditionalGeneration(config)
     _place_patches(model.model.vision_tower.embeddings.position_embeddings)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def create_qwen2_vl(settings: dict, processor, seed: int) -> Qwen2VLForConditionalGeneration:
+    """A randomly initialised transformers ``Qwen2VLForConditionalGeneration`` (fp32, CPU).
+
+    ``settings`` holds the dicts ``vision`` and ``text`` of ``Qwen2VLVisionConfig`` and ``Qwen2VLTextConfig`` keys, and
+    the patches' sizes as the processor has them. Vocabulary and special-token ids come from ``processor``.
+    """
+    tokenizer = processor.tokenizer
+    text, vision = settings["text"], settings["vision"]
+    merge = settings["merge_size"]
+    patches = {"patch_size": settings["patch_size"], "temporal_patch_size": settings["temporal_patch_size"]}
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    roles = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+    config = Qwen2VLConfig(
+        text_config={"vocab_size": len(tokenizer), "tie_word_embeddings": True, **ends, **text},
+        vision_config={"hidden_size": text["hidden_size"], "spatial_merge_size": merge, **patches, **vision},
+        tie_word_embeddings=True,
+        **{f"{role}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, role)) for role in roles},
+    )
+    torch.manual_seed(seed)
+    model = Qwen2VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

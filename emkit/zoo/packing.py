@@ -13,7 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from emkit.backbones import internvl
+
+@dataclass(frozen=True)
+class Prefix:
+    """What a row's chats share: ``tokens`` [P] and their ``positions`` [axes, P]; the chats go on from ``next``.
+
+    There is one axis, or three where an image's tokens have time, row and column (m-RoPE).
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    next: int
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,11 @@ class Chat:
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of B sequences of S tokens, ready for :func:`emkit.backbones.internvl.forward`.
+    """A batch of B sequences of S tokens, ready for a backbone's ``forward``.
 
-    ``attention_mask`` bool [B, 1, S, S] (True: may look at), ``predicts`` bool [B, S] (the logits there are trained),
-    ``targets`` int64 [N] and ``weights`` fp32 [N] in row-major order of ``predicts``.
+    ``position_ids`` int64 [B, S], or [axes, B, S] where there are several; ``attention_mask`` bool [B, 1, S, S] (True:
+    may look at), ``predicts`` bool [B, S] (the logits there are trained), ``targets`` int64 [N] and ``weights`` fp32
+    [N] in row-major order of ``predicts``.
     """
 
     input_ids: torch.Tensor
@@ -40,45 +51,48 @@ class Packed:
     targets: torch.Tensor
     weights: torch.Tensor
 
-
-def prefix(processor) -> np.ndarray:
-    """Token ids from the turn's start to the newline after the image."""
-    text = internvl.prompt(processor, "").split(processor.image_token)
-    image = processor.start_image_token + processor.image_token * processor.image_seq_length + processor.end_image_token
-    return np.array(processor.tokenizer(text[0] + image + "\n")["input_ids"])
-
-
-def chat(processor, question: str, answer: str, dense: bool) -> Chat:
-    """One question and answer as the chat template writes them after the image."""
-    after_image = internvl.prompt(processor, question).split(processor.image_token + "\n")[1]
-    reply = processor.tokenizer(answer + processor.tokenizer.eos_token)["input_ids"]
-    return Chat(np.array(processor.tokenizer(after_image)["input_ids"] + reply), len(reply), dense)
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What ``forward`` reads."""
+        names = ("input_ids", "position_ids", "attention_mask")
+        return {name: getattr(self, name) for name in names}
 
 
-def pack(start: np.ndarray, rows: list[list[Chat]], pad: int, dense_weight: float) -> Packed:
-    """Lay out each row's chats behind the shared prefix ``start``; ``dense_weight`` scales dense answers' tokens."""
-    length = len(start) + max(sum(len(c.tokens) for c in chats) for chats in rows)
-    shape = (len(rows), length)
-    ids, positions = np.full(shape, pad), np.zeros(shape, np.int64)
+def text_prefix(tokens: np.ndarray) -> Prefix:
+    """A prefix whose tokens, those of images too, are counted through."""
+    return Prefix(tokens, np.arange(len(tokens))[None], len(tokens))
+
+
+def chat(tokenizer, after_image: str, answer: str, dense: bool) -> Chat:
+    """One question, as it stands ``after_image``, and its answer with the token that ends it."""
+    reply = tokenizer(answer + tokenizer.eos_token)["input_ids"]
+    return Chat(np.array(tokenizer(after_image)["input_ids"] + reply), len(reply), dense)
+
+
+def pack(starts: list[Prefix], rows: list[list[Chat]], pad: int, dense_weight: float) -> Packed:
+    """Lay out each row's chats behind its prefix; ``dense_weight`` scales dense answers' tokens."""
+    ends = [len(start.tokens) + sum(len(c.tokens) for c in chats) for start, chats in zip(starts, rows, strict=True)]
+    shape = (len(rows), max(ends))
+    ids, positions = np.full(shape, pad), np.zeros((len(starts[0].positions), *shape), np.int64)
     block, targets = np.full(shape, -1), np.zeros(shape, np.int64)
     weights = np.zeros(shape, np.float32)
-    for row, chats in enumerate(rows):
-        ids[row, : len(start)], positions[row, : len(start)], block[row, : len(start)] = start, range(len(start)), 0
-        at = len(start)
+    for row, (start, chats) in enumerate(zip(starts, rows, strict=True)):
+        at = len(start.tokens)
+        ids[row, :at], positions[:, row, :at], block[row, :at] = start.tokens, start.positions, 0
         for number, c in enumerate(chats, 1):
             here = slice(at, at + len(c.tokens))
             ids[row, here], block[row, here] = c.tokens, number
-            positions[row, here] = np.arange(len(c.tokens)) + len(start)
+            positions[:, row, here] = np.arange(len(c.tokens)) + start.next
             answer = slice(here.stop - c.answer - 1, here.stop - 1)
             targets[row, answer] = c.tokens[-c.answer :]
             weights[row, answer] = dense_weight if c.dense else 1.0
             at = here.stop
     seen = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
-    mask = seen & np.tri(length, dtype=bool)[None] | np.eye(length, dtype=bool)[None]
+    mask = seen & np.tri(shape[1], dtype=bool)[None] | np.eye(shape[1], dtype=bool)[None]
     predicts = weights > 0
     return Packed(
         torch.from_numpy(ids),
-        torch.from_numpy(positions),
+        torch.from_numpy(positions if len(positions) > 1 else positions[0]),
         torch.from_numpy(mask[:, None]),
         torch.from_numpy(predicts),
         torch.from_numpy(targets[predicts]),

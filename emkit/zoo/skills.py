@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from emkit.backbones import internvl
+from emkit import backbones
 from emkit.zoo.data import examples, prompt
 
 NEW_TOKENS = 24
@@ -37,7 +37,14 @@ def correct(answer: str, truth: str) -> bool:
 
 
 def skills(
-    model, processor, subtasks: tuple[str, ...], n: int, seed: int, split: str = "validation", size: int = 96
+    backbone: str,
+    model,
+    processor,
+    subtasks: tuple[str, ...],
+    n: int,
+    seed: int,
+    split: str = "validation",
+    size: int | str = 96,
 ) -> dict:
     """Percent correct per sub-task, over ``n`` examples of ``split`` with one plain question each."""
     result = {}
@@ -45,9 +52,9 @@ def skills(
         items = examples(subtask, split, n, seed, size)
         plain = [[qa for qa in item.qas if not qa.kind.startswith("dense/")] for item in items]
         asked = [qas[i % len(qas)] for i, qas in enumerate(plain)]
-        answers = internvl.generate(
-            model, processor, [item.image for item in items], [prompt(subtask, qa) for qa in asked], NEW_TOKENS
-        )
+        questions = [prompt(subtask, qa, backbone) for qa in asked]
+        images = [item.image for item in items]
+        answers = backbones.get(backbone).generate(model, processor, images, questions, NEW_TOKENS)
         hits = sum(correct(answer, qa.answer) for answer, qa in zip(answers, asked, strict=True))
         result[subtask] = round(100 * hits / n, 1)
     return result

@@ -34,7 +34,7 @@ class Optimisers:
 
     def __init__(self, model, settings: dict):
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        matrices = [name for name, p in named.items() if p.ndim == 2 and ".layer" in name]
+        matrices = [name for name, p in named.items() if p.ndim == 2 and (".layer" in name or ".blocks." in name)]
         weights = [name for name in named if "projector.linear" in name and name not in matrices]
         rest = [name for name in named if name not in matrices and name not in weights]
         lr = settings["lr"]
@@ -42,10 +42,10 @@ class Optimisers:
         groups = [{"params": [named[n] for n in weights], "lr": lr}, {"params": [named[n] for n in rest], "lr": slow}]
         groups = [group for group in groups if group["params"]]
         decay = settings["weight_decay"]
-        self.parts = [
-            _OPTIMISERS[settings.get("optimiser", "muon")]([named[n] for n in matrices], lr=lr, weight_decay=decay),
-            torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
+        optimiser = _OPTIMISERS[settings.get("optimiser", "muon")]
+        self.parts = [optimiser([named[n] for n in matrices], lr=lr, weight_decay=decay)]
+        if groups:
+            self.parts.append(torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0))
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
     def set_rate(self, share: float) -> None:

@@ -14,23 +14,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import distributed, nn
 from torch.nn.functional import cross_entropy
 
-from emkit.zoo.data.regions import HEADS, Picture, patch_targets
-from emkit.zoo.image_training import normalised, stacked_pixels
+from emkit.zoo.data.regions import HEADS, patch_targets
+from emkit.zoo.data.sheets import sheet
+from emkit.zoo.images import Patches, Squares
 from emkit.zoo.train import WHOLE, Share, descend
 
+EYES = "vision.safetensors"  # the trained tower, in the work folder
 NOTHING = 0.2  # weight of a patch that shows none of a head's classes: most patches are such
 
 
 @dataclass
 class PatchSet:
-    """``pixels`` uint8 [N, 3, H, W] and ``targets`` int64 [N, patches²] for each head; the first ``drawn`` of the N
-    images are the sub-tasks' own, the others sheets of characters."""
+    """Images and, for each head, the class of each of their patches: int8 [patches] for each image, in the order in
+    which the tower has them. The first ``drawn`` images are the sub-tasks' own, the others sheets of characters."""
 
-    pixels: torch.Tensor
-    targets: dict[str, torch.Tensor]
+    images: Squares | Patches
+    targets: dict[str, list[np.ndarray]]
     drawn: int
 
     def rows(self, batch: int, sheets: float, entropy: list[int]) -> np.ndarray:
@@ -38,32 +41,48 @@ class PatchSet:
         rng = np.random.default_rng(entropy)
         wanted = round(batch * sheets)
         own = rng.choice(self.drawn, batch - wanted)
-        return np.concatenate([own, self.drawn + rng.choice(len(self.pixels) - self.drawn, wanted)])
+        return np.concatenate([own, self.drawn + rng.choice(len(self.images) - self.drawn, wanted)])
 
 
-def patch_set(drawn: list, sheets: list[Picture], patches: int) -> PatchSet:
-    """The images of the examples ``drawn`` and of ``sheets`` with the classes of their patches."""
-    seen = [*drawn, *sheets]
-    targets = [patch_targets(picture.regions, patches) for picture in seen]
-    stacked = {h: torch.from_numpy(np.stack([t[h] for t in targets]).reshape(len(seen), -1)) for h in HEADS}
-    return PatchSet(stacked_pixels([picture.image for picture in seen]), stacked, len(drawn))
+def patch_set(
+    recipe: dict, drawn: list, size: int | str, made: Callable[[list], Squares | Patches], patches: int
+) -> PatchSet:
+    """The images of the examples ``drawn`` and of sheets of ``size`` (see ``emkit.zoo.data.example``), with classes.
+
+    ``made`` turns pictures into what the family's tower takes; ``patches`` go into 96 units.
+    """
+    sheets = [sheet(recipe["data_seed"], index, size) for index in range(recipe["vision"]["sheets"])]
+    seen, side = [*drawn, *sheets], recipe["model"]["patch_size"]
+    images = made([picture.image for picture in seen])
+    targets = {head: [] for head in HEADS}
+    for picture in seen:
+        shape = picture.image.height // side, picture.image.width // side
+        for head, classes in patch_targets(picture.regions, patches, shape).items():
+            targets[head].append(images.laid_out(classes).astype(np.int8))
+    return PatchSet(images, targets, len(drawn))
 
 
 class PatchReader(nn.Module):
-    """The tower with a linear head for each of ``HEADS`` on every patch."""
+    """A vision tower with a linear head for each of ``HEADS`` on every patch.
 
-    def __init__(self, tower: nn.Module, width: int):
+    ``look(tower, *inputs)`` gives what the tower makes of each patch: [patches of all images, width].
+    """
+
+    def __init__(self, tower: nn.Module, width: int, look: Callable[..., torch.Tensor]):
         super().__init__()
         self.tower = tower
+        self.look = look
         self.heads = nn.ModuleDict({head: nn.Linear(width, len(classes)) for head, classes in HEADS.items()})
 
-    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        seen = self.tower(pixel_values=pixels).last_hidden_state[:, 1:]
+    def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen = self.look(self.tower, *inputs)
         return {head: linear(seen) for head, linear in self.heads.items()}
 
 
 def pretrain(
-    model,
+    tower: nn.Module,
+    width: int,
+    look: Callable[..., torch.Tensor],
     data: PatchSet,
     settings: dict,
     seed: int,
@@ -71,14 +90,18 @@ def pretrain(
     progress: Callable[[int, float], None],
     share: Share = WHOLE,
 ) -> list[dict]:
-    """Train ``model``'s vision tower in place on patch labels; returns the log (see ``emkit.zoo.train.descend``)."""
+    """Train ``tower`` in place on patch labels; returns the log (see ``emkit.zoo.train.descend``).
+
+    ``width`` and ``look`` are those of :class:`PatchReader`.
+    """
     torch.manual_seed(seed + 500)
-    reader = PatchReader(model.model.vision_tower, model.config.vision_config.hidden_size)
+    reader = PatchReader(tower, width, look)
 
     def loss_at(step: int) -> torch.Tensor:
         rows = share.of(data.rows(settings["batch"], settings["sheet_share"], [seed, step, 2]))
-        read = reader(normalised(data.pixels[rows]))
-        return sum(_loss(read[head], data.targets[head][rows]) for head in HEADS)
+        read = reader(*data.images.inputs(rows))
+        shown = {head: np.concatenate([data.targets[head][row] for row in rows]) for head in HEADS}
+        return sum(_loss(read[head], torch.from_numpy(shown[head]).long()) for head in HEADS)
 
     reader.train()
     log = descend(reader, loss_at, settings, state, progress, share)
@@ -87,7 +110,30 @@ def pretrain(
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy over patches [B, P, C] against [B, P], patches of class 0 counting less."""
+    """Cross-entropy over patches [P, C] against [P], patches of class 0 counting less."""
     weight = torch.ones(logits.shape[-1])
     weight[0] = NOTHING
-    return cross_entropy(logits.flatten(0, 1), targets.flatten(), weight=weight)
+    return cross_entropy(logits, targets, weight=weight)
+
+
+def see_first(
+    tower: nn.Module,
+    width: int,
+    look: Callable[..., torch.Tensor],
+    data: PatchSet | None,
+    settings: dict,
+    seed: int,
+    work: Path,
+    bar,
+    share: Share,
+) -> None:
+    """:func:`pretrain` unless ``data`` is None (it was done); then every process reads the tower from ``work``."""
+    if data is not None:
+        with bar("vision", settings["steps"], share) as progress:
+            pretrain(tower, width, look, data, settings, seed, work / "vision.pt", progress, share)
+        if share.rank == 0:
+            save_file(tower.state_dict(), work / "vision.part")
+            (work / "vision.part").replace(work / EYES)
+    if share.world > 1:
+        distributed.barrier()
+    tower.load_state_dict(load_file(work / EYES))

@@ -45,6 +45,11 @@ TEXT_KEYS = {
 DTYPES = ("float32", "bfloat16", "float16")
 _GENERATION = {"dtype": Key(choice(*DTYPES), required=False), "decoding": Key(choice("greedy"), required=False)}
 _JUDGE_TOKENS = {"prompt": Key(number(0)), "reply": Key(number(0))}  # of one request, for the estimate of its cost
+# what a protocol may say of a benchmark besides
+BENCHMARK_OPTIONS = {
+    "judge_tokens": mapping(_JUDGE_TOKENS),
+    "prompt_rule": choice("dataset", "qwen2_vl"),  # who puts the question: its dataset class, or that VLMEvalKit model
+}
 # what a protocol may say besides, each with the check of its value; what nobody reads is an error
 OPTIONAL = {
     "generation": mapping(_GENERATION),  # dtype: that of the model that answers, float32 unless given
@@ -53,7 +58,8 @@ OPTIONAL = {
     "keep_image_features": boolean,  # whether image features are kept for all rows (eval/features.py)
     "request_seconds": number(1),  # longest time that a harness may take over one benchmark of one row
 }
-_REQUIRED = {"name": str, "version": int, "image_size": (int, type(None)), "judge_upstream": str}
+_REQUIRED = {"name": str, "version": int, "image_size": (int, str, type(None)), "judge_upstream": str}
+MIXED = "mixed"  # the image size that means several (emkit.zoo.data.sizes, which imports what drawing needs)
 
 
 def load(path: str | Path) -> dict:
@@ -84,6 +90,8 @@ def check(protocol: object, where: str = "protocol") -> None:
     for key, kind in _REQUIRED.items():
         if not isinstance(protocol.get(key), kind):
             raise UserError(f"{where}: `{key}` is missing or of the wrong type")
+    if isinstance(protocol["image_size"], str) and protocol["image_size"] != MIXED:
+        raise UserError(f"{where}: image_size is a number of pixels, null or '{MIXED}', not {protocol['image_size']!r}")
     known = [*_REQUIRED, *OPTIONAL, "benchmarks"]
     for key, value in protocol.items():
         if key not in known:
@@ -103,6 +111,9 @@ def _check_benchmark(where: str, name: str, settings: object) -> None:
         mapping(_JUDGE_TOKENS)(settings["judge_tokens"], f"{where}.judge_tokens")
     if harness(settings) != VLMEVALKIT:
         return _check_text(where, name, settings)
+    for key, check_value in BENCHMARK_OPTIONS.items():
+        if key in settings:
+            check_value(settings[key], f"{where}.{key}")
     _check_keys(where, settings, BENCHMARK_KEYS)
     if settings["subtask"] is not None and settings["subtask"] not in SUBTASKS:
         raise UserError(f"{where}.subtask: unknown sub-task {settings['subtask']!r}; there are {', '.join(SUBTASKS)}")

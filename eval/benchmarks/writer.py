@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file, write_json
-from emkit.zoo.data import QA, SUBTASKS, example
+from emkit.zoo.data import MIXED, QA, SUBTASKS, example
 from emkit.zoo.data.sampling import Draw
 from eval.benchmarks import text_sets
-from eval.benchmarks.columns import COLUMNS, Row
+from eval.benchmarks.columns import COLUMNS, Row, View
 from eval.benchmarks.protocol import VLMEVALKIT, check, harness
 from eval.lm import tasks
 
@@ -85,14 +85,15 @@ def _require_drawn(name: str, settings: dict) -> None:
         raise UserError(f"{name} is a published set, not one to draw: {owner} downloads {of} itself")
 
 
-def _items(settings: dict, split: str, size: int) -> Iterator[tuple[Row, Image.Image]]:
+def _items(settings: dict, split: str, size: int | str) -> Iterator[tuple[Row, Image.Image]]:
     """One question per image: the columns without index and image, and the image."""
     subtask, seed = settings["subtask"], settings["seed"]
     shared = {"split": settings["harness_split"]} if settings["harness_split"] else {}
     for index in range(settings[_COUNT_KEY[split]]):
         item = example(subtask, split, index, seed, size)
         qa = _question(item.benchmark_qas, seed, subtask, split, index)
-        yield {"question": qa.question, **COLUMNS[subtask](qa, size), **shared}, item.image
+        view = View(*item.image.size, 1.0 if size == MIXED else size / 96)
+        yield {"question": qa.question, **COLUMNS[subtask](qa, view), **shared}, item.image
 
 
 def _question(qas: tuple[QA, ...], seed: int, subtask: str, split: str, index: int) -> QA:

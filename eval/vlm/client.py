@@ -43,8 +43,12 @@ class Evaluation:
     harness: dict
 
 
-def prompts(data_dir: str | Path, benchmark: str, seconds: float = REQUEST_SECONDS) -> list[Prompt]:
+def prompts(
+    data_dir: str | Path, benchmark: str, seconds: float = REQUEST_SECONDS, rule: str = "dataset"
+) -> list[Prompt]:
     """Every item of ``benchmark`` as its dataset class's own ``build_prompt`` makes it, in the TSV's order.
+
+    With the ``rule`` "qwen2_vl" as VLMEvalKit's Qwen2-VL model does (a protocol's ``prompt_rule``).
 
     The texts are kept in ``data_dir/prompts/<benchmark>.jsonl`` for as long as the TSV and the harness are the same.
     Raises :class:`UserError` when that takes the worker more than ``seconds``.
@@ -53,10 +57,10 @@ def prompts(data_dir: str | Path, benchmark: str, seconds: float = REQUEST_SECON
     tsv, kept = data_dir / known.tsv, data_dir / "prompts" / f"{benchmark}.jsonl"
     if not tsv.is_file():
         raise UserError(f"no benchmark data {tsv}: write it with `python -m eval data RECIPE --split SPLIT`")
-    header = {"benchmark": benchmark, "tsv_sha256": sha256_file(tsv), "harness": _code_sha256()}
+    header = {"benchmark": benchmark, "rule": rule, "tsv_sha256": sha256_file(tsv), "harness": _code_sha256()}
     lines = _kept(kept, header)
     if lines is None:
-        lines = _ask(data_dir, {"do": "prompts", "benchmark": benchmark}, seconds)
+        lines = _ask(data_dir, {"do": "prompts", "benchmark": benchmark, "rule": rule}, seconds)
         with atomic_write(kept) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]), encoding="utf-8")
     images = _images(tsv)

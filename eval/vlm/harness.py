@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import types
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from emkit.errors import UserError
@@ -34,6 +34,7 @@ _MODULES = {
     "mathvista": "vlmeval.dataset.utils.mathvista",
     "vqa_eval": "vlmeval.dataset.utils.vqa_eval",
     "judge_util": "vlmeval.dataset.utils.judge_util",
+    "qwen2_vl": "vlmeval.vlm.qwen2_vl.prompt",
 }
 
 
@@ -48,7 +49,7 @@ def modules() -> dict[str, types.ModuleType]:
     if spec is None or not spec.submodule_search_locations:
         raise UserError("VLMEvalKit is not installed: run `make setup` (package ms-vlmeval)")
     folder = Path(next(iter(spec.submodule_search_locations)))
-    for name in ("vlmeval", "vlmeval.dataset", "vlmeval.api"):
+    for name in ("vlmeval", "vlmeval.dataset", "vlmeval.api", "vlmeval.vlm", "vlmeval.vlm.qwen2_vl"):
         package = types.ModuleType(name)
         package.__path__ = [str(folder.joinpath(*name.split(".")[1:]))]
         sys.modules[name] = package
@@ -56,9 +57,19 @@ def modules() -> dict[str, types.ModuleType]:
     api = sys.modules["vlmeval.api"]
     api.OpenAIWrapper = importlib.import_module("vlmeval.api.gpt").OpenAIWrapper
     api.HFChatModel = api.SiliconFlowAPI = None  # build_judge imports the names; gpt-4o-mini uses neither
+    sys.modules["vlmeval.dataset"].DATASET_TYPE = _dataset_type  # the model's prompt rules ask for it
     mends.apply(loaded)
     logging.getLogger("vlmeval").setLevel(logging.WARNING)  # at INFO the harness logs the judge's key
     return loaded
+
+
+def _dataset_type(dataset: str, *, default: str = "MCQ") -> str:
+    """``vlmeval.dataset.DATASET_TYPE`` for the ten columns: its classes' own ``TYPE``."""
+    found = {b.dataset: (b.module, b.cls) for b in benchmarks.BENCHMARKS.values()}
+    if dataset not in found:
+        return default
+    module, cls = found[dataset]
+    return getattr(modules()[module], cls).TYPE
 
 
 def versions() -> dict[str, str]:
@@ -93,13 +104,23 @@ def open_dataset(data_dir: str, benchmark: Benchmark):
     return dataset, rows
 
 
-def prompts(data_dir: str, name: str) -> list[dict]:
-    """Each item's ``{"index", "row", "text"}``: ``row`` counts the TSV's rows from 0, ``text`` is the class's own."""
+def prompts(data_dir: str, name: str, rule: str = "dataset") -> list[dict]:
+    """Each item's ``{"index", "row", "text"}``: ``row`` counts the TSV's rows from 0, ``text`` is the class's own.
+
+    With the ``rule`` "qwen2_vl" it is VLMEvalKit's Qwen2-VL model that puts the questions of the sets that it has a
+    prompt for, as in VLMEvalKit's own inference.
+    """
     dataset, rows = open_dataset(data_dir, benchmarks.get(name))
     dataset.dump_image = lambda line: []  # the pictures stay in the TSV; only the class's text is wanted
+    build = dataset.build_prompt
+    if rule == "qwen2_vl":
+        asking = modules()["qwen2_vl"].Qwen2VLPromptMixin()
+        asking.set_dump_image(lambda line: [])
+        if asking.use_custom_prompt(benchmarks.get(name).dataset):
+            build = partial(asking.build_prompt, dataset=benchmarks.get(name).dataset)
     made = []
     for row, (_, line) in zip(rows.index, rows.iterrows(), strict=True):
-        (message,) = dataset.build_prompt(line)
+        (message,) = build(line)
         made.append({"index": str(line["index"]), "row": int(row), "text": message["value"]})
     return made
 

@@ -13,7 +13,7 @@ def answer(data_dir: str, request: dict):
     """What one request asks of the harness; a judge that fails is an error of kind "no judge"."""
     try:
         if request["do"] == "prompts":
-            return harness.prompts(data_dir, request["benchmark"])
+            return harness.prompts(data_dir, request["benchmark"], request["rule"])
         if request["do"] == "evaluate":
             arguments = (request["benchmark"], request["predictions"], request["judge_url"])
             return harness.evaluate(data_dir, *arguments)

@@ -29,6 +29,7 @@ def say(draw: Draw, template: str, **slots: object) -> str:
     return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
-def box_text(box: tuple[int, int, int, int], canvas: int = 96) -> str:
-    """`[x1,y1,x2,y2]` in thousandths of the image, rounded to tens; `box` is in pixels of a `canvas`-wide image."""
-    return "[" + ",".join(str(min(990, round(v * 100 / canvas) * 10)) for v in box) + "]"
+def box_text(box: tuple[int, int, int, int], canvas: tuple[int, int] = (96, 96)) -> str:
+    """`[x1,y1,x2,y2]` in thousandths of the image, rounded to tens; `box` is in pixels of `canvas` (width, height)."""
+    sides = (*canvas, *canvas)
+    return "[" + ",".join(str(min(990, round(v * 100 / side) * 10)) for v, side in zip(box, sides, strict=True)) + "]"

@@ -42,16 +42,21 @@ HEADS: dict[str, tuple[str, ...]] = {
 }
 
 
-def patch_targets(regions: Iterable[Region], patches: int = 12) -> dict[str, np.ndarray]:
-    """The class of every patch, for each head of `HEADS`: int64 arrays of shape [patches, patches], row by row.
+def patch_targets(
+    regions: Iterable[Region], patches: int = 12, shape: tuple[int, int] | None = None
+) -> dict[str, np.ndarray]:
+    """The class of every patch, for each head of `HEADS`: int64 arrays [patches, patches], row by row.
+
+    `patches` go into 96 units; a picture that is not 96 units a side has `shape` (rows, columns) of them.
 
     A patch has the class of the region that covers most of it, if that is at least a fifth of the patch; of two that
     cover equally much, the one drawn later.
     """
-    targets = {head: np.zeros((patches, patches), dtype=np.int64) for head in HEADS}
-    best = {head: np.full((patches, patches), 0.2) for head in HEADS}
+    shape = shape or (patches, patches)
+    targets = {head: np.zeros(shape, dtype=np.int64) for head in HEADS}
+    best = {head: np.full(shape, 0.2) for head in HEADS}
     for label, box in regions:
-        covered = _covered(box, patches)
+        covered = _covered(box, patches, shape)
         for word in label.split():
             for head, classes in HEADS.items():
                 if word in classes:
@@ -61,11 +66,15 @@ def patch_targets(regions: Iterable[Region], patches: int = 12) -> dict[str, np.
     return targets
 
 
-def _covered(box: tuple[float, float, float, float], patches: int) -> np.ndarray:
+def _covered(box: tuple[float, float, float, float], patches: int, shape: tuple[int, int]) -> np.ndarray:
     """The share of every patch that lies in the box."""
-    edges = np.arange(patches + 1) * (UNITS / patches)
-    across, down = (
-        np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * patches / UNITS
-        for low, high in ((box[0], box[2]), (box[1], box[3]))
+    down, across = (
+        _overlap(np.arange(count + 1) * (UNITS / patches), low, high) * patches / UNITS
+        for count, low, high in ((shape[0], box[1], box[3]), (shape[1], box[0], box[2]))
     )
     return down[:, None] * across[None, :]
+
+
+def _overlap(edges: np.ndarray, low: float, high: float) -> np.ndarray:
+    """How much of each interval between neighbouring `edges` lies between `low` and `high`."""
+    return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None)

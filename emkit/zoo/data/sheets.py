@@ -12,6 +12,7 @@ from emkit.zoo.data.canvas import UNITS, Canvas, add_noise, font
 from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw
 from emkit.zoo.data.scenes import jitter, light
+from emkit.zoo.data.sizes import MIXED, bordered, frame
 from emkit.zoo.data.words import COLORS, GENRES
 
 FONTS = (
@@ -22,8 +23,13 @@ _INK, _WHITE = (22, 22, 25), (252, 252, 252)
 _GROUNDS = (*COLORS.values(), *GENRES.values())
 
 
-def sheet(seed: int, index: int, size: int = 96) -> Picture:
-    """Sheet `index`: lines of random capitals and digits in one font each, dark on light or light on a colour."""
+def sheet(seed: int, index: int, size: int | str = 96) -> Picture:
+    """Sheet `index`: lines of random capitals and digits in one font each, dark on light or light on a colour.
+
+    `size` as for an example (:func:`emkit.zoo.data.example`).
+    """
+    if size == MIXED:
+        return bordered(sheet(seed, index), *frame(seed, 1000, index))
     draw = Draw(seed, 1000, index)
     canvas = Canvas(size, tuple(light(draw)))
     top = draw.integer(0, 4)

@@ -11,7 +11,8 @@ A family's module, called as its backbone, offers
 ``load``           ``(folder)`` → model, processor
 ``draw``           ``(recipe, subtask, n, seed)`` → n examples of the training split
 ``base_set``       ``(recipe, processor, examples)`` → what :func:`train` takes, for a base
-``expert_set``     ``(recipe, processor, examples, model)`` → the same, for a fine-tuning of ``model``
+``expert_set``     ``(recipe, processor, examples, model)`` → the same, for a fine-tuning of ``model``, where what is
+                   not to be trained must no longer require a gradient
 ``prepare``        ``(recipe, examples, work)`` → what ``pretrain`` needs, or None
 ``pretrain``       ``(recipe, model, prepared, seed, work, bar, share)``: what comes before a base, if anything does
 ``train``          ``(model, processor, data, settings, seed, state, shares, progress, share)`` → log
@@ -26,7 +27,7 @@ from types import ModuleType
 
 from emkit.errors import UserError
 
-NAMES = ("internvl", "mistral")
+NAMES = ("internvl", "qwen2_vl", "mistral")
 
 
 def get(backbone: str) -> ModuleType:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-from torch import distributed
+import numpy as np
+import torch
+from torch import nn
 
+from emkit.backbones import internvl as backbone
 from emkit.backbones.internvl import load
-from emkit.zoo import image_training, model
+from emkit.zoo import model
 from emkit.zoo import skills as yardstick
-from emkit.zoo.data import examples, lexicon
-from emkit.zoo.data.sheets import sheet
-from emkit.zoo.image_training import TrainingSet, cache_features, train
+from emkit.zoo.data import examples, lexicon, prompt
+from emkit.zoo.image_training import Text, TrainingSet, cache_features, grouped, train
+from emkit.zoo.images import Squares
+from emkit.zoo.packing import Chat, Prefix, text_prefix
+from emkit.zoo.packing import chat as written_chat
 from emkit.zoo.subtasks import DOMAINS, SUBTASKS
 from emkit.zoo.tokenizer import create_processor
 from emkit.zoo.train import Share
-from emkit.zoo.vision import PatchSet, patch_set
-from emkit.zoo.vision import pretrain as learn_to_see
+from emkit.zoo.vision import EYES, PatchSet, patch_set, see_first
 
 __all__ = ["ABOUT", "DOMAINS", "SUBTASKS", "YARDSTICK", "load", "train"]
 
-EYES = "vision.safetensors"  # the trained tower, in the work folder
 ABOUT = """\
 A miniature InternVL trained from nothing by emkit (`make zoo`) on drawn images. It is a stand-in for studying how
 models merge; it knows nothing of the real world. Load it with transformers' `AutoModelForImageTextToText`."""
@@ -45,16 +47,51 @@ def draw(recipe: dict, subtask: str, n: int, seed: int) -> list:
     return examples(subtask, "train", n, seed, recipe["model"]["image_size"])
 
 
+def prefix(processor) -> Prefix:
+    """From the turn's start to the newline after the image."""
+    text = backbone.prompt(processor, "").split(processor.image_token)
+    image = processor.start_image_token + processor.image_token * processor.image_seq_length + processor.end_image_token
+    return text_prefix(np.array(processor.tokenizer(text[0] + image + "\n")["input_ids"]))
+
+
+def chat(processor, question: str, answer: str, dense: bool) -> Chat:
+    """One question and answer as the chat template writes them after the image."""
+    after_image = backbone.prompt(processor, question).split(processor.image_token + "\n")[1]
+    return written_chat(processor.tokenizer, after_image, answer, dense)
+
+
+def training_set(processor, drawn: list, dense: bool) -> TrainingSet:
+    """Tokenise ``drawn`` examples; dense questions are left out unless ``dense``."""
+    start = prefix(processor)
+    dialogues = [
+        Text(
+            start,
+            [
+                chat(processor, prompt(example.subtask, qa), qa.answer, qa.kind.startswith("dense/"))
+                for qa in (example.qas if dense else example.benchmark_qas)
+            ],
+        )
+        for example in drawn
+    ]
+    return TrainingSet("internvl", Squares.of([example.image for example in drawn]), dialogues, *grouped(drawn))
+
+
 def base_set(recipe: dict, processor, drawn: list) -> TrainingSet:
     """A base also learns from dense questions, and its images go through the tower at every step."""
-    return image_training.training_set(processor, drawn, dense=True)
+    return training_set(processor, drawn, dense=True)
 
 
 def expert_set(recipe: dict, processor, drawn: list, model) -> TrainingSet:
     """An expert's tower is frozen: every image's features are computed once."""
-    data = image_training.training_set(processor, drawn, dense=False)
+    data = training_set(processor, drawn, dense=False)
+    model.model.vision_tower.requires_grad_(False)
     cache_features(model, data)
     return data
+
+
+def look(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """What the tower makes of each patch, row by row: [patches of all images, width]."""
+    return tower(pixel_values=pixels).last_hidden_state[:, 1:].flatten(0, 1)
 
 
 def prepare(recipe: dict, drawn: list, work: Path) -> PatchSet | None:
@@ -62,24 +99,15 @@ def prepare(recipe: dict, drawn: list, work: Path) -> PatchSet | None:
     if (work / EYES).exists():
         return None
     side = recipe["model"]["image_size"]
-    sheets = [sheet(recipe["data_seed"], index, side) for index in range(recipe["vision"]["sheets"])]
-    return patch_set(drawn, sheets, side // recipe["model"]["patch_size"])
+    return patch_set(recipe, drawn, side, Squares.of, side // recipe["model"]["patch_size"])
 
 
 def pretrain(recipe: dict, model, seen: PatchSet | None, seed: int, work: Path, bar, share: Share) -> None:
     """The vision tower on patch labels, if it is not trained yet; then every process reads it from the work folder."""
-    tower = model.model.vision_tower
-    if seen is not None:
-        with bar("vision", recipe["vision"]["steps"], share) as progress:
-            learn_to_see(model, seen, recipe["vision"], seed, work / "vision.pt", progress, share)
-        if share.rank == 0:
-            save_file(tower.state_dict(), work / "vision.part")
-            (work / "vision.part").replace(work / EYES)
-    if share.world > 1:
-        distributed.barrier()
-    tower.load_state_dict(load_file(work / EYES))
+    width = model.config.vision_config.hidden_size
+    see_first(model.model.vision_tower, width, look, seen, recipe["vision"], seed, work, bar, share)
 
 
 def skills(recipe: dict, model, processor) -> dict[str, float]:
     """Percent correct on ``skill_items`` validation questions of each kind."""
-    return yardstick.skills(model, processor, SUBTASKS, recipe["skill_items"], recipe["seed"])
+    return yardstick.skills("internvl", model, processor, SUBTASKS, recipe["skill_items"], recipe["seed"])

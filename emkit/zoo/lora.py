@@ -1,0 +1,34 @@
+"""Fine-tuning as low-rank adapters (Hu et al. 2021, arXiv 2106.09685) of the merged matrices, by ``peft``.
+
+The paper's Qwen2-VL experts were trained so and published merged: an expert differs from its base in the merged
+tensors alone, and by a matrix of low rank in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+
+@contextmanager
+def adapted(model, backbone: ModuleType, settings: dict, seed: int) -> Iterator[None]:
+    """Inside, ``model`` has an adapter on each merged matrix, all else frozen; at the end they are merged into it.
+
+    ``settings``: ``rank`` and ``alpha``; an adapter adds alpha / rank · B A. A is drawn by ``seed``, B starts at zero.
+    """
+    merged = backbone.merged_names([name for name, _ in model.named_parameters()])
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=[name.removesuffix(".weight") for name in merged],
+    )
+    wrapped = get_peft_model(model, config)  # puts the adapters into the model itself
+    yield
+    wrapped.merge_and_unload()
