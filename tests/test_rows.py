@@ -363,3 +363,24 @@ def test_another_judge_makes_judged_cells_stale_and_no_others(tmp_path, change):
     plan.protocol.update(change)
     after = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}
     assert before["GQA"] == after["GQA"] and before["MathVista"] != after["MathVista"]
+
+
+def test_a_table_that_breaks_off_does_not_keep_the_next_one_waiting(tmp_path, monkeypatch):
+    plans = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        plans.append(small_plan(tmp_path / name))
+    ran = []
+
+    def broken(plan, *rest):
+        ran.append(plan)
+        if plan is plans[0]:
+            raise UserError("a job broke off")
+
+    for name in ("announce_judge", "publish"):
+        monkeypatch.setattr(pipeline, name, lambda plan: None)
+    monkeypatch.setattr(pipeline.models, "check", lambda plan: None)
+    monkeypatch.setattr(pipeline, "_snakemake", broken)
+    with pytest.raises(UserError, match="Table 1: a job broke off"):
+        pipeline.reproduce(plans, 1)
+    assert ran == plans
