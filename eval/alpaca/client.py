@@ -14,7 +14,7 @@ from pathlib import Path
 from emkit.errors import UserError
 from eval.judge.errors import NoJudge
 from eval.lm import tasks
-from eval.workers.client import ENVIRONMENT, Refused, Service, carried
+from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried
 
 REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
 
@@ -26,17 +26,6 @@ class Prompt:
     index: str
     text: str
     image: None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A scored column: value and stderr in percent, n items, and each item's score (see :mod:`eval.stats`)."""
-
-    value: float
-    n: int
-    stderr: float
-    items: list[dict]
-    harness: dict
 
 
 def prompts(data_dir: str | Path) -> list[Prompt]:

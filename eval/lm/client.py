@@ -10,27 +10,16 @@ import contextlib
 import fcntl
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
 from eval.lm import tasks
-from eval.workers.client import ENVIRONMENT, Service, carried
+from eval.workers.client import ENVIRONMENT, Evaluation, Service, carried
 
 REQUEST_SECONDS = 3600.0  # for all benchmarks of one model
 SLOTS = 64  # workers at once over one data folder
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A scored column: value and stderr in percent, n items, and each item's score (see :mod:`eval.stats`)."""
-
-    value: float
-    n: int
-    stderr: float
-    items: list[dict]
-    harness: dict
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file
 from eval.judge.errors import NoJudge
 from eval.vlm import benchmarks
-from eval.workers.client import ENVIRONMENT, Refused, Service, carried
+from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried
 
 REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
 
@@ -30,17 +30,6 @@ class Prompt:
     index: str
     image: Image.Image
     text: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A scored column: value and stderr in percent, n items, and each item's score (see :mod:`eval.stats`)."""
-
-    value: float
-    n: int
-    stderr: float
-    items: list[dict]
-    harness: dict
 
 
 def prompts(

@@ -35,6 +35,17 @@ ENVIRONMENT = {
 }
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """A scored column: value and stderr in percent, n items, and each item's score (see :mod:`eval.stats`)."""
+
+    value: float
+    n: int
+    stderr: float
+    items: list[dict]
+    harness: dict
+
+
 def carried() -> dict[str, str]:
     """What of our environment a worker gets: no key, no proxy."""
     return {name: os.environ[name] for name in _CARRIED if name in os.environ}
