@@ -21,7 +21,9 @@ from eval.benchmarks.__main__ import main
 from eval.benchmarks.writer import committed_hashes, write
 
 FOLDER = Path(benchmarks.__file__).parent
-PROTOCOLS = [FOLDER / f"internvl-{profile}.yaml" for profile in ("mini", "smoke", "paper")]
+BACKBONES = ("internvl", "qwen2_vl")
+PROFILES = ("mini", "smoke", "paper")
+PROTOCOLS = [FOLDER / f"{backbone}-{profile}.yaml" for backbone in BACKBONES for profile in PROFILES]
 COLUMNS = (
     "VizWiz",
     "GQA",
@@ -42,9 +44,14 @@ def read(path: Path) -> list[dict]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
+@pytest.fixture(scope="module", params=BACKBONES)
+def backbone(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def smoke() -> dict:
-    return benchmarks.load(FOLDER / "internvl-smoke.yaml")
+def smoke(backbone) -> dict:
+    return benchmarks.load(FOLDER / f"{backbone}-smoke.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +66,23 @@ def test_every_protocol_is_valid_and_covers_table_1(path):
     assert protocol["name"] == path.stem and tuple(protocol["benchmarks"]) == COLUMNS
 
 
-def test_mini_is_as_large_as_the_table_needs():
-    for name, settings in benchmarks.load(FOLDER / "internvl-mini.yaml")["benchmarks"].items():
+def test_mini_is_as_large_as_the_table_needs(backbone):
+    for name, settings in benchmarks.load(FOLDER / f"{backbone}-mini.yaml")["benchmarks"].items():
         assert settings["judge"] == (name in ("MathVista", "MATH-Vision"))
         assert (settings["n"], settings["validation_n"]) == (400 if settings["judge"] else 500, 100)
 
 
-def test_the_profiles_differ_in_numbers_alone():
-    mini, smoke, paper = (benchmarks.load(path)["benchmarks"] for path in PROTOCOLS)
+def test_the_profiles_differ_in_numbers_alone(backbone):
+    mini, smoke, paper = (benchmarks.load(FOLDER / f"{backbone}-{p}.yaml")["benchmarks"] for p in PROFILES)
     for name in COLUMNS:
-        for key in ("harness_dataset", "harness_split", "judge", "metric", "suffix"):
-            assert mini[name][key] == smoke[name][key] == paper[name][key], (name, key)
+        for key in ("harness_dataset", "harness_split", "judge", "metric", "suffix", "prompt_rule"):
+            assert mini[name].get(key) == smoke[name].get(key) == paper[name].get(key), (name, key)
 
 
-def test_tables_have_the_columns_their_classes_read(written):
+def test_tables_have_the_columns_their_classes_read(backbone, written):
     folder, manifest = written
+    sizes = {"internvl": {(96, 96)}, "qwen2_vl": {(96, 96), (112, 96), (96, 112), (112, 112)}}[backbone]
+    seen = set()
     expected = {
         "VizWiz.tsv": {"answers"},
         "GQA_TestDev_Balanced.tsv": {"answer"},
@@ -91,14 +100,21 @@ def test_tables_have_the_columns_their_classes_read(written):
         assert [row["index"] for row in rows] == [str(i) for i in range(len(rows))]
         for row in rows:
             image = Image.open(io.BytesIO(base64.b64decode(row["image"], validate=True)))
-            assert (image.size, image.mode, image.format) == ((96, 96), "RGB", "PNG")
+            assert (image.mode, image.format) == ("RGB", "PNG")
+            seen.add(image.size)
             assert row["question"] and "\n" not in row["question"]
             for name in {"answers", "choices", "skills"} & columns:
                 assert isinstance(ast.literal_eval(row[name]), list)
     assert {row["split"] for row in read(folder / "ChartQA_TEST.tsv")} == {"human", "augmented"}
+    assert seen == sizes
 
 
-def test_an_item_is_one_image_of_the_split_with_one_of_its_own_short_questions(written, smoke):
+def drawn_items(backbone: str, settings: dict) -> list:
+    size = data.SIZES[backbone]
+    return data.examples(settings["subtask"], "evaluation", settings["n"], settings["seed"], size)
+
+
+def test_an_item_is_one_image_of_the_split_with_one_of_its_own_short_questions(backbone, written, smoke):
     folder, _ = written
     for name, settings in smoke["benchmarks"].items():
         rows = [
@@ -106,7 +122,7 @@ def test_an_item_is_one_image_of_the_split_with_one_of_its_own_short_questions(w
             for r in read(folder / f"{settings['harness_dataset']}.tsv")
             if r.get("split", "") == (settings["harness_split"] or r.get("split", ""))
         ]
-        drawn = data.examples(settings["subtask"], "evaluation", settings["n"], settings["seed"])
+        drawn = drawn_items(backbone, settings)
         assert len(rows) == settings["n"]
         for row, example in zip(rows, drawn, strict=True):
             pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["image"]))))
@@ -121,8 +137,10 @@ def test_refcoco_boxes_are_pixels_of_the_image(written):
     assert {row["split"] for row in rows} == {"RefCOCO_val", "RefCOCO+_val", "RefCOCOg_val"}
     for row in rows:
         corners = [float(row[f"bbox_{c}"]) for c in ("x1", "y1", "x2", "y2")]
-        assert row["width"] == row["height"] == "96" and min(corners) >= 0 and max(corners) <= 96
-        assert np.allclose(np.array(ast.literal_eval(row["answer"])) * 0.096, corners, atol=0.6)
+        size = Image.open(io.BytesIO(base64.b64decode(row["image"]))).size
+        assert (int(row["width"]), int(row["height"])) == size
+        assert min(corners) >= 0 and max(corners[0::2]) <= size[0] and max(corners[1::2]) <= size[1]
+        assert np.allclose(np.array(ast.literal_eval(row["answer"])) / 1000 * np.tile(size, 2), corners, atol=0.6)
 
 
 def test_writing_again_gives_the_same_bytes_and_the_manifest_names_them(written, smoke, tmp_path):
@@ -145,14 +163,14 @@ def test_the_content_hash_is_of_columns_and_pixels(written):
 
 
 @pytest.mark.parametrize("profile", ["mini", "smoke"])
-def test_drawn_items_are_the_committed_ones(profile, tmp_path):
-    """After a wanted change: `python -m eval.benchmarks eval/benchmarks/internvl-<profile>.yaml`."""
-    protocol = benchmarks.load(FOLDER / f"internvl-{profile}.yaml")
+def test_drawn_items_are_the_committed_ones(backbone, profile, tmp_path):
+    """After a wanted change: `python -m eval.benchmarks eval/benchmarks/<backbone>-<profile>.yaml`."""
+    protocol = benchmarks.load(FOLDER / f"{backbone}-{profile}.yaml")
     found = {}
     for split in ("evaluation", "validation"):
         entries = write(protocol, split, tmp_path / split)["benchmarks"]
         found |= {f"{split}/{name}": entry["sha256"] for name, entry in entries.items()}
-    assert found == committed_hashes(f"internvl-{profile}")
+    assert found == committed_hashes(f"{backbone}-{profile}")
 
 
 def test_no_item_of_evaluation_is_in_validation(smoke, written, tmp_path):
@@ -180,6 +198,7 @@ def test_a_difference_from_the_committed_items_is_said(smoke, tmp_path, capsys):
         ({"n": True}, "benchmarks.GQA.n: True has the wrong type"),
         ({"seed": None}, "drawn items need a seed"),
         ({"judge": "no"}, "benchmarks.GQA.judge"),
+        ({"prompt_rule": "qwen"}, "benchmarks.GQA.prompt_rule: unknown value 'qwen': did you mean 'qwen2_vl'"),
     ],
 )
 def test_a_wrong_benchmark_is_one_clear_line(smoke, tmp_path, change, message):
@@ -196,6 +215,7 @@ def test_a_wrong_benchmark_is_one_clear_line(smoke, tmp_path, change, message):
         ({"generation": {"dtype": "bfloat"}}, "generation.dtype: unknown value 'bfloat': did you mean 'bfloat16'"),
         ({"generation": {"decoding": "sampled"}}, "generation.decoding: unknown value 'sampled'"),
         ({"request_seconds": "long"}, "request_seconds: 'long' is not a number"),
+        ({"image_size": "mixd"}, "image_size is a number of pixels, null or 'mixed', not 'mixd'"),
         ({"request_seconds": 0}, "request_seconds: 0 is not a number from 1 to inf"),
     ],
 )
@@ -247,17 +267,16 @@ def test_the_command_prints_an_error_and_no_traceback(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", [n for n in COLUMNS if n not in ("MathVista", "MATH-Vision")])
-def test_the_harness_asks_as_in_training_and_scores_right_answers_full(name, smoke, written):
+def test_the_harness_asks_as_in_training_and_scores_right_answers_full(backbone, name, smoke, written):
     """Its prompt plus our suffix is `emkit.zoo.data.prompt`; gold answers score 100 and another item's do not."""
     from eval.vlm import client
 
     folder, _ = written
     settings = smoke["benchmarks"][name]
-    drawn = data.examples(settings["subtask"], "evaluation", settings["n"], settings["seed"])
-    prompts = client.prompts(folder, name)
+    prompts = client.prompts(folder, name, rule=settings.get("prompt_rule", "dataset"))
     right = {}
-    for prompt, example in zip(prompts, drawn, strict=True):
-        by_prompt = {data.prompt(example.subtask, qa): qa.answer for qa in example.qas}
+    for prompt, example in zip(prompts, drawn_items(backbone, settings), strict=True):
+        by_prompt = {data.prompt(example.subtask, qa, backbone): qa.answer for qa in example.qas}
         assert prompt.text + settings["suffix"] in by_prompt
         right[prompt.index] = by_prompt[prompt.text + settings["suffix"]]
     assert client.evaluate(folder, name, right).value == pytest.approx(100)
@@ -265,16 +284,16 @@ def test_the_harness_asks_as_in_training_and_scores_right_answers_full(name, smo
 
 
 @pytest.mark.parametrize("name", ["MathVista", "MATH-Vision"])
-def test_the_mathematical_sets_reach_the_judge_and_score_right_answers_full(name, smoke, written, tmp_path):
+def test_the_mathematical_sets_reach_the_judge_and_score_right_answers_full(backbone, name, smoke, written, tmp_path):
     from eval import judge
     from eval.vlm import client
 
     folder, _ = written
     settings = smoke["benchmarks"][name]
-    drawn = data.examples(settings["subtask"], "evaluation", settings["n"], settings["seed"])
-    prompts = client.prompts(folder, name)
+    prompts = client.prompts(folder, name, rule=settings.get("prompt_rule", "dataset"))
     right = {}
-    for prompt, example in zip(prompts, drawn, strict=True):
-        right[prompt.index] = {data.prompt(example.subtask, qa): qa.answer for qa in example.qas}[prompt.text]
+    for prompt, example in zip(prompts, drawn_items(backbone, settings), strict=True):
+        by_prompt = {data.prompt(example.subtask, qa, backbone): qa.answer for qa in example.qas}
+        right[prompt.index] = by_prompt[prompt.text]
     with judge.running(tmp_path / "cache", "rules") as url:
         assert client.evaluate(folder, name, right, judge_url=url).value == pytest.approx(100)

@@ -14,7 +14,8 @@ import inspect, json, sys
 import vlmeval.dataset as full
 names = json.loads(sys.argv[1])
 chosen = {name: next(c for c in full.DATASET_CLASSES if name in c.supported_datasets()) for name in names}
-print("ANSWER" + json.dumps({n: [c.__name__, inspect.getsourcefile(c)] for n, c in chosen.items()}))
+found = {n: [c.__name__, inspect.getsourcefile(c), full.DATASET_TYPE(n)] for n, c in chosen.items()}
+print("ANSWER" + json.dumps(found))
 """
 
 
@@ -25,4 +26,6 @@ def test_classes_are_those_of_the_full_package(tmp_path):
     chosen = json.loads(run.stdout.split("ANSWER")[1])
     folder = Path(next(iter(find_spec("vlmeval").submodule_search_locations))) / "dataset"
     for benchmark in BENCHMARKS.values():
-        assert chosen[benchmark.dataset] == [benchmark.cls, str(folder / f"{benchmark.module}.py")]
+        *found, kind = chosen[benchmark.dataset]
+        assert found == [benchmark.cls, str(folder / f"{benchmark.module}.py")]
+        assert kind == ("GROUNDING" if benchmark.module == "refcoco" else "VQA")  # which decides who asks (prompt_rule)

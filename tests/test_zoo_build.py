@@ -19,7 +19,8 @@ from emkit.zoo import build, card
 from emkit.zoo.compare import compare
 from emkit.zoo.data import SUBTASKS
 
-COMMITTED = Path(__file__).parent.parent / "results" / "zoo" / "internvl"
+COMMITTED = Path(__file__).parent.parent / "results" / "zoo"
+IMAGE_ZOOS = ("internvl", "qwen2_vl")
 
 
 @pytest.fixture(scope="module")
@@ -120,19 +121,21 @@ def test_an_expert_that_lost_its_own_field_alone_is_far(tmp_path):
     assert not agree and "more than 10 points apart" in table
 
 
-def test_the_committed_zoo_is_small_and_is_what_its_recipe_says():
-    mini = build.load_recipe("internvl-mini")
-    files = [path for path in COMMITTED.rglob("*") if path.is_file() and ".work" not in path.parts]
+@pytest.mark.parametrize("backbone", IMAGE_ZOOS)
+def test_the_committed_zoo_is_small_and_is_what_its_recipe_says(backbone):
+    mini, zoo = build.load_recipe(f"{backbone}-mini"), COMMITTED / backbone
+    files = [path for path in zoo.rglob("*") if path.is_file() and ".work" not in path.parts]
     assert sum(path.stat().st_size for path in files) <= 15_000_000
     for member in build.members(mini):
-        found = card.read(COMMITTED / member)
-        assert found["weights_sha256"] == Checkpoint.open(COMMITTED / member).sha256()
+        found = card.read(zoo / member)
+        assert found["weights_sha256"] == Checkpoint.open(zoo / member).sha256()
         assert found["recipe_sha256"] == card.recipe_hash(mini, build.stage(mini, member))
 
 
-def test_each_committed_expert_leads_its_own_kinds_and_the_base_none():
-    mini = build.load_recipe("internvl-mini")
-    skills = {member: card.read(COMMITTED / member)["skills"] for member in build.members(mini)[:-1]}
+@pytest.mark.parametrize("backbone", IMAGE_ZOOS)
+def test_each_committed_expert_leads_its_own_kinds_and_the_base_none(backbone):
+    mini = build.load_recipe(f"{backbone}-mini")
+    skills = {member: card.read(COMMITTED / backbone / member)["skills"] for member in build.members(mini)[:-1]}
     for member in build.members(mini)[1:-1]:
         for kind in build.own_subtasks(mini, member):
             best = max(skills, key=lambda name: skills[name][kind])

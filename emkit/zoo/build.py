@@ -162,15 +162,19 @@ def train_from_base(recipe: dict, member: str, out: Path, work: Path, line: int)
 
 
 def _draw(recipe: dict, member: str, settings: dict, line: int) -> list:
-    """Draw the member's training examples, sub-task by sub-task; Mixture Training's are those of all experts."""
+    """Draw the member's training examples, sub-task by sub-task; Mixture Training's are those of all experts.
+
+    ``examples`` a sub-task; ``also_examples``, if the recipe gives them, of those that are not an expert's own.
+    """
     if member == "mixture":
-        experts = domains(recipe)
-        return [example for expert in experts for example in _draw(recipe, expert, stage(recipe, expert), line)]
-    family = families.get(recipe["backbone"])
-    seed = recipe["data_seed"] + members(recipe).index(member)
-    drawn = []
-    for subtask in tqdm(shares_of(recipe, member), desc=f"draw {member}", position=line, unit="set"):
-        drawn += family.draw(recipe, subtask, settings["examples"], seed)
+        sets = [(name, subtask) for name in domains(recipe) for subtask in sorted(own_subtasks(recipe, name))]
+    else:
+        sets = [(member, subtask) for subtask in shares_of(recipe, member)]
+    family, drawn = families.get(recipe["backbone"]), []
+    for name, subtask in tqdm(sets, desc=f"draw {member}", position=line, unit="set"):
+        given, own = settings if name == member else stage(recipe, name), own_subtasks(recipe, name)
+        n = given.get("also_examples", given["examples"]) if own and subtask not in own else given["examples"]
+        drawn += family.draw(recipe, subtask, n, recipe["data_seed"] + members(recipe).index(name))
     return drawn
 
 
