@@ -1,10 +1,12 @@
 """Pictures of several sizes: the drawn square lies in them, and what is said about boxes follows it."""
 
 import re
+from itertools import islice
 
 import numpy as np
 import pytest
 
+from emkit.sources import source
 from emkit.zoo import data
 from emkit.zoo.data import patch_targets, sheets, sizes
 from emkit.zoo.data.documents import document
@@ -77,3 +79,12 @@ def test_a_document_holds_question_and_answer_and_no_answer_as_a_benchmark_wants
             before, learned = document(qa)
             assert BOX.sub("", qa.question) in before and learned.strip() != qa.answer and not BOX.search(learned)
             assert re.findall(r"\w+", qa.answer) == re.findall(r"\w+", learned)[5:]
+
+
+def test_calibration_sees_images_and_questions_as_evaluation_has_them():
+    seen = {backbone: list(islice(source({}, backbone).items("VQA", 1), 20)) for backbone in ("internvl", "qwen2_vl")}
+    assert {item.image.size for item in seen["internvl"]} == {(96, 96)}
+    assert {item.image.size for item in seen["qwen2_vl"]} == {(96, 96), (112, 96), (96, 112), (112, 112)}
+    for one, other in zip(seen["internvl"], seen["qwen2_vl"], strict=True):
+        plain = [question.removesuffix(data.SHORT_PHRASES) for question in other.questions]
+        assert one.key == other.key and [question + data.SHORT_ANSWER for question in plain] == list(one.questions)

@@ -23,6 +23,7 @@ __all__ = [
     "DOMAINS",
     "MIXED",
     "QA",
+    "SHORT_ANSWER",
     "SHORT_PHRASES",
     "SIZES",
     "SPLITS",
