@@ -34,7 +34,7 @@ export PYTHONHASHSEED := 0
 #: plan-table2      | list the jobs behind Table 2, run none                   | -                         | 10 s
 #: plan-table3      | list the jobs behind Table 3, run none                   | -                         | 10 s
 #: notebooks        | execute the notebooks again from the scores that stand   | the tables were run       | 2 min
-#: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min
+#: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=mistral: 7 min)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
 #: test             | the whole test suite                                     | 4 GB memory               | 7 min
 #: lint             | ruff: check and format, changing nothing                 | -                         | 5 s
