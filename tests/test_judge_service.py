@@ -201,7 +201,7 @@ def test_what_will_not_pass_is_not_tried_again(tmp_path, upstream, act, status, 
         assert word not in shown.lower()
 
 
-@pytest.mark.parametrize("said", ["1", formatdate(time.time() + 3600, usegmt=True)])
+@pytest.mark.parametrize("said", ["1", formatdate(time.time() + 3600, usegmt=True)], ids=["seconds", "a date"])
 def test_the_service_says_when_to_come_again(tmp_path, upstream, said, monkeypatch):
     monkeypatch.setattr(service, "LONGEST_SAID", 1.0)
     upstream.script = [error(429, headers={"Retry-After": said}), (200, completion(), {})]
