@@ -38,6 +38,7 @@ KEPT_ROWS = (
     "expert_merging_pp",
 )
 TEXT_ROWS = ("base", "chat", "task_arithmetic", "wudi_v2", "expert_merging", "expert_merging_pp")
+MERGED = ("merge.json", "coefficients.json", "history.json")  # what lies beside a row's scores
 LIMIT = 900  # seconds that one stage may take on a busy machine
 
 
@@ -151,7 +152,9 @@ def test_killed_at_every_stage_it_ends_with_the_identical_results(fresh, undistu
     for stage, reached in stages(folder, plan, Plan(TEXT)).items():
         kill_when(folder, reached)
         print(f"killed in stage {stage}")
-    scored = {path: path.stat().st_mtime_ns for path in folder.glob("results/smoke/[im]*/*/*/*.json")}
+    # a row that is taken up again is merged again, and what its merge leaves is written again; its scores are not
+    ended = [path for path in folder.glob("results/smoke/[im]*/*/*/*.json") if path.name not in MERGED]
+    scored = {path: path.stat().st_mtime_ns for path in ended}
     finish(folder)
     assert results(folder) == results(undisturbed)
     assert scored and all(path.stat().st_mtime_ns == before for path, before in scored.items())
