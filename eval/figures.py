@@ -46,7 +46,8 @@ def relative_heatmap(
         return _nothing(title, "no expert has a score above 0 in its own column")
     scores = np.array([[_or_nan(row[name].score) for name in columns] for row in table.values()])
     relative = 100 * scores / np.array([references[name] for name in columns])
-    figure, axes = plt.subplots(figsize=(1.0 + 0.85 * (len(columns) + 3), 0.36 * len(table) + 1.6))
+    width = max(1.0 + 0.85 * (len(columns) + 3), 9.5)  # the methods' names and the bar's label need their room
+    figure, axes = plt.subplots(figsize=(width, 0.36 * len(table) + 1.6))
     norm = TwoSlopeNorm(vcenter=100, vmin=0, vmax=max(130.0, float(np.nanmax(relative)) if relative.size else 0))
     image = axes.imshow(relative, cmap="RdBu", norm=norm, aspect="auto")
     for (i, j), score in np.ndenumerate(scores):
