@@ -37,7 +37,7 @@ KEPT_ROWS = (
     "expert_merging",
     "expert_merging_pp",
 )
-TEXT_ROWS = ("base", "chat", "task_arithmetic", "wudi_v2", "expert_merging", "expert_merging_pp")
+TEXT_ROWS = ("base", "chat", "task_arithmetic", "wudi", "wudi_v2", "expert_merging", "expert_merging_pp")
 MERGED = ("merge.json", "coefficients.json", "history.json")  # what lies beside a row's scores
 LIMIT = 900  # seconds that one stage may take on a busy machine
 
