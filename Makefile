@@ -27,14 +27,14 @@ export PYTHONHASHSEED := 0
 #: help             | print this list                                          | -                         | at once
 #: setup            | build .venv from requirements.lock (every target does)   | network, 7 GB of disk     | about 1 min
 #: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 14 min with set-up; 8 s when nothing changed
-#: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 19 min
-#: reproduce-table3 | Table 3, the same way, on the miniature Mistral          | 4 GB memory, 1 GB of disk | 9 min
-#: reproduce-tables | Tables 1 to 3, one after the other                       | 4 GB memory, 3 GB of disk | 42 min with set-up
+#: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 19 min beside other work
+#: reproduce-table3 | Table 3, the same way, on the miniature Mistral          | 5 GB memory, 1 GB of disk | 9 min
+#: reproduce-tables | Tables 1 to 3, one after the other                       | 5 GB memory, 3 GB of disk | 42 min with set-up (the sum of the three)
 #: plan-table1      | list the jobs behind Table 1, run none                   | -                         | 10 s
 #: plan-table2      | list the jobs behind Table 2, run none                   | -                         | 10 s
 #: plan-table3      | list the jobs behind Table 3, run none                   | -                         | 10 s
 #: notebooks        | execute the notebooks again from the scores that stand   | the tables were run       | 2 min
-#: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=qwen2_vl: 40 min, mistral: 7 min)
+#: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=qwen2_vl: 40 min, reckoned from the steps' rates; mistral: 13 min beside other work)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
 #: test             | the whole test suite                                     | 4 GB memory               | 10 min
 #: lint             | ruff: check and format, changing nothing                 | -                         | 5 s

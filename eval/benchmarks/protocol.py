@@ -107,13 +107,11 @@ def _check_benchmark(where: str, name: str, settings: object) -> None:
         raise UserError(f"{where}: must be a mapping of settings")
     if "harness" in settings:
         choice(*HARNESSES)(settings["harness"], f"{where}.harness")
-    if "judge_tokens" in settings:
-        mapping(_JUDGE_TOKENS)(settings["judge_tokens"], f"{where}.judge_tokens")
-    if harness(settings) != VLMEVALKIT:
-        return _check_text(where, name, settings)
     for key, check_value in BENCHMARK_OPTIONS.items():
         if key in settings:
             check_value(settings[key], f"{where}.{key}")
+    if harness(settings) != VLMEVALKIT:
+        return _check_text(where, name, settings)
     _check_keys(where, settings, BENCHMARK_KEYS)
     if settings["subtask"] is not None and settings["subtask"] not in SUBTASKS:
         raise UserError(f"{where}.subtask: unknown sub-task {settings['subtask']!r}; there are {', '.join(SUBTASKS)}")
