@@ -49,7 +49,8 @@ def reproduce(plans: Sequence[Plan], jobs: int) -> int:
             _writable(plan.home)
         broken = _run([(plan, prune(plan), lock) for plan, lock in zip(plans, locks)], jobs)
         for plan in plans:
-            publish(plan)
+            if plan.notebook.is_file():  # the last thing that a run makes
+                publish(plan)
     if broken is not None:
         raise broken
     return max([report(plan) for plan in plans])

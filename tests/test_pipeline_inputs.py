@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from small_plan import ROWS, SMOKE
 
 from emkit import cli
+from emkit.errors import UserError
+from eval import pipeline
 from eval.__main__ import main
 
 
@@ -139,6 +141,18 @@ def test_a_read_only_or_full_disk_is_refused(recipe, refuses, monkeypatch, numbe
 
     monkeypatch.setattr("tempfile.mkstemp", fail)
     refuses(["reproduce", recipe()], "cannot write", words)
+
+
+def test_what_broke_in_a_run_is_what_is_said(recipe, refuses, monkeypatch):
+    """The table is there, the notebook is not: nothing is published, and its own error is the one that is told."""
+
+    def breaks(plan, *_):
+        plan.table.parent.mkdir(parents=True)
+        plan.table.write_text("row,benchmark\n", encoding="utf-8")
+        raise UserError("notebooks/table1.ipynb: cell 8 failed")
+
+    monkeypatch.setattr(pipeline, "_snakemake", breaks)
+    refuses(["reproduce", recipe()], "Table 1: notebooks/table1.ipynb: cell 8 failed")
 
 
 @pytest.mark.parametrize(
