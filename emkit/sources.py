@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from PIL import Image, UnidentifiedImageError
 
+from emkit.backbones import TEXT_ALONE
 from emkit.errors import UserError
 from emkit.files import sha256_file
-
-LANGUAGE_MODELS = ("causal_lm", "mistral")  # backbones that see no images
 
 
 @dataclass(frozen=True)
@@ -34,72 +34,73 @@ class ZooSource:
     questions, which ask for everything in an image, exist for training a base only.)
     """
 
-    def __init__(self, split: str, backbone: str = "internvl"):
+    def __init__(self, split: str, backbone: str):
         self.split, self.backbone = split, backbone
 
     def identity(self, task: str) -> dict:
         """What the items depend on besides the seed: the split and the code that draws them."""
         from emkit.zoo import data
 
-        folder = Path(data.__file__).parent
-        code = hashlib.sha256("".join(sha256_file(file) for file in sorted(folder.glob("*.py"))).encode())
-        drawn = {"split": self.split, "subtasks": self._subtasks(task), "asked_by": self.backbone}
-        return {"source": "zoo", **drawn, "code": code.hexdigest()}
+        drawn = {"split": self.split, "subtasks": _subtasks(data.DOMAINS, task), "asked_by": self.backbone}
+        return {"source": "zoo", **drawn, "code": _sha256_files(_modules(data))}
 
     def items(self, task: str, seed: int) -> Iterator[Item]:
         """Endless; the same for the same seed, and no item twice."""
         from emkit.zoo import data
 
-        # a stream of its own: the same image may be in the experts' training data, but not by having the same seed
-        stream = int(hashlib.sha256(f"calibration/{seed}".encode()).hexdigest()[:8], 16)
-        seen = set()
+        seen, subtasks = set(), _subtasks(data.DOMAINS, task)
         for index in itertools.count():
-            for subtask in self._subtasks(task):
-                example = data.example(subtask, self.split, index, stream, data.SIZES[self.backbone])
+            for subtask in subtasks:
+                example = data.example(subtask, self.split, index, _stream(seed), data.SIZES[self.backbone])
                 questions = tuple(data.prompt(subtask, qa, self.backbone) for qa in example.benchmark_qas)
                 if questions and example.key not in seen:
                     seen.add(example.key)
                     yield Item(subtask, example.key, example.image, questions)
 
-    @staticmethod
-    def _subtasks(task: str) -> list[str]:
-        from emkit.zoo import data
 
-        if task not in data.DOMAINS:
-            known = ", ".join(data.DOMAINS)
-            raise UserError(f"calibration.source zoo knows no task '{task}': name the experts {known}, or use jsonl")
-        return list(data.DOMAINS[task])
-
-
-class TextZooSource(ZooSource):
+class TextZooSource:
     """Drawn items of one ``split`` without images; a task's sub-tasks take turns item by item."""
+
+    def __init__(self, split: str):
+        self.split = split
 
     def identity(self, task: str) -> dict:
         """What the items depend on besides the seed: the split and the code that draws them."""
         from emkit.zoo import text
         from emkit.zoo.data import sampling
 
-        files = [*sorted(Path(text.__file__).parent.glob("*.py")), Path(sampling.__file__)]
-        code = hashlib.sha256("".join(map(sha256_file, files)).encode())
-        return {"source": "text zoo", "split": self.split, "subtasks": self._subtasks(task), "code": code.hexdigest()}
+        drawn = {"split": self.split, "subtasks": _subtasks(text.DOMAINS, task)}
+        code = _sha256_files([*_modules(text), Path(sampling.__file__)])
+        return {"source": "text zoo", **drawn, "code": code}
 
     def items(self, task: str, seed: int) -> Iterator[Item]:
         """The same for the same seed, and no item twice; ends with the first sub-task that has nothing new."""
         from emkit.zoo import text
 
-        stream = int(hashlib.sha256(f"calibration/{seed}".encode()).hexdigest()[:8], 16)  # no expert's training seed
-        for turn in zip(*(text.distinct(subtask, self.split, stream) for subtask in self._subtasks(task))):
+        subtasks = _subtasks(text.DOMAINS, task)
+        for turn in zip(*(text.distinct(subtask, self.split, _stream(seed)) for subtask in subtasks)):
             for item in turn:
                 yield Item(item.subtask, item.key, None, (text.prompt(item),))
 
-    @staticmethod
-    def _subtasks(task: str) -> list[str]:
-        from emkit.zoo import text
 
-        if task not in text.DOMAINS:
-            known = ", ".join(text.DOMAINS)
-            raise UserError(f"calibration.source zoo knows no task '{task}': name the experts {known}, or use jsonl")
-        return list(text.DOMAINS[task])
+def _stream(seed: int) -> int:
+    """The zoo's seed for a calibration draw: an item may be in the experts' training data, but not by having theirs."""
+    return int(hashlib.sha256(f"calibration/{seed}".encode()).hexdigest()[:8], 16)
+
+
+def _subtasks(domains: Mapping[str, Sequence[str]], task: str) -> list[str]:
+    if task not in domains:
+        known = ", ".join(domains)
+        raise UserError(f"calibration.source zoo knows no task '{task}': name the experts {known}, or use jsonl")
+    return list(domains[task])
+
+
+def _modules(package: ModuleType) -> list[Path]:
+    return sorted(Path(package.__file__).parent.glob("*.py"))
+
+
+def _sha256_files(files: Sequence[Path]) -> str:
+    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
 
 
 class JsonlSource:
@@ -176,10 +177,9 @@ def _line(where: str, file: Path, line: str) -> tuple[Path | None, str]:
     return image, question
 
 
-def source(settings: Mapping, backbone: str = "internvl") -> ZooSource | JsonlSource:
+def source(settings: Mapping, backbone: str) -> ZooSource | TextZooSource | JsonlSource:
     """The source that a recipe's ``calibration`` section names (``zoo`` unless it says otherwise)."""
-    if settings.get("source", "zoo") == "zoo" and backbone in LANGUAGE_MODELS:
-        return TextZooSource(settings.get("split", "train"))
     if settings.get("source", "zoo") == "jsonl":
         return JsonlSource(settings.get("files", {}))
-    return ZooSource(settings.get("split", "train"), backbone)
+    split = settings.get("split", "train")
+    return TextZooSource(split) if backbone in TEXT_ALONE else ZooSource(split, backbone)

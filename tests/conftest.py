@@ -129,7 +129,7 @@ def calibration(tiny_zoo, tmp_path_factory) -> Calibration:
     model, _ = internvl.load(tiny_zoo / "base")
     settings = Settings(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
     cache = tmp_path_factory.mktemp("cache")
-    return calibrate(internvl, model, open_task_vectors(tiny_zoo), ZooSource("train"), settings, 0, cache)
+    return calibrate(internvl, model, open_task_vectors(tiny_zoo), ZooSource("train", "internvl"), settings, 0, cache)
 
 
 @pytest.fixture

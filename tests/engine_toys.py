@@ -69,7 +69,7 @@ def toy(name: str, folder: Path, tokens: str = "response", samples: int = 2) -> 
             tiny.save(model, folder / member, processor)
     experts = {member: Checkpoint.open(folder / member) for member in ("VQA", "Chart")}
     vectors = TaskVectors(Checkpoint.open(folder / "base"), experts, backbone.merged_names)
-    source = ZooSource("train") if name == "internvl" else Asked(name == "qwen2_vl")
+    source = ZooSource("train", name) if name == "internvl" else Asked(name == "qwen2_vl")
     settings = Settings(samples=samples, response_tokens=6, hidden_layer=1, tokens=tokens, max_new_tokens=5)
     model, _ = backbone.load(folder / "base")
     return Toy(backbone, vectors, calibrate(backbone, model, vectors, source, settings, 0, folder / "cache"))

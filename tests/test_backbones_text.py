@@ -189,7 +189,7 @@ def test_calibration_on_prompts_alone(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     base, _ = causal_lm.load(zoo["b"])
     settings = Settings(samples=2, response_tokens=4, hidden_layer=1, max_new_tokens=5)
-    given = source({"source": "jsonl", "files": files})
+    given = source({"source": "jsonl", "files": files}, "causal_lm")
     made = calibrate(causal_lm, base, vectors, given, settings, 0, tmp_path / "cache")
     again = calibrate(causal_lm, base, vectors, given, settings, 0, tmp_path / "cache")
     teacher, words = causal_lm.load(zoo["x"])
@@ -203,3 +203,7 @@ def test_calibration_on_prompts_alone(tmp_path):
         assert list(sequence.ids) == batch["input_ids"][0].tolist()
         torch.testing.assert_close(task.logits(i), stock.logits[predicts], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(hidden, stock.hidden_states[1][predicts])
+
+
+def test_text_alone_names_the_backbones_that_see_no_images():
+    assert set(backbones.TEXT_ALONE) == {name for name in backbones.NAMES if not backbones.get(name).VISION}

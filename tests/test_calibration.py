@@ -27,7 +27,7 @@ def base_model(tiny_zoo):
 
 def made(tiny_zoo, base_model, cache, settings=SETTINGS, seed=0, given=None):
     vectors = open_task_vectors(tiny_zoo)
-    return calibrate(internvl, base_model, vectors, given or ZooSource("train"), settings, seed, cache)
+    return calibrate(internvl, base_model, vectors, given or ZooSource("train", "internvl"), settings, seed, cache)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_another_chat_template_makes_another_set(tiny_zoo, base_model, tmp_path)
     settings = Settings(samples=1, response_tokens=4, hidden_layer=1, max_new_tokens=3)
     made = []
     for _ in range(2):
-        given = (internvl, base_model, open_task_vectors(zoo), ZooSource("train"), settings, 0, tmp_path / "cache")
-        made.append(calibrate(*given))
+        given, cache = ZooSource("train", "internvl"), tmp_path / "cache"
+        made.append(calibrate(internvl, base_model, open_task_vectors(zoo), given, settings, 0, cache))
         template = zoo / "VQA" / "chat_template.jinja"
         template.write_text("is " + template.read_text())
     first, second = (calibration.keys for calibration in made)
@@ -163,7 +163,7 @@ def jsonl(tmp_path):
 
 
 def test_a_jsonl_source(jsonl, tiny_zoo, base_model, tmp_path):
-    given = source({"source": "jsonl", "files": jsonl})
+    given = source({"source": "jsonl", "files": jsonl}, "internvl")
     settings = Settings(samples=2, response_tokens=1, hidden_layer=1, max_new_tokens=4)
     found = made(tiny_zoo, base_model, tmp_path / "cache", settings, given=given)
     assert found.tasks["VQA"].samples == 2 and found.tasks["VQA"].rows[0][0]["question"].startswith("how many")
@@ -194,6 +194,6 @@ def test_a_bad_calibration_file_is_one_line(jsonl, content, match):
 
 def test_an_unknown_task_is_one_line():
     with pytest.raises(UserError, match="knows no task 'Law'"):
-        next(ZooSource("train").items("Law", 0))
+        next(ZooSource("train", "internvl").items("Law", 0))
     with pytest.raises(UserError, match="no file for task 'Law'"):
         JsonlSource({}).identity("Law")

@@ -15,6 +15,7 @@ from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.methods import REGISTRY, merge_row
+from emkit.methods.row import deterministic
 
 
 @pytest.fixture
@@ -226,3 +227,16 @@ def test_nan_in_any_expert_stops_every_merge_before_a_file_appears(tiny_zoo, tmp
         with pytest.raises(UserError, match=f"Chart: tensor '{name}' contains NaN"):
             run(row, given=broken)
         assert not (tmp_path / row / "model").exists()
+
+
+def test_kernels_are_deterministic_inside_a_merge_and_as_before_after_it():
+    def flags():
+        return torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+
+    before = flags()
+    with deterministic():
+        assert flags() == (True, False)
+    assert flags() == before
+    with pytest.raises(ValueError), deterministic():
+        raise ValueError
+    assert flags() == before

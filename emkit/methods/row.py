@@ -85,14 +85,20 @@ def leave(learned: Learned, folder: Path) -> dict:
 
 
 class deterministic:
-    """Deterministic torch kernels inside the block, what was before after it."""
+    """Deterministic torch kernels inside the block, what was before after it.
+
+    Fresh memory is not filled, which torch does then unless told otherwise: nothing here reads what it has not written.
+    """
 
     def __enter__(self):
-        self.before = torch.are_deterministic_algorithms_enabled()
+        fill = torch.utils.deterministic.fill_uninitialized_memory
+        self.before = torch.are_deterministic_algorithms_enabled(), fill
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
     def __exit__(self, *error):
-        torch.use_deterministic_algorithms(self.before)
+        torch.use_deterministic_algorithms(self.before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = self.before[1]
 
 
 def card(recipe: Recipe, row: Mapping, seed: int) -> str:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file, write_json
 from emkit.zoo.data import MIXED, QA, SUBTASKS, example
+from emkit.zoo.data.regions import UNITS
 from emkit.zoo.data.sampling import Draw
 from eval.benchmarks import text_sets
 from eval.benchmarks.columns import COLUMNS, Row, View
@@ -92,7 +93,7 @@ def _items(settings: dict, split: str, size: int | str) -> Iterator[tuple[Row, I
     for index in range(settings[_COUNT_KEY[split]]):
         item = example(subtask, split, index, seed, size)
         qa = _question(item.benchmark_qas, seed, subtask, split, index)
-        view = View(*item.image.size, 1.0 if size == MIXED else size / 96)
+        view = View(*item.image.size, 1.0 if size == MIXED else size / UNITS)
         yield {"question": qa.question, **COLUMNS[subtask](qa, view), **shared}, item.image
 
 
