@@ -106,14 +106,15 @@ def calibrate(
 
 @contextlib.contextmanager
 def _aside(model: torch.nn.Module) -> Iterator[str]:
-    """Inside, a GPU that holds ``model`` has room for a teacher in its place; yields the device's name."""
+    """Inside, a GPU that holds ``model`` has room for a teacher in its place; yields the device's name.
+
+    After an error the model stays where it is: as long as the error is at hand, so is the teacher.
+    """
     device = model.device
     if device.type == "cuda":
         model.to("cpu")
-    try:
-        yield str(device)
-    finally:
-        model.to(device)
+    yield str(device)
+    model.to(device)
 
 
 @dataclass(frozen=True)

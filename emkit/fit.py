@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from emkit.calibration import Calibration
 from emkit.coefficients import Coefficients
+from emkit.determinism import deterministic
 from emkit.engine.merged_model import MergedModel
 from emkit.engine.options import EngineOptions
 from emkit.engine.order import chosen_samples, pieces, pull
@@ -86,7 +87,8 @@ def fit(
     ``model`` is the base in the dtype to compute in (its merged weights are overwritten), ``start`` the coefficients
     to begin with, ``initial`` ᾱ_k of each expert (what R measures from), ``count`` L or B (Eq. 3). With ``state``,
     a file is written after every step (after every few of a long fit) and a killed fit goes on from it to the
-    identical end. A step's samples depend on ``seed`` and the step only. ``engine`` says what the machine may give.
+    identical end: kernels are deterministic, and on a GPU a model with an operation that has no such kernel is torch's
+    RuntimeError. A step's samples depend on ``seed`` and the step only. ``engine`` says what the machine may give.
     ``UserError`` when the loss is not finite.
     """
     engine = engine or EngineOptions()
@@ -100,7 +102,10 @@ def fit(
     merged = MergedModel(model, placement, _coefficients(start, variable), backbone.parameter_name)
     steps = options.optimiser.steps
     try:
-        with tqdm(total=steps, initial=len(history), desc="fit", unit="step", disable=not progress) as bar:
+        with (
+            deterministic(strict=device.type == "cuda"),
+            tqdm(total=steps, initial=len(history), desc="fit", unit="step", disable=not progress) as bar,
+        ):
             for step in range(len(history), steps):
                 history.append(
                     _step(backbone, model, merged, variable, start, calibration, options, count, step, seed, engine)

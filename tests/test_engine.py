@@ -1,4 +1,4 @@
-"""The engine against plain autograd on three backbones; placements bit for bit; micro-batches; shards; memory."""
+"""The engine against plain autograd on three backbones; placements bit for bit; micro-batches; shards."""
 
 import itertools
 import math
@@ -7,20 +7,16 @@ import numpy as np
 import pytest
 import torch
 from engine_toys import BETA, by_autograd, coefficients, toy
-from safetensors.torch import save_file
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from emkit import fit as fitting
-from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.engine.arithmetic import Arithmetic, Rows
 from emkit.engine.losses import recomputed
 from emkit.engine.merged_model import MergedModel, Whole
-from emkit.engine.options import EngineOptions, parse_bytes
-from emkit.engine.placement import InHost, OnDevice, Placement, fixed_bytes, held_bytes, place
-from emkit.errors import UserError
+from emkit.engine.options import EngineOptions
+from emkit.engine.placement import InHost, OnDevice, Placement
 from emkit.fit import FitOptions, Optimiser, fit
-from emkit.task_vectors import TaskVectors
 from emkit.transforms import Elected, Trimmed
 
 
@@ -91,11 +87,17 @@ def fitted(made, vectors, engine=None, clip=None, parameterisation="plain", chun
     return found, model
 
 
+ON_A_GPU = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: placements on one are not compared")
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_A_GPU])
 @pytest.mark.parametrize("transformed", [False, True])
 @pytest.mark.parametrize(
     ("clip", "dtype"), [(None, torch.float32), (0.01, torch.float32), (None, torch.bfloat16), (0.01, torch.bfloat16)]
 )
-def test_placements_are_bit_for_bit_the_same(made, transformed, clip, dtype):
+def test_placements_are_bit_for_bit_the_same(made, transformed, clip, dtype, device):
     """On the device as fp32 task vectors or as stored, in host memory, from the files; ``dtype`` is the weights'."""
     outcomes = []
     for kind in ("device", "stored", "host", "files"):
@@ -103,12 +105,12 @@ def test_placements_are_bit_for_bit_the_same(made, transformed, clip, dtype):
         if transformed:
             vectors = Elected(Trimmed(vectors, 0.4))
         where = {
-            "device": lambda v: OnDevice(v, "cpu", torch.float32),
-            "stored": lambda v: OnDevice(v, "cpu", None),
-            "host": lambda v: InHost(v, "cpu"),
-            "files": lambda v: Placement(v, "cpu"),
+            "device": lambda v: OnDevice(v, device, torch.float32),
+            "stored": lambda v: OnDevice(v, device, None),
+            "host": lambda v: InHost(v, device),
+            "files": lambda v: Placement(v, device),
         }[kind](vectors)
-        found, model = fitted(made, where, clip=clip, model=made.model(dtype))
+        found, model = fitted(made, where, clip=clip, model=made.model(dtype).to(device))
         weights = {name: p.detach().clone() for name, p in model.named_parameters()}
         outcomes.append((found, weights))
     first, weights = outcomes[0]
@@ -232,54 +234,7 @@ def test_two_shards_coefficient_gradients_add_up_to_the_whole(intern):
     assert np.abs(gradients[1]).max() > 1e-3 < np.abs(gradients[2]).max()
 
 
-# ---- memory
-def test_what_is_said_of_memory_decides_where_task_vectors_live(intern):
-    model, vectors = intern.model(), intern.task_vectors
-    options = EngineOptions(micro_tokens=64)
-    fixed = fixed_bytes(vectors, model, options, torch.float32)
-    wide, stored = held_bytes(vectors, torch.float32), held_bytes(vectors, None)
-    n = sum(vectors.numel(name) for name in vectors.names)
-    assert (wide, stored) == (n * (2 + 2 * 4), n * 3 * 2)
-
-    def placed(memory, where=None):
-        return place(vectors, model, EngineOptions(memory, where, micro_tokens=64))
-
-    found = placed(fixed + wide)
-    assert found.kind == "device" and found.wide == torch.float32
-    found = placed(fixed + wide - 1)
-    assert found.kind == "device" and found.wide is None
-    assert placed(fixed + stored - 1).kind == "files"
-    assert placed(None).kind == "device" and placed(None, "files").kind == "files"
-    with pytest.raises(UserError, match=r"need about .* GiB, --memory gives"):
-        placed(fixed - 1)
-    with pytest.raises(UserError, match="do not fit the device"):
-        placed(fixed + stored - 1, "device")
-
-
-def test_amounts_of_memory():
-    assert [parse_bytes(t) for t in ("24GiB", "1.5 MB", "7", "2KiB")] == [24 * 2**30, 1_500_000, 7, 2048]
-    for bad in ("24 gigs", "", "0GiB", "-1GiB", "GiB"):
-        with pytest.raises(UserError, match="is no amount of memory"):
-            parse_bytes(bad)
-    with pytest.raises(UserError, match="at least one token"):
-        EngineOptions(micro_tokens=0)
-
-
-def test_resident_vectors_are_counted_as_they_are_stored(tmp_path):
-    """fp32 experts on a bf16 base: two bytes an entry for the base, four for each expert."""
-    base = {"w": torch.zeros(10, 10, dtype=torch.bfloat16)}
-    experts = {name: {"w": torch.ones(10, 10)} for name in ("a", "b")}
-    folders = {"base": base, **experts}
-    for name, tensors in folders.items():
-        (tmp_path / name).mkdir()
-        save_file(tensors, tmp_path / name / "model.safetensors")
-    opened = {name: Checkpoint.open(tmp_path / name) for name in folders}
-    vectors = TaskVectors(opened.pop("base"), opened, list)
-    assert held_bytes(vectors, None) == 100 * (2 + 4 + 4)
-    assert held_bytes(vectors, torch.float32) == 100 * (2 + 4 + 4)
-    assert held_bytes(vectors, torch.float64) == 100 * (2 + 8 + 8)
-
-
+# ---- activations
 def test_recomputed_blocks_drop_nothing():
     class Block(GradientCheckpointingLayer):
         def forward(self, x):

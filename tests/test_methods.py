@@ -13,9 +13,9 @@ from emkit import fit as fitting
 from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
+from emkit.determinism import deterministic
 from emkit.errors import UserError
 from emkit.methods import REGISTRY, merge_row
-from emkit.methods.row import deterministic
 
 
 @pytest.fixture
@@ -229,13 +229,17 @@ def test_nan_in_any_expert_stops_every_merge_before_a_file_appears(tiny_zoo, tmp
         assert not (tmp_path / row / "model").exists()
 
 
-def test_kernels_are_deterministic_inside_a_merge_and_as_before_after_it():
+def test_kernels_are_deterministic_inside_and_as_before_after_it():
     def flags():
-        return torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+        fill = torch.utils.deterministic.fill_uninitialized_memory
+        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), fill
 
     before = flags()
     with deterministic():
-        assert flags() == (True, False)
+        assert flags() == (True, True, False)
+        with deterministic(strict=True):
+            assert flags() == (True, False, False)
+        assert flags() == (True, True, False)
     assert flags() == before
     with pytest.raises(ValueError), deterministic():
         raise ValueError

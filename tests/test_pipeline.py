@@ -1,7 +1,7 @@
 """The whole path on `smoke`, in a copy of the repository: killed in the middle of every stage, it ends all the same.
 
 A copy holds what a fresh clone holds (no ignored file); nothing in it is faked but the number of rows and benchmarks.
-Table 1 and Table 3 are run in one go: between them they go through every harness.
+All three tables are run in one go, as `make reproduce-tables` does; between them they go through every harness.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from eval.vlm import client
 from eval.workers import client as workers
 
 ROOT = Path(__file__).parent.parent
-RECIPE, TEXT = Path("emkit/recipes/smoke/few.yaml"), Path("emkit/recipes/smoke/few-text.yaml")
+RECIPE, SIZES, TEXT = (Path(f"emkit/recipes/smoke/few-{name}.yaml") for name in ("images", "sizes", "text"))
 KEPT_ROWS = (
     "base",
     "vqa",
@@ -37,6 +37,7 @@ KEPT_ROWS = (
     "expert_merging",
     "expert_merging_pp",
 )
+SIZES_ROWS = ("base", "vqa", "weight_average", "task_arithmetic", "ta_dare", "expert_merging", "expert_merging_pp")
 TEXT_ROWS = ("base", "chat", "task_arithmetic", "wudi", "wudi_v2", "expert_merging", "expert_merging_pp")
 MERGED = ("merge.json", "coefficients.json", "history.json")  # what lies beside a row's scores
 LIMIT = 900  # seconds that one stage may take on a busy machine
@@ -50,16 +51,18 @@ def clone(folder: Path) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    data = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
-    data["rows"] = [row for row in data["rows"] if row["id"] in KEPT_ROWS]
-    next(row for row in data["rows"] if row["id"] == "ties")["method"] = None  # a row that is "not run yet"
-    data |= {"benchmarks": ["VizWiz", "MathVista", "ChartQA", "RefCOCO"], "seeds": [0]}
-    (folder / RECIPE).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
-    data = yaml.safe_load(SMOKE.with_name("mistral.yaml").read_text(encoding="utf-8"))
-    data["rows"] = [row for row in data["rows"] if row["id"] in TEXT_ROWS]
-    data |= {"benchmarks": ["AlpacaEval", "MATH", "MBPP"], "seeds": [0]}
-    (folder / TEXT).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    few(folder / RECIPE, "internvl", KEPT_ROWS, ["VizWiz", "MathVista", "ChartQA", "RefCOCO"])
+    few(folder / SIZES, "qwen2_vl", SIZES_ROWS, ["VizWiz", "OCRVQA", "RefCOCO"])
+    few(folder / TEXT, "mistral", TEXT_ROWS, ["AlpacaEval", "MATH", "MBPP"])
     return folder
+
+
+def few(recipe: Path, backbone: str, rows: Sequence[str], benchmarks: Sequence[str]) -> None:
+    """The smoke recipe of ``backbone`` with some of its rows and benchmarks; ``ties`` is a row that is not run yet."""
+    data = yaml.safe_load(SMOKE.with_name(f"{backbone}.yaml").read_text(encoding="utf-8"))
+    data["rows"] = [row | {"method": None} if row["id"] == "ties" else row for row in data["rows"] if row["id"] in rows]
+    data |= {"benchmarks": list(benchmarks), "seeds": [0]}
+    recipe.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
 
 
 def plan_of(folder: Path, monkeypatch, recipe: Path = RECIPE) -> Plan:
@@ -67,7 +70,7 @@ def plan_of(folder: Path, monkeypatch, recipe: Path = RECIPE) -> Plan:
     return Plan(recipe)
 
 
-REPRODUCE = ("reproduce", str(RECIPE), str(TEXT), "--jobs", "2")
+REPRODUCE = ("reproduce", str(RECIPE), str(SIZES), str(TEXT), "--jobs", "2")
 
 
 def start(folder: Path, step: Sequence[str] = REPRODUCE) -> subprocess.Popen:
@@ -110,8 +113,8 @@ def kill_when(folder: Path, reached, step: Sequence[str] = REPRODUCE) -> None:
         stop(process)
 
 
-def stages(folder: Path, plan: Plan, text: Plan) -> dict:
-    """Stage → a test whether the run is in the middle of it; the text table comes last."""
+def stages(folder: Path, plan: Plan, sizes: Plan, text: Plan) -> dict:
+    """Stage → a test whether the run is in the middle of it; tables come one after another."""
     point = plan.points("task_arithmetic")[0]
     return {
         "zoo": lambda: (folder / "results/smoke/zoo/internvl/base/config.json").is_file(),
@@ -120,7 +123,8 @@ def stages(folder: Path, plan: Plan, text: Plan) -> dict:
         "fit": lambda: any((plan.run / "cache").rglob("*.state.json")),
         "scoring": lambda: plan.cell(Job("expert_merging", 0), "MathVista").is_file(),
         "notebook": lambda: plan.table.is_file() and not plan.notebook.is_file(),
-        "the second table's scoring": lambda: text.cell(Job("chat", 0), "MATH").is_file(),
+        "the second table's fit": lambda: any((sizes.run / "cache").rglob("*.state.json")),
+        "the third table's scoring": lambda: text.cell(Job("chat", 0), "MATH").is_file(),
     }
 
 
@@ -149,11 +153,11 @@ def undisturbed(fresh, tmp_path_factory):
 def test_killed_at_every_stage_it_ends_with_the_identical_results(fresh, undisturbed, tmp_path, monkeypatch):
     folder = shutil.copytree(fresh, tmp_path / "clone")
     plan = plan_of(folder, monkeypatch)
-    for stage, reached in stages(folder, plan, Plan(TEXT)).items():
+    for stage, reached in stages(folder, plan, Plan(SIZES), Plan(TEXT)).items():
         kill_when(folder, reached)
         print(f"killed in stage {stage}")
     # a row that is taken up again is merged again, and what its merge leaves is written again; its scores are not
-    ended = [path for path in folder.glob("results/smoke/[im]*/*/*/*.json") if path.name not in MERGED]
+    ended = [path for path in folder.glob("results/smoke/[imq]*/*/*/*.json") if path.name not in MERGED]
     scored = {path: path.stat().st_mtime_ns for path in ended}
     finish(folder)
     assert results(folder) == results(undisturbed)
@@ -192,6 +196,7 @@ def test_again_with_nothing_changed_nothing_is_computed_and_in_seconds(undisturb
     ("recipe", "table", "lines", "statuses"),
     [
         (RECIPE, "table1", 1 + len(KEPT_ROWS) * 5, {"ok", "not run yet"}),
+        (SIZES, "table2", 1 + len(SIZES_ROWS) * 4, {"ok"}),
         (TEXT, "table3", 1 + len(TEXT_ROWS) * 4, {"ok"}),
     ],
 )
@@ -206,9 +211,10 @@ def test_every_cell_is_there_and_merged_weights_are_not(undisturbed, monkeypatch
     assert (undisturbed / f"results/smoke/notebooks/{table}.ipynb").is_file()
 
 
-def test_one_display_shows_both_tables(undisturbed):
+def test_one_display_shows_every_table(undisturbed):
     shown = (undisturbed / "output").read_text()
-    assert all(f"{table} {stage}" in shown for table in ("table1", "table3") for stage in ("scale", "rows", "notebook"))
+    for table in ("table1", "table2", "table3"):
+        assert all(f"{table} {stage}" in shown for stage in ("scale", "rows", "notebook")), table
 
 
 @pytest.mark.timeout(600)
@@ -221,7 +227,7 @@ def test_published_files_come_back_when_they_are_lost(undisturbed):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("recipe", ["smoke/few", "mini/internvl", "mini/qwen2_vl", "mini/mistral"])
+@pytest.mark.parametrize("recipe", ["smoke/few-images", "mini/internvl", "mini/qwen2_vl", "mini/mistral"])
 def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkeypatch, recipe):
     folder, recipe = shutil.copytree(fresh, tmp_path / "clone"), Path(f"emkit/recipes/{recipe}.yaml")
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--nolock"]

@@ -17,7 +17,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from emkit import fit as fitting
-from emkit.bench import fit_cases, report
+from emkit.bench import fit_cases, fit_cuda, report
 from emkit.bench.fit_toys import FIFTY_MILLION, TOY, Workload, make
 from emkit.bench.report import Line
 from emkit.engine.merged_model import MergedModel
@@ -35,7 +35,6 @@ def main(out: Path, rounds: int, threads: int) -> int:
         workload = make("internvl", FIFTY_MILLION, Path(folder) / "fifty", EXPERTS, SAMPLES, TOKENS, TAKEN)
         lines += memory(workload)
         lines += times(workload, rounds)
-    lines += cuda()
     notes = [
         f"InternVL's shape with {_millions(FIFTY_MILLION)} million merged and unmerged language parameters "
         f"(width {FIFTY_MILLION.width}, {FIFTY_MILLION.blocks} blocks), K = {EXPERTS}, {SAMPLES} samples of {TOKENS} "
@@ -49,6 +48,10 @@ def main(out: Path, rounds: int, threads: int) -> int:
         "weight gradient at once (model and activations, logits over the whole vocabulary among them, which the "
         "engine never holds: hence less than nothing) and the resident task vectors are taken away.",
     ]
+    notes += fit_cuda.NOTES
+    if torch.cuda.is_available():  # whatever happens there, these lines are not lost
+        report.leave(out, "fit", "Fitting coefficients", lines + fit_cuda.unmeasured("it broke off"), notes)
+    lines += cuda()
     text = report.leave(out, "fit", "Fitting coefficients", lines, notes)
     print(text)
     return int(any(line.verdict == "missed" for line in lines))
@@ -142,10 +145,6 @@ def _ceilings(workload: Workload, bare: float) -> list[Line]:
     ]  # fmt: skip
 
 
-def _unit(what: str) -> str:
-    return " GiB" if what.endswith("GiB") else "×"
-
-
 def _seconds(call: Callable, repeats: int = 5) -> float:
     """The best of some repeats: the machine's ceiling, not its load."""
     call()
@@ -189,11 +188,4 @@ def _child(case: str, workload: Workload, experts: int) -> dict:
 # ---- a GPU
 def cuda() -> list[Line]:
     """Mistral-7B's shape on a GPU; without one, the same lines as not run."""
-    from emkit.bench import fit_cuda
-
-    if not torch.cuda.is_available():
-        return [
-            Line(what, limit, None, unit=_unit(what), not_run="no CUDA device")
-            for what, limit in fit_cuda.PROMISES.values()
-        ]
-    return fit_cuda.measure()
+    return fit_cuda.measure() if torch.cuda.is_available() else fit_cuda.unmeasured("no CUDA device")

@@ -1,11 +1,17 @@
-"""Mistral-7B's shape on a GPU: random bf16 weights, three experts, 15 samples of 512 tokens."""
+"""Mistral-7B's shape on a GPU: random bf16 weights, three experts, 15 samples of 512 tokens.
+
+Kernels are deterministic, as in every fit. Nothing here runs without a GPU.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -18,7 +24,11 @@ from emkit.bench.report import Line
 from emkit.calibration import Calibration, TaskSamples
 from emkit.checkpoints import TensorInfo
 from emkit.coefficients import Coefficients
-from emkit.engine.logits import headless
+from emkit.determinism import deterministic
+from emkit.engine.arithmetic import Arithmetic, Rows
+from emkit.engine.logits import Head, headless
+from emkit.engine.losses import recomputed
+from emkit.engine.merged_model import MergedModel
 from emkit.engine.options import EngineOptions
 from emkit.engine.placement import InHost, OnDevice, Placement, place
 from emkit.engine.variable import Optimiser, Variable
@@ -27,18 +37,27 @@ from emkit.sequences import Folded, collate
 from emkit.task_vectors import TaskVectors
 
 EXPERTS, SAMPLES, TOKENS, ROUNDS = 3, 15, 512, 5
+BUDGET = 24 * 2**30
 OPTIONS = FitOptions(hidden_weight=0.1, optimiser=Optimiser(lr=1e-3, steps=100, schedule="constant"))
+STEP = (
+    "Mistral-7B, K = 3, 15 × 512 tokens in one micro-batch, bf16, activations computed again: a full step, task vectors"
+)
 PROMISES = {
-    "device": ("Mistral-7B, K = 3, 15 × 512 tokens, bf16: a full step, task vectors on the device / bare", 1.3),
-    "host": ("the same, task vectors streamed from host memory / bare", 2.0),
-    "fit": ("a whole fit told --memory 24GiB: peak of device memory, GiB", 24.0),
+    "device": (f"{STEP} on the device / bare", 1.3),
+    "host": (f"{STEP} streamed from host memory / bare", 2.0),
+    "fit": ("a whole fit told --memory 24GiB: peak of device memory reserved and of the GPU's context, GiB", 24.0),
     "flops": ("bare pass: share of a matrix product's FLOP/s", None),
     "bandwidth": ("contraction: share of a copy's bandwidth", None),
 }
+NOTES = [
+    "On a GPU a bare pass is forward, backward and the gradients of all merged weights, each freed as it comes; it is "
+    f"timed {ROUNDS} times before and {ROUNDS} times after the {ROUNDS} steps of a case, and a ratio is of their "
+    "medians. The whole fit runs with torch's allocator held to the budget less the context."
+]
 
 
 class Drawn:
-    """A checkpoint of random bf16 tensors in host memory: what merging uses of a :class:`Checkpoint`."""
+    """A checkpoint of random bf16 tensors in pinned host memory: what merging uses of a :class:`Checkpoint`."""
 
     def __init__(self, names: list[str], shapes: dict, base: Drawn | None = None, seed: int = 0):
         self.path, self.names = Path(f"drawn-{seed}"), sorted(names)
@@ -47,7 +66,7 @@ class Drawn:
         for name in self.names:
             values = torch.randn(shapes[name], generator=generator, device="cuda") * (0.02 if base is None else 5e-4)
             values = values if base is None else values + base.tensors[name].cuda().float()
-            self.tensors[name] = values.to(torch.bfloat16).cpu()
+            self.tensors[name] = values.to(torch.bfloat16).cpu().pin_memory()
 
     def info(self, name: str) -> TensorInfo:
         return TensorInfo(self.tensors[name].dtype, tuple(self.tensors[name].shape))
@@ -56,37 +75,85 @@ class Drawn:
         return self.tensors[name]
 
 
+@dataclass(frozen=True)
+class Case:
+    """What every line is measured on."""
+
+    backbone: ModuleType
+    model: torch.nn.Module
+    vectors: TaskVectors
+    calibration: Calibration
+    engine: EngineOptions
+
+    @property
+    def numel(self) -> int:
+        return sum(self.vectors.numel(name) for name in self.vectors.names)
+
+
+def unmeasured(why: str) -> list[Line]:
+    """Every promise, not run."""
+    return [_line(key, None, not_run=why) for key in PROMISES]
+
+
 def measure() -> list[Line]:
-    """Every promise of :data:`PROMISES`; one that does not fit this GPU is told as not run."""
+    """Every promise of :data:`PROMISES`; one that does not fit this GPU or its host is told as not run."""
+    with deterministic(strict=True):
+        try:
+            case = _case()
+            bare = _times(_bare(case))
+        except torch.OutOfMemoryError:
+            return unmeasured("too little device memory")
+        lines = [
+            _guarded("device", lambda: _step_line(case, "device", bare, lambda: OnDevice(case.vectors, "cuda", None))),
+            _guarded("host", lambda: _step_line(case, "host", bare, lambda: InHost(case.vectors, "cuda"))),
+            _guarded("fit", lambda: _whole_fit(case)),
+            _guarded("flops", lambda: _flops(case, statistics.median(bare))),
+            _guarded("bandwidth", _bandwidth),
+        ]
+    return lines
+
+
+def _line(key: str, measured: float | None, **others) -> Line:
+    what, limit = PROMISES[key]
+    return Line(what, limit, measured, unit=" GiB" if key == "fit" else "×", **others)
+
+
+def _guarded(key: str, line: Callable[[], Line]) -> Line:
+    torch.cuda.empty_cache()
+    try:
+        return line()
+    except torch.OutOfMemoryError:
+        return _line(key, None, not_run="too little device memory")
+    except torch.AcceleratorError as error:  # what allocating pinned host memory raises
+        return _line(key, None, not_run=str(error).splitlines()[0])
+
+
+def _case() -> Case:
     torch.manual_seed(0)
     backbone = backbones.get("mistral")
+    config = MistralConfig(**MISTRAL_7B.text(), sliding_window=None)
     with torch.device("meta"):
-        model = MistralForCausalLM(MistralConfig(**MISTRAL_7B.text(), sliding_window=None))
-    shapes = {name: p.shape for name, p in model.named_parameters()}
+        shapes = {name: p.shape for name, p in MistralForCausalLM(config).named_parameters()}
     names = backbone.merged_names(shapes)
     base = Drawn(names, shapes)
     experts = {f"task{k}": Drawn(names, shapes, base, k + 1) for k in range(EXPERTS)}
-    vectors = TaskVectors(base, experts, backbone.merged_names)
-    with torch.device("cuda"):
-        model = MistralForCausalLM(MistralConfig(**MISTRAL_7B.text(), sliding_window=None)).to(torch.bfloat16).eval()
-    calibration = _calibration(backbone, model, list(experts))
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # in fp32 first, it would take twice its room
+    try:
+        with torch.device("cuda"):
+            model = MistralForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(usual)
     engine = EngineOptions(dtype="bfloat16", micro_tokens=SAMPLES * TOKENS, checkpointing=True)
-    bare = _times(_bare(backbone, model, calibration, engine, set(names)))
-    numel = sum(vectors.numel(name) for name in names)
-    lines = []
-    for kind, build in (("device", lambda: OnDevice(vectors, "cuda", None)), ("host", lambda: InHost(vectors, "cuda"))):
-        what, limit = PROMISES[kind]
-        try:
-            found = _times(_step(backbone, model, build(), calibration, engine))
-            lines.append(Line(what, limit, found / bare, details=f"{found:.2f} s / {bare:.2f} s"))
-        except torch.cuda.OutOfMemoryError:
-            lines.append(Line(what, limit, None, not_run="too little device memory"))
-        torch.cuda.empty_cache()
-    return [*lines, _whole_fit(backbone, model, vectors, calibration), *_ceilings(bare, numel)]
+    vectors = TaskVectors(base, experts, backbone.merged_names)
+    return Case(backbone, model, vectors, _calibration(backbone, model, list(experts)), engine)
 
 
-def _calibration(backbone, model, tasks: list[str]) -> Calibration:
-    """Random tokens with losses at every second half; the base's own states stand for the teachers'."""
+def _calibration(backbone: ModuleType, model: torch.nn.Module, tasks: list[str]) -> Calibration:
+    """Random tokens with losses at every second half; the base's own states stand for the teachers'.
+
+    A head lies in host memory, as a kept teacher's does.
+    """
     rng, found = np.random.default_rng(0), {}
     for task in tasks:
         sequences, final, hidden = [], [], []
@@ -100,7 +167,8 @@ def _calibration(backbone, model, tasks: list[str]) -> Calibration:
             final.append(out.logits.float().cpu())
             hidden.append(out.hidden[taken].float().cpu())
         features, samples = [torch.zeros(0)] * len(sequences), list(range(len(sequences)))
-        found[task] = TaskSamples(task, sequences, samples, features, final, hidden, [[]] * len(sequences), head)
+        rows, kept = [[]] * len(sequences), Head(head.weight.cpu())
+        found[task] = TaskSamples(task, sequences, samples, features, final, hidden, rows, kept)
     return Calibration(found, MISTRAL_7B.blocks // 2, {})
 
 
@@ -108,81 +176,95 @@ def _moved(part):
     return {name: value.cuda() for name, value in part.items()} if isinstance(part, dict) else part.cuda()
 
 
-def _bare(backbone, model, calibration: Calibration, engine: EngineOptions, names: set[str]) -> Callable:
-    from emkit.engine.losses import recomputed
-
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-    batch, taken = (_moved(p) for p in collate([s for t in calibration.tasks.values() for s in t.sequences]))
+def _bare(case: Case) -> Callable:
+    merged = set(case.vectors.names)
+    sequences = [sequence for task in case.calibration.tasks.values() for sequence in task.sequences]
+    batch, taken = (_moved(part) for part in collate(sequences))
     target = batch["input_ids"].roll(-1, dims=1)[taken]
 
+    def free(parameter: torch.nn.Parameter) -> None:
+        parameter.grad = None
+
     def run() -> None:
-        with recomputed(model, engine.checkpointing):
-            logits = backbone.forward(model, batch, None, None, taken).logits
+        for name, parameter in case.model.named_parameters():
+            parameter.requires_grad_(name in merged)
+        handles = [p.register_post_accumulate_grad_hook(free) for p in case.model.parameters() if p.requires_grad]
+        with recomputed(case.model, case.engine.checkpointing):
+            logits = case.backbone.forward(case.model, batch, None, None, taken).logits
             torch.nn.functional.cross_entropy(logits, target).backward()
-        model.zero_grad(set_to_none=True)
+        for handle in handles:
+            handle.remove()
 
     return run
 
 
-def _step(backbone, model, placement: Placement, calibration: Calibration, engine: EngineOptions) -> Callable:
-    from emkit.engine.merged_model import MergedModel
-
+@contextlib.contextmanager
+def _step(case: Case, placement: Placement) -> Iterator[Callable]:
+    """A function that takes one step after another; the model is free of hooks afterwards, whatever happens."""
     start = Coefficients.constant(placement.names, dict.fromkeys(placement.experts, 0.3))
     variable = Variable(start, "plain", OPTIONS.optimiser, start.flat(), device="cuda")
-    merged = MergedModel(model, placement, start, backbone.parameter_name)
+    merged = MergedModel(case.model, placement, start, case.backbone.parameter_name)
     steps, count = iter(range(10**9)), float(len(placement.names))
-
-    def run() -> None:
-        given = (backbone, model, merged, variable, start, calibration, OPTIONS, count)
-        fitting._step(*given, next(steps), 0, engine)
-
-    run.close = merged.close
-    return run
+    given = (case.backbone, case.model, merged, variable, start, case.calibration, OPTIONS, count)
+    try:
+        yield lambda: fitting._step(*given, next(steps), 0, case.engine)
+    finally:
+        merged.close()
 
 
-def _times(run: Callable) -> float:
-    """Median seconds of a call, the device's work included."""
+def _step_line(case: Case, key: str, before: list[float], build: Callable[[], Placement]) -> Line:
+    with _step(case, build()) as step:
+        found = statistics.median(_times(step))
+    bare = statistics.median(before + _times(_bare(case)))
+    return _line(key, found / bare, details=f"{found:.2f} s / {bare:.2f} s")
+
+
+def _times(run: Callable) -> list[float]:
+    """Seconds of each of some calls after a first one, the device's work included."""
     found = []
-    for round_ in range(ROUNDS + 1):
+    for _ in range(ROUNDS + 1):
         torch.cuda.synchronize()
         start = time.perf_counter()
         run()
         torch.cuda.synchronize()
-        if round_:
-            found.append(time.perf_counter() - start)
-    if hasattr(run, "close"):
-        run.close()
-    return statistics.median(found)
+        found.append(time.perf_counter() - start)
+    return found[1:]
 
 
-def _whole_fit(backbone, model, vectors: TaskVectors, calibration: Calibration) -> Line:
-    """Three steps of a fit under a budget of 24 GiB, placement chosen by it."""
-    what, limit = PROMISES["fit"]
-    engine = EngineOptions(24 * 2**30, None, "bfloat16", SAMPLES * TOKENS, True)
-    torch.cuda.reset_peak_memory_stats()
-    start = Coefficients.constant(vectors.names, dict.fromkeys(vectors.experts, 0.3))
+def _whole_fit(case: Case) -> Line:
+    """Three steps of a fit under the budget, placement chosen by it, with an allocator that gives no more."""
+    engine = EngineOptions(BUDGET, None, "bfloat16", SAMPLES * TOKENS, True)
+    start = Coefficients.constant(case.vectors.names, dict.fromkeys(case.vectors.experts, 0.3))
     options = FitOptions(optimiser=Optimiser(lr=1e-3, steps=3))
-    placement = place(vectors, model, engine)
-    fitting.fit(backbone, model, placement, start, dict.fromkeys(vectors.experts, 0.3), calibration, options,
-                len(vectors.names), engine=engine)  # fmt: skip
-    return Line(what, limit, torch.cuda.max_memory_allocated() / 2**30, unit=" GiB", details=placement.kind)
+    free, total = torch.cuda.mem_get_info()
+    context = total - free - torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (BUDGET - context) / total))
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        placement = place(case.vectors, case.model, engine)
+        initial, count = dict.fromkeys(case.vectors.experts, 0.3), len(case.vectors.names)
+        given = (case.backbone, case.model, placement, start, initial, case.calibration, options, count)
+        fitting.fit(*given, engine=engine)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return _line("fit", (torch.cuda.max_memory_reserved() + context) / 2**30, details=placement.kind)
 
 
-def _ceilings(bare: float, numel: int) -> list[Line]:
+def _flops(case: Case, bare: float) -> Line:
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    peak = 2 * 8192**3 / _times(lambda: a @ a)
-    reached = 8 * numel * SAMPLES * TOKENS / bare  # two forwards, with activations computed again
+    peak = 2 * 8192**3 / statistics.median(_times(lambda: a @ a))
+    # forward, backward, and forward again up to the input of each block's last matrix
+    again = sum(case.vectors.numel(name) for name in case.vectors.names if "down_proj" not in name)
+    reached = (6 * case.numel + 2 * again) * SAMPLES * TOKENS / bare
+    return _line("flops", reached / peak, details=f"{reached / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s")
+
+
+def _bandwidth() -> Line:
     source = torch.empty(2**30, device="cuda", dtype=torch.uint8)
     target = torch.empty_like(source)
-    copy = 2 * source.nbytes / _times(lambda: target.copy_(source))
-    from emkit.engine.arithmetic import Arithmetic, Rows
-
+    copy = 2 * source.nbytes / statistics.median(_times(lambda: target.copy_(source)))
     n = 2**26
-    flat = torch.randn(n, device="cuda").to(torch.bfloat16)
-    rows, sums = Rows(flat, [flat] * EXPERTS, False), Arithmetic("cuda", torch.float32)
-    read = (2 * (EXPERTS + 1) + 2) * n / _times(lambda: sums.contract(rows, flat, [0, n]))
-    return [
-        Line(*PROMISES["flops"], reached / peak, details=f"{reached / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s"),
-        Line(*PROMISES["bandwidth"], read / copy, details=f"{read / 1e9:.0f} of {copy / 1e9:.0f} GB/s"),
-    ]
+    base, gradient, *vectors = (torch.randn(n, device="cuda").to(torch.bfloat16) for _ in range(EXPERTS + 2))
+    rows, sums = Rows(base, vectors, False), Arithmetic("cuda", torch.float32)
+    read = 2 * (EXPERTS + 2) * n / statistics.median(_times(lambda: sums.contract(rows, gradient, [0, n])))
+    return _line("bandwidth", read / copy, details=f"{read / 1e9:.0f} of {copy / 1e9:.0f} GB/s")

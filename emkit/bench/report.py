@@ -64,7 +64,10 @@ def machine() -> dict:
     found = {"processor": model, "cores": os.cpu_count(), "system": platform.system()}
     if hasattr(os, "sysconf"):
         found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found["gpu"] = None
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        found["gpu"] = f"{torch.cuda.get_device_name()} ({memory:.1f} GiB), CUDA {torch.version.cuda}"
     return found
 
 

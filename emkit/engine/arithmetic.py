@@ -95,7 +95,9 @@ class Arithmetic:
         vector = rows.vectors[k][low:high]
         if rows.given:
             return vector if vector.dtype == self.wide else self._wide("tau", vector)
-        return self._wide("tau", vector).sub_(base)
+        if self.device.type == "cpu":  # there, converting by itself is faster
+            return self._wide("tau", vector).sub_(base)
+        return torch.sub(vector, base, out=self._buffer("tau", len(vector)))
 
     def _wide(self, name: str, values: torch.Tensor) -> torch.Tensor:
         return self._buffer(name, len(values)).copy_(values)

@@ -25,6 +25,11 @@ class Head:
     weight: torch.Tensor
     bias: torch.Tensor | None = None
 
+    def on(self, device: torch.device, dtype: torch.dtype) -> Head:
+        """The same head there and so, for many calls of :meth:`logits`."""
+        bias = None if self.bias is None else self.bias.to(device, dtype)
+        return Head(self.weight.to(device, dtype), bias)
+
     def logits(self, final: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
         """z [N, rows] of ``final`` [N, d], computed in its dtype, as fp32 (float64 stays)."""
         weight = self.weight[rows].to(final.device, final.dtype)

@@ -74,7 +74,7 @@ def backward(
             sizes = [len(part.weights) for part in parts]
             like = next(iter(terms.values()))
             scale = like.new_tensor([beta.get(part.task.name, 1.0) for part in parts])
-            scale = scale.repeat_interleave(torch.tensor(sizes, device=like.device))
+            scale = scale.repeat_interleave(torch.tensor(sizes, device=like.device), output_size=sum(sizes))
             if number == len(micro) - 1:
                 before_last()
             (scale * sum(terms.values())).sum().backward()
@@ -117,8 +117,8 @@ def _logit_terms(final: torch.Tensor, head: Head, parts: Sequence[Piece], temper
     found, at = [], 0
     for task, run in _runs(parts):
         teacher = torch.cat([task.final[part.index] for part in run]).to(final.device, final.dtype)
-        here = final[at : at + len(teacher)]
-        found.append(logits.alignment(here, head, teacher, task.head, temperature))
+        here, teacher_head = final[at : at + len(teacher)], task.head.on(final.device, final.dtype)
+        found.append(logits.alignment(here, head, teacher, teacher_head, temperature))
         at += len(teacher)
     return torch.cat(found)
 

@@ -17,17 +17,15 @@ PLACEMENTS = ("device", "host", "files")
 LIKE = ("authors",)
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-# floats that a block keeps for each token and unit of width until its backward: inputs of norms, matrices, attention
-# and of the gated activation (three times about three widths), as Llama-like blocks have them
-KEPT_PER_WIDTH = 22
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """``memory``: bytes that a fit may take on its device (None: all it wants); the placement of the task vectors
-    follows from it unless ``place`` names one. ``dtype`` of the merged weights (coefficients are float64 always).
-    ``micro_tokens``: padded tokens in one forward and backward. ``checkpointing`` recomputes activations instead of
-    keeping them. ``like``: reproduce somebody's conventions (:mod:`emkit.engine.order`).
+    """``memory``: bytes that a fit may take on its device (None: what a GPU has, on the CPU all it wants); the
+    placement of the task vectors follows from it unless ``place`` names one. ``dtype`` of the merged weights
+    (coefficients are float64 always). ``micro_tokens``: padded tokens in one forward and backward. ``checkpointing``
+    recomputes activations instead of keeping them. ``like``: reproduce somebody's conventions
+    (:mod:`emkit.engine.order`).
 
     Neither ``memory`` nor ``place`` changes a bit of the outcome; the others do, within rounding.
     """
@@ -59,10 +57,15 @@ class EngineOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a command line that :func:`from_arguments` reads."""
     given = parser.add_argument_group("fits (learned methods)")
-    given.add_argument("--memory", help="what a fit may take on its device, such as 24GiB (default: all it wants)")
+    given.add_argument("--memory", help="what a fit may take on its device, such as 24GiB (default: all there is)")
     given.add_argument("--place", choices=PLACEMENTS, help="where task vectors live (default: by --memory)")
     given.add_argument("--dtype", choices=DTYPES, default="float32", help="of the merged weights")
-    given.add_argument("--micro-tokens", type=int, default=2048, help="padded tokens in one forward and backward")
+    given.add_argument(
+        "--micro-tokens",
+        type=int,
+        default=2048,
+        help="padded tokens in one forward and backward; streamed task vectors are read once for each",
+    )
     given.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
     given.add_argument("--like", choices=LIKE, help="follow the authors' code's loss, optimiser and order")
 
@@ -79,19 +82,3 @@ def parse_bytes(text: str) -> int:
     if found is None or float(found[1]) == 0:
         raise UserError(f"'{text}' is no amount of memory: write it like 24GiB or 500MB")
     return int(float(found[1]) * _UNITS[found[2]])
-
-
-def model_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
-    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-
-
-def activation_bytes(model: torch.nn.Module, options: EngineOptions) -> int:
-    """About what one micro-batch keeps for its backward (an estimate from width, blocks and tokens)."""
-    config = model.config.get_text_config() if hasattr(model, "config") else None
-    if config is None:
-        return 0
-    per_block = options.micro_tokens * config.hidden_size * next(model.parameters()).element_size()
-    kept = KEPT_PER_WIDTH * per_block
-    blocks = config.num_hidden_layers
-    return blocks * per_block + kept if options.checkpointing else blocks * kept

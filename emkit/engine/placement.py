@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
 
-from emkit.engine.arithmetic import BLOCK, Rows
-from emkit.engine.options import EngineOptions, activation_bytes, model_bytes
+from emkit.engine.arithmetic import Rows
+from emkit.engine.memory import MOVING, available, fixed_bytes, held_bytes, pinned_bytes, room
+from emkit.engine.options import EngineOptions
+from emkit.engine.prefetch import Prefetch
 from emkit.errors import UserError
 from emkit.task_vectors import TaskVectors
 from emkit.transforms import View
@@ -17,8 +20,10 @@ class Placement:
     """Gives one tensor's :class:`Rows` on ``device`` at a time; ``kind`` says from where.
 
     Making one reads every tensor once, for NaN and infinity (``UserError``). Every placement has the same numbers.
-    What is not on the device already is copied there for one tensor, and the tensor that came next the last time is
-    copied meanwhile (CUDA). That takes twice K + 1 tensors of memory; on the CPU nothing is copied.
+    What is not on the device already is copied there for one tensor, and the tensor that is likely next is copied
+    meanwhile (CUDA). The host waits until the tensor before the last one is done with, lest it run ahead of the GPU and
+    have copies pile up: there are at most :data:`emkit.engine.memory.MOVING` times K + 1 tensors. On the CPU nothing is
+    copied.
     """
 
     kind = "files"
@@ -26,9 +31,8 @@ class Placement:
     def __init__(self, task_vectors: TaskVectors | View, device: torch.device | str):
         self.task_vectors, self.device = task_vectors, torch.device(device)
         self.names, self.experts = list(task_vectors.names), tuple(task_vectors.experts)
-        self._next: dict[str, str] = {}  # name → the name that followed it
-        self._last: str | None = None
-        self._ahead: tuple[str, Rows, object] | None = None
+        self._moved = Prefetch(self._copied)
+        self._used: deque = deque()  # events: a tensor's last use was queued before
         for name in self.names:
             _check(task_vectors, name)
 
@@ -36,13 +40,14 @@ class Placement:
         """θ_base and K vectors of one tensor, flattened, on the device; good until the next call."""
         if self.device.type != "cuda":
             return self.stored(name)
-        if self._last is not None:
-            self._next[self._last] = name
-        self._last = name
-        rows = self._taken(name)
-        following = self._next.get(name)
-        if following is not None:
-            self._ahead = (following, *self._copied(following))
+        current = torch.cuda.current_stream(self.device)
+        self._used.append(current.record_event())
+        if len(self._used) > MOVING - 2:
+            self._used.popleft().synchronize()
+        rows, arrived = self._moved.take(name)
+        current.wait_event(arrived)
+        for tensor in (rows.base, *rows.vectors):
+            tensor.record_stream(current)
         return rows
 
     def stored(self, name: str) -> Rows:
@@ -52,17 +57,6 @@ class Placement:
         if isinstance(vectors, View):
             return Rows(base, [tau.reshape(-1) for tau in vectors.taus(name)], given=True)
         return Rows(base, [expert.read(name).reshape(-1) for expert in vectors.checkpoints.values()], given=False)
-
-    def _taken(self, name: str) -> Rows:
-        if self._ahead is not None and self._ahead[0] == name:
-            _, rows, event = self._ahead
-        else:
-            rows, event = self._copied(name)
-        current = torch.cuda.current_stream(self.device)
-        current.wait_event(event)
-        for tensor in (rows.base, *rows.vectors):
-            tensor.record_stream(current)
-        return rows
 
     def _copied(self, name: str) -> tuple[Rows, object]:
         """The tensor on its way to the device, on a stream of its own, and the event of its arrival."""
@@ -125,7 +119,7 @@ def _check(task_vectors: TaskVectors | View, name: str) -> None:
 
 
 def _tau(rows: Rows, vector: torch.Tensor, base: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
-    tau = vector.to(base.device, wide, copy=True)
+    tau = vector.to(base.device).to(wide, copy=True)  # sent as stored: half of what fp32 would take on its way
     return tau if rows.given else tau.sub_(base.to(wide))
 
 
@@ -139,7 +133,7 @@ def wide_dtype(model: torch.nn.Module) -> torch.dtype:
 
 
 def place(task_vectors: TaskVectors | View, model: torch.nn.Module, options: EngineOptions) -> Placement:
-    """The fastest placement that ``options.memory`` allows, or the one that ``options.place`` names.
+    """The fastest placement that ``options.memory`` and the device allow, or the one that ``options.place`` names.
 
     On the device as fp32 task vectors; on the device as stored; in host memory (a GPU's); else from the files. On the
     CPU device and host memory are one. ``UserError`` where not even the model fits.
@@ -151,44 +145,30 @@ def place(task_vectors: TaskVectors | View, model: torch.nn.Module, options: Eng
         "host": lambda: InHost(task_vectors, device),
         "files": lambda: Placement(task_vectors, device),
     }
-    if options.place is not None and (options.memory is None or options.place != "device"):
-        return plans[options.place]()
-    if options.memory is None:
-        return plans["device"]()
-    free = options.memory - fixed_bytes(task_vectors, model, options, wide)
-    if free < 0:
+    there = [amount for amount in (options.memory, room(device)) if amount is not None]
+    if options.place not in (None, "device") or not there:
+        return plans[options.place or "device"]()
+    sizes = {"device": held_bytes(task_vectors, wide), "stored": held_bytes(task_vectors, None)}
+    if device.type == "cuda":
+        sizes["host"] = pinned_bytes(task_vectors)
+    name = fitting(sizes, fixed_bytes(task_vectors, model, options, wide), min(there), available())
+    if options.place == "device" and name not in ("device", "stored"):
+        raise UserError("the task vectors do not fit the device in --memory: leave out --place")
+    return plans[name]()
+
+
+def fitting(sizes: dict[str, int], fixed: int, memory: int, host: int | None) -> str:
+    """The first placement of ``sizes`` (bytes, the fastest first) that fits beside ``fixed`` bytes in ``memory``, or,
+    for "host", in what the host has (None: unknown); "files" where none does. ``UserError`` if ``fixed`` does not fit.
+    """
+    if fixed > memory:
         raise UserError(
-            f"the model and its activations need about {(options.memory - free) / 2**30:.1f} GiB, --memory gives "
-            f"{options.memory / 2**30:.1f} GiB: give more, or fewer tokens at a time (--micro-tokens), or "
+            f"the model and its activations need about {fixed / 2**30:.1f} GiB, there are {memory / 2**30:.1f} GiB "
+            "(by --memory, or on the device): give more, or fewer tokens at a time (--micro-tokens), or "
             "--checkpointing"
         )
-    sizes = {"device": held_bytes(task_vectors, wide), "stored": held_bytes(task_vectors, None)}
     for name, size in sizes.items():
-        if size <= free:
-            return plans[name]()
-    if options.place == "device":
-        raise UserError("the task vectors do not fit the device in --memory: leave out --place")
-    return plans["host" if device.type == "cuda" else "files"]()
-
-
-def held_bytes(task_vectors: TaskVectors | View, wide: torch.dtype | None) -> int:
-    """Bytes of θ_base as stored and K task vectors in ``wide`` (None: K experts as stored)."""
-    total = 0
-    for name in task_vectors.names:
-        total += task_vectors.base.info(name).nbytes
-        if wide is None and not isinstance(task_vectors, View):
-            total += sum(expert.info(name).nbytes for expert in task_vectors.checkpoints.values())
-        else:
-            total += task_vectors.numel(name) * len(task_vectors.experts) * (wide or torch.float32).itemsize
-    return total
-
-
-def fixed_bytes(task_vectors: TaskVectors | View, model, options: EngineOptions, wide: torch.dtype) -> int:
-    """What a fit needs besides resident task vectors: the model, activations, one gradient, working blocks, and on a
-    GPU two tensors with all their vectors on their way."""
-    device = next(model.parameters()).device
-    largest = max(task_vectors.numel(name) for name in task_vectors.names)
-    moving = 2 * (len(task_vectors.experts) + 1) * largest * 2 if device.type == "cuda" else 0
-    blocks = 4 * BLOCK.get(device.type, BLOCK["cuda"]) * wide.itemsize
-    gradient = largest * next(model.parameters()).element_size()
-    return model_bytes(model) + activation_bytes(model, options) + gradient + blocks + moving
+        free = host if name == "host" else memory - fixed
+        if free is None or size <= free:
+            return name
+    return "files"

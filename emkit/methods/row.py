@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from emkit import backbones
 from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.determinism import deterministic
 from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import write_json
@@ -82,23 +81,6 @@ def leave(learned: Learned, folder: Path) -> dict:
         "trainable_coefficients": len(learned.coefficients.flat()),
         "calibration": learned.calibration,
     }
-
-
-class deterministic:
-    """Deterministic torch kernels inside the block, what was before after it.
-
-    Fresh memory is not filled, which torch does then unless told otherwise: nothing here reads what it has not written.
-    """
-
-    def __enter__(self):
-        fill = torch.utils.deterministic.fill_uninitialized_memory
-        self.before = torch.are_deterministic_algorithms_enabled(), fill
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
-
-    def __exit__(self, *error):
-        torch.use_deterministic_algorithms(self.before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = self.before[1]
 
 
 def card(recipe: Recipe, row: Mapping, seed: int) -> str:

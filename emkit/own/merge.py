@@ -17,12 +17,13 @@ import torch
 
 from emkit import backbones
 from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.determinism import deterministic
 from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import lock, sha256_file, unwritable, write_json
 from emkit.methods.key import content_key
 from emkit.methods.registry import Context, Merge
-from emkit.methods.row import deterministic, leave
+from emkit.methods.row import leave
 from emkit.own import card, checks, hub, resources, tokens
 from emkit.own.adapters import AdapterCheckpoint, WithAdapters, check_base, is_adapter
 from emkit.own.recipe import AUTO, MergeRecipe
@@ -83,8 +84,8 @@ def prepare(
     if recipe.method.learned and not module.VISION:
         checks.learnable(folders["base"], vectors.names, module.parameter_name)
     remarks += _compare_weights(recipe, vectors)
-    use = engine or EngineOptions()
-    needs = resources.estimate(recipe.method, vectors, dict(config.text), recipe.data["calibration"], use)
+    use, calibration = engine or EngineOptions(), recipe.data["calibration"]
+    needs = resources.estimate(recipe.method, vectors, dict(config.text), calibration, use, recipe.device)
     plan = (
         f"{recipe.method.name} of {', '.join(experts)} on {given['base']}, backbone {recipe.backbone}: "
         f"{len(vectors.names)} of {len(base.names)} tensors are merged",

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from emkit.checkpoints import Checkpoint
+from emkit.engine.memory import available, held_bytes
 from emkit.engine.options import EngineOptions
-from emkit.engine.placement import held_bytes
 from emkit.errors import UserError
 from emkit.files import unwritable
 from emkit.methods import Method
@@ -41,13 +41,16 @@ def _bytes(checkpoint: Checkpoint, name: str) -> int:
     return torch.Size(info.shape).numel() * info.dtype.itemsize
 
 
-def estimate(method: Method, vectors: TaskVectors, text: dict, calibration: dict, engine: EngineOptions) -> Needs:
-    """Estimate what ``method`` needs. ``text`` holds the model's ``hidden_size``.
+def estimate(
+    method: Method, vectors: TaskVectors, text: dict, calibration: dict, engine: EngineOptions, device: str
+) -> Needs:
+    """Estimate what ``method`` needs of disk and host memory. ``text`` holds the model's ``hidden_size``.
 
     Without a fit: every checkpoint's share of the largest tensor in fp32, with room to combine them, or the output
     itself, when it is checked. With one: the base with, one after the other, each teacher in fp32; then the base in
     ``engine``'s dtype with the gradient of a tensor and all task vectors in fp32, or what ``engine.memory`` allows; and
-    each task's states (fp32), on disk too. And the libraries.
+    each task's states (fp32), on disk too. On a GPU a model is in host memory on its way only, and task vectors as far
+    as there is room. And the libraries.
     """
     base, experts = vectors.base, len(vectors.experts)
     output = size(base)
@@ -61,6 +64,9 @@ def estimate(method: Method, vectors: TaskVectors, text: dict, calibration: dict
     fit = engine.torch_dtype.itemsize * (numel + largest) + held_bytes(vectors, torch.float32) + kept
     if engine.memory is not None:
         fit = min(fit, engine.memory)
+    if device != "cpu":
+        fit = engine.torch_dtype.itemsize * numel + kept
+        return Needs(output + kept, max(memory, LIBRARIES + fit))
     return Needs(output + kept, max(memory, LIBRARIES + max(4 * 2 * numel + kept, fit)))
 
 
@@ -86,16 +92,6 @@ def check_memory(needed: int, allowed: bool) -> str:
             "programs, use a larger machine, or `--allow memory`"
         )
     return f"memory about {human(needed)} of {human(free)} available"
-
-
-def available() -> int | None:
-    """Bytes of memory that can be had without swapping, on Linux."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
 
 
 def by_merge(folder: Path) -> bool:
