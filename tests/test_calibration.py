@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from conftest import open_task_vectors
 from PIL import Image
 
+from emkit import teaching
 from emkit.backbones import internvl
 from emkit.calibration import Settings, calibrate
 from emkit.errors import UserError
@@ -107,6 +109,46 @@ def test_a_second_call_reads_the_cache_and_another_seed_draws_anew(tiny_zoo, bas
     other = made(tiny_zoo, base_model, tmp_path, seed=1)
     assert other.keys["VQA"] != first.keys["VQA"]
     assert {r[0]["key"] for r in other.tasks["VQA"].rows}.isdisjoint({r[0]["key"] for r in first.tasks["VQA"].rows})
+
+
+def test_more_samples_are_added_to_those_kept_and_fewer_need_no_expert(tiny_zoo, base_model, tmp_path, monkeypatch):
+    """What a sample is does not depend on how many there are, on the rounds before it, or on a kill in between."""
+    monkeypatch.setattr(teaching, "ROUND", 3)
+    settings = [replace(SETTINGS, samples=n) for n in (4, 2, 3)]
+    whole, few = (made(tiny_zoo, base_model, tmp_path / "whole", given) for given in settings[:2])
+    asked = []
+    generate = internvl.generate
+    monkeypatch.setattr(internvl, "generate", lambda *given: asked.append(len(given[2])) or generate(*given))
+    made(tiny_zoo, base_model, tmp_path / "grown", settings[1])
+    before, place = len(asked), internvl.load
+    grown = made(tiny_zoo, base_model, tmp_path / "grown", settings[0])
+    assert before < len(asked) < 2 * before + 2 * len(whole.tasks)  # earlier rounds were not asked again
+    monkeypatch.setattr(internvl, "generate", None)
+    monkeypatch.setattr(internvl, "load", None)
+    three = made(tiny_zoo, base_model, tmp_path / "grown", settings[2])
+    assert place is not None and len({str(c.keys) for c in (whole, few, three)}) == 3 and grown.keys == whole.keys
+    for name, task in whole.tasks.items():
+        for other, samples in ((grown, 4), (few, 2), (three, 3)):
+            found = other.tasks[name]
+            n = task.sample_of.index(samples) if samples < 4 else len(task.sample_of)
+            assert found.samples == samples and found.sample_of == task.sample_of[:n] and found.rows == task.rows[:n]
+            for part in ("final", "hidden", "features"):
+                pairs = zip(getattr(found, part), getattr(task, part)[:n], strict=True)
+                assert all(torch.equal(a, b) for a, b in pairs), (name, samples, part)
+
+
+def test_a_damaged_sample_alone_is_made_again(tiny_zoo, base_model, tmp_path, capfd):
+    first = made(tiny_zoo, base_model, tmp_path)
+    key = first.keys["VQA"].split(",")[0]
+    files = {path: path.read_bytes() for path in (tmp_path / "calibration" / key).glob("*/*")}
+    assert len(files) == 2 * SETTINGS.samples
+    damaged = tmp_path / "calibration" / key / "0001" / "teacher.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    kept = {path: path.stat().st_mtime_ns for path in files if path.parent != damaged.parent}
+    made(tiny_zoo, base_model, tmp_path)
+    assert f"warning: {damaged.parent} is unreadable" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in files} == files
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_another_chat_template_makes_another_set(tiny_zoo, base_model, tmp_path):

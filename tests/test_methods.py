@@ -163,8 +163,8 @@ def test_a_killed_row_resumes_its_fit(run, recipe, monkeypatch, tmp_path):
     [
         "fits/*/coefficients.json",
         "fits/*/history.json",
-        "calibration/*/samples.json",
-        "calibration/*/teacher.safetensors",
+        "calibration/*/*/samples.json",
+        "calibration/*/*/teacher.safetensors",
     ],
 )
 def test_a_damaged_cache_entry_is_named_and_made_again(run, tmp_path, capfd, damaged):

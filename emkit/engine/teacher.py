@@ -90,12 +90,19 @@ def _head_key(file: Path) -> str | None:
         return None
 
 
-def load_samples(folder: Path, heads: Path, task: str) -> TaskSamples:
-    """Read what :func:`save_samples` wrote; whatever is missing or damaged raises."""
+def load_samples(folder: Path, heads: Path, task: str, known: dict[str, Head] | None = None) -> TaskSamples:
+    """Read what :func:`save_samples` wrote; whatever is missing or damaged raises.
+
+    ``known`` holds heads that have been read already, by their content, and gets those that have not.
+    """
+    known = {} if known is None else known
     entries = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     with safe_open(folder / "teacher.safetensors", framework="pt") as file:
-        head = load_file(heads / f"{file.metadata()['head']}.safetensors")
+        key = file.metadata()["head"]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    if key not in known:
+        head = load_file(heads / f"{key}.safetensors")
+        known[key] = Head(head["weight"], head.get("bias"))
     split = {
         name: list(tensors[name].split(tensors[f"{name}.sizes"].tolist())) for name in ("features", "final", "hidden")
     }
@@ -107,5 +114,15 @@ def load_samples(folder: Path, heads: Path, task: str) -> TaskSamples:
         split["final"],
         split["hidden"],
         [entry["rows"] for entry in entries],
-        Head(head["weight"], head.get("bias")),
+        known[key],
     )
+
+
+def join(parts: list[TaskSamples]) -> TaskSamples:
+    """One task's samples as one set, in their order; every part holds one sample."""
+    sample_of = [number for number, part in enumerate(parts) for _ in part.sequences]
+    together = {
+        name: [one for part in parts for one in getattr(part, name)]
+        for name in ("sequences", "features", "final", "hidden", "rows")
+    }
+    return TaskSamples(name=parts[0].name, sample_of=sample_of, head=parts[0].head, **together)

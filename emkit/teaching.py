@@ -1,0 +1,168 @@
+"""An expert as teacher: it answers unlabeled questions, and its states on its own answers are recorded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+
+import torch
+
+from emkit.engine.logits import Head, headless
+from emkit.engine.teacher import TaskSamples
+from emkit.errors import UserError
+from emkit.sequences import Folded, batches, collate, fold
+from emkit.sources import Item
+
+ROUND = 24  # images answered at a time; how many are needed is known only once their responses are counted
+TEACHER_TOKENS = 8192  # padded tokens in one pass of a teacher
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``samples`` per task of at least ``response_tokens`` tokens each (end tokens included); greedy responses of at
+    most ``max_new_tokens``; the hidden state after block ``hidden_layer``; losses over ``tokens`` (response, all)."""
+
+    samples: int
+    response_tokens: int
+    hidden_layer: int
+    tokens: str = "response"
+    max_new_tokens: int = 64
+
+
+class Teacher:
+    """One task's expert, which makes its samples.
+
+    What a sample is does not depend on how many are made or on where making them began: images are answered in fixed
+    rounds of :data:`ROUND`, and states are recorded sample by sample. ``base_model`` gives image features only.
+    """
+
+    def __init__(
+        self,
+        backbone: ModuleType,
+        base_model: torch.nn.Module,
+        model: torch.nn.Module,
+        processor: object,
+        settings: Settings,
+        items: Iterator[Item],
+    ):
+        self.backbone, self.base_model, self.model = backbone, base_model, model
+        self.processor, self.settings = processor, settings
+        self._items, self._number = items, -1
+        self._round: list[Item] = []
+        self._answers: list[list[str]] | None = None
+        with headless(model) as head:
+            self.head = head
+        self._head_checked = False
+        self.images = 0  # how many of the source have been used
+
+    def sample(self, task: str, first: int, tell: Callable[[int], None] = lambda tokens: None) -> TaskSamples | None:
+        """The sample that begins with image ``first`` of the source; None where the source ends before it is full.
+
+        ``first`` may only grow from call to call. ``tell`` gets the number of response tokens as they come.
+        """
+        made = TaskSamples(task, [], [], [], [], [], [], self.head)
+        features: list[torch.Tensor] = []
+        tokens = 0
+        while tokens < self.settings.response_tokens:
+            answered = self._answered(first + len(made.sequences))
+            if answered is None:
+                return None
+            found = self._add(made, features, *answered)
+            tell(min(found, self.settings.response_tokens - tokens))
+            tokens += found
+        for final, hidden in self._states(made, features):
+            made.final.append(final)
+            made.hidden.append(hidden)
+        return made
+
+    def _answered(self, index: int) -> tuple[Item, list[str]] | None:
+        """Image ``index`` with the expert's greedy responses; None where there are not so many."""
+        number, place = divmod(index, ROUND)
+        while self._number < number:
+            self._round, self._answers = list(itertools.islice(self._items, ROUND)), None
+            self._number += 1
+        if place >= len(self._round):
+            return None
+        if self._answers is None:
+            images = [item.image for item in self._round for _ in item.questions]
+            questions = [question for item in self._round for question in item.questions]
+            limit = self.settings.max_new_tokens
+            found = iter(self.backbone.generate(self.model, self.processor, images, questions, limit))
+            self._answers = [list(itertools.islice(found, len(item.questions))) for item in self._round]
+        self.images = index + 1
+        return self._round[place], self._answers[place]
+
+    @cached_property
+    def one_tower(self) -> bool:
+        """Whether expert and base see images alike, so that features need computing once."""
+        towers = [self.backbone.vision_state(model) for model in (self.base_model, self.model)]
+        return all(torch.equal(tensor.cpu(), towers[1][name].cpu()) for name, tensor in towers[0].items())
+
+    def _add(self, made: TaskSamples, teacher_features: list, item: Item, answers: list[str]) -> int:
+        """Append one image's sequence; returns the number of its response tokens."""
+        encoded = self.backbone.encode(self.processor, [item.image] * len(answers), list(item.questions), answers)
+        folded, lengths = _folded(encoded, self.settings.tokens)
+        seen = [] if item.image is None else [encoded[name] for name in self.backbone.VISION]
+        seen = [of_rows[: len(of_rows) // len(answers)] for of_rows in seen]
+        made.sequences.append(folded)
+        made.sample_of.append(0)
+        features = [
+            self.backbone.image_features(model, *(part.to(model.device) for part in seen)).cpu()
+            for model in ((self.model,) if self.one_tower else (self.model, self.base_model))
+        ]
+        teacher_features.append(features[0])
+        made.features.append(features[-1].float())
+        rows = zip(item.questions, answers, lengths, strict=True)
+        origin = {"subtask": item.subtask, "key": item.key}
+        made.rows.append([{**origin, "question": q, "response": a, "tokens": n} for q, a, n in rows])
+        return sum(lengths)
+
+    @torch.no_grad()
+    def _states(self, made: TaskSamples, features: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The teacher's final and middle states, [n, d] each, at each sequence's positions, fp32 on the CPU."""
+        sequences = made.sequences
+        targets: list = [None] * len(sequences)
+        for indices in batches([len(s.ids) for s in sequences], TEACHER_TOKENS):
+            with headless(self.model):
+                output, taken = self._pass([sequences[i] for i in indices], [features[i] for i in indices])
+            if not self._head_checked:
+                self._check_head(made.head, sequences[indices[0]], features[indices[0]])
+                self._head_checked = True
+            sizes = [int((sequences[i].count > 0).sum()) for i in indices]
+            parts = (output.logits.float().cpu().split(sizes), output.hidden[taken].float().cpu().split(sizes))
+            for i, final, hidden in zip(indices, *parts, strict=True):
+                targets[i] = (final.clone(), hidden.clone())
+        return targets
+
+    def _pass(self, sequences: list[Folded], features: list[torch.Tensor]):
+        """The teacher's output for some sequences, and the positions bool [B, S] that it is for."""
+        device = self.model.device
+        batch, taken = collate(sequences)
+        batch, taken = {name: value.to(device) for name, value in batch.items()}, taken.to(device)
+        images, layer = torch.cat(features).to(device, self.model.dtype), self.settings.hidden_layer
+        return self.backbone.forward(self.model, batch, images, hidden_layer=layer, positions=taken), taken
+
+    def _check_head(self, head: Head, sequence: Folded, features: torch.Tensor) -> None:
+        """``UserError`` where a model does more to its logits than its head (a cap, a scale)."""
+        logits = self._pass([sequence], [features])[0].logits
+        with headless(self.model):
+            found = head.logits(self._pass([sequence], [features])[0].logits)
+        if float((found - logits).abs().max()) > 0.02 * float(logits.abs().max()):
+            raise UserError(
+                f"{type(self.model).__name__} does more to its logits than a linear head (a cap or a scale), which "
+                "learned methods do not know: merge it by one that needs no calibration"
+            )
+
+
+def _folded(encoded: dict, tokens: str) -> tuple[Folded, list[int]]:
+    """The rows of one image as one sequence, and each row's number of response tokens."""
+    lengths = encoded["attention_mask"].sum(1).tolist()
+    rows = [ids[:length].numpy() for ids, length in zip(encoded["input_ids"], lengths, strict=True)]
+    responses = encoded["response_mask"].sum(1).tolist()
+    positions = encoded.get("position_ids")
+    if positions is not None:  # the backbone has its own, [3, B, S]
+        positions = [positions[:, row, :length].numpy() for row, length in enumerate(lengths)]
+    return fold(rows, responses, tokens, positions), responses
