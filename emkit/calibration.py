@@ -55,9 +55,10 @@ def calibrate(
     """Samples and teacher targets of every expert's task, each sample from ``cache`` where the same was made before.
 
     ``base_model`` is used for its image features only. A kept sample's key is the content of everything that it
-    depends on, which is not how many there are: a larger set adds to a smaller one, a killed run goes on at its first
+    depends on, which is not how many there are: more samples add to those kept, a killed run goes on at its first
     missing sample, and an expert is loaded only where a sample is missing. One that cannot be read is made again.
-    ``UserError`` for a calibration set that is empty or too small for the samples asked.
+    ``UserError`` for a calibration set that is empty or too small for the samples asked; ``base_model`` is then left
+    on the CPU, wherever it was.
     """
     tasks, keys = {}, {}
     for task, expert in task_vectors.checkpoints.items():
@@ -98,7 +99,7 @@ def _samples(
                 expert = expert or teacher()
                 made = expert.sample(task, images, bar.update)
                 if made is None:
-                    raise UserError(_too_few(task, number, expert.images, settings))
+                    raise UserError(_too_few(task, number, images + expert.images, settings))
                 with atomic_dir(place) as part:
                     save_samples(made, part, heads)
                 sample = load(place)

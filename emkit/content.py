@@ -28,7 +28,12 @@ def code_sha256() -> str:
 
 
 def surroundings(device: torch.device | str) -> dict:
-    """Code, libraries and kind of device, for the keys of what is kept between runs."""
-    kind = torch.device(device).type
+    """Code, libraries, device and threads, for the keys of what is kept between runs: sums depend on them."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")}
-    return {"code": code_sha256(), "device": kind, **versions}
+    return {"code": code_sha256(), "device": processor(device), "threads": torch.get_num_threads(), **versions}
+
+
+def processor(device: torch.device | str) -> str:
+    """The GPU's name, or what vector instructions the CPU has: what decides the order of sums."""
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()

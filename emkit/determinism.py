@@ -6,21 +6,21 @@ import os
 
 import torch
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used, once a process
+
 
 class deterministic:
     """Deterministic torch kernels inside the block, what was before after it.
 
     Where torch has no deterministic kernel it warns; with ``strict`` it raises, and only then do the attention kernels
-    of a GPU sum their gradients in a fixed order. cuBLAS is told how by an environment variable, which it reads when
-    it is first used. Fresh memory is not filled, which torch does then unless told otherwise: nothing here reads what
-    it has not written.
+    of a GPU sum their gradients in a fixed order. Fresh memory is not filled, which torch does then unless told
+    otherwise: nothing here reads what it has not written.
     """
 
     def __init__(self, strict: bool = False):
         self.strict = strict
 
     def __enter__(self):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.before = (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),

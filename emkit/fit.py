@@ -87,9 +87,9 @@ def fit(
     ``model`` is the base in the dtype to compute in (its merged weights are overwritten), ``start`` the coefficients
     to begin with, ``initial`` ᾱ_k of each expert (what R measures from), ``count`` L or B (Eq. 3). With ``state``,
     a file is written after every step (after every few of a long fit) and a killed fit goes on from it to the
-    identical end: kernels are deterministic, and on a GPU a model with an operation that has no such kernel is torch's
-    RuntimeError. A step's samples depend on ``seed`` and the step only. ``engine`` says what the machine may give.
-    ``UserError`` when the loss is not finite.
+    identical end, since kernels are deterministic. A step's samples depend on ``seed`` and the step only. ``engine``
+    says what the machine may give. ``UserError`` when the loss is not finite, and on a GPU for a model with an
+    operation that has no deterministic kernel.
     """
     engine = engine or EngineOptions()
     anchor = np.array([initial[start.experts[k]] for k in start.flat_experts()])
@@ -114,6 +114,10 @@ def fit(
                     write_json(state, {"identity": identity, "history": history, **variable.snapshot()})
                 bar.set_postfix(loss=f"{history[-1]['loss']:.4f}", refresh=False)
                 bar.update()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UserError(f"this model cannot be fitted on {device} to the same bits each time: {error}") from error
     finally:
         merged.close()
     return Fit(_coefficients(start, variable), history)

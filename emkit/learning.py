@@ -122,22 +122,19 @@ class Learner:
         options = self.recipe.fit_options(settings)
         return options if self.engine.like is None else replace(options, order=self.engine.like)
 
-    @property
+    @cached_property
     def _model(self) -> torch.nn.Module:
-        """The base, whose merged weights the fits overwrite (and nothing else of it)."""
-        return self._loaded[0]
+        """The base, whose merged weights the fits overwrite (and nothing else of it).
 
-    @property
-    def _placement(self) -> Placement:
-        """Where the fits read θ_base and the task vectors."""
-        return self._loaded[1]
+        Every tensor is read before, so that NaN and infinity are found before anything long starts.
+        """
+        _check_finite(self.task_vectors)
+        return self.backbone.load(self.task_vectors.base.path, self.engine.torch_dtype, self.recipe.device)[0]
 
     @cached_property
-    def _loaded(self) -> tuple[torch.nn.Module, Placement]:
-        """Both at once: the task vectors' first reading finds NaN and infinity before anything long starts."""
-        path, dtype = self.task_vectors.base.path, self.engine.torch_dtype
-        model, _ = self.backbone.load(path, dtype, self.recipe.device)
-        return model, place(self.task_vectors, model, self.engine)
+    def _placement(self) -> Placement:
+        """Where the fits read θ_base and the task vectors; made when the experts have had their turn on the device."""
+        return place(self.task_vectors, self._model, self.engine)
 
     def _initial(self, settings: Mapping) -> dict[str, float]:
         """ᾱ_k of each expert, in the experts' order: the chosen λ, a number, or a number for each."""
@@ -232,3 +229,11 @@ def _described(calibration: Calibration) -> dict:
         name: {"samples": task.samples, "response_tokens": task.response_tokens, "images": len(task.sequences)}
         for name, task in calibration.tasks.items()
     }
+
+
+def _check_finite(task_vectors: TaskVectors | View) -> None:
+    """``UserError`` where a tensor of the base or an expert is not finite."""
+    while isinstance(task_vectors, View):
+        task_vectors = task_vectors.inner
+    for name in task_vectors.names:
+        task_vectors.read(name)

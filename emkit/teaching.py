@@ -56,7 +56,7 @@ class Teacher:
         with headless(model) as head:
             self.head = head
         self._head_checked = False
-        self.images = 0  # how many of the source have been used
+        self.images = 0  # how many of the source have been looked at here
 
     def sample(self, task: str, first: int, tell: Callable[[int], None] = lambda tokens: None) -> TaskSamples | None:
         """The sample that begins with image ``first`` of the source; None where the source ends before it is full.
@@ -81,6 +81,7 @@ class Teacher:
     def _answered(self, index: int) -> tuple[Item, list[str]] | None:
         """Image ``index`` with the expert's greedy responses; None where there are not so many."""
         number, place = divmod(index, ROUND)
+        assert number >= self._number, "the source is read forwards only"
         while self._number < number:
             self._round, self._answers = list(itertools.islice(self._items, ROUND)), None
             self._number += 1

@@ -8,11 +8,14 @@ from engine_toys import toy
 from safetensors.torch import save_file
 
 from emkit.checkpoints import Checkpoint
+from emkit.engine import memory, placement
 from emkit.engine.memory import MOVING, fixed_bytes, held_bytes, pinned_bytes
 from emkit.engine.options import EngineOptions, parse_bytes
-from emkit.engine.placement import fitting, place
+from emkit.engine.placement import fastest, place
 from emkit.engine.prefetch import Prefetch
 from emkit.errors import UserError
+from emkit.methods import REGISTRY
+from emkit.own import resources
 from emkit.task_vectors import TaskVectors
 
 
@@ -69,25 +72,52 @@ def test_resident_vectors_are_counted_as_they_are_stored(tmp_path):
     assert pinned_bytes(vectors) == 256 + 512 + 512  # the allocator of pinned memory gives powers of two
 
 
+SIZES = {"device": 100, "stored": 50, "host": 60}
+
+
 @pytest.mark.parametrize(
-    ("fixed", "memory", "host", "expected"),
+    ("memory", "host", "expected"),
     [
-        (10, 110, 0, "device"),
-        (10, 109, 0, "stored"),
-        (10, 60, 0, "stored"),
-        (10, 59, 60, "host"),
-        (10, 59, 59, "files"),
-        (10, 59, None, "host"),  # nobody says what the host has
-        (59, 59, 60, "host"),
+        (110, 0, "device"),
+        (109, 0, "stored"),
+        (60, 0, "stored"),
+        (59, 60, "host"),
+        (59, 59, "files"),
+        (59, None, "host"),  # nobody says what the host has
+        (17, 60, "host"),
     ],
 )
-def test_a_gpu_takes_the_fastest_placement_that_it_and_its_host_have_room_for(fixed, memory, host, expected):
-    assert fitting({"device": 100, "stored": 50, "host": 60}, fixed, memory, host) == expected
+def test_a_gpu_takes_the_fastest_placement_that_it_and_its_host_have_room_for(memory, host, expected):
+    assert fastest(SIZES, 10, 7, memory, host) == expected
 
 
 def test_a_model_without_room_is_one_line():
-    with pytest.raises(UserError, match=r"need about 3\.0 GiB, there are 2\.0 GiB"):
-        fitting({"device": 1}, 3 * 2**30, 2 * 2**30, None)
+    with pytest.raises(UserError, match=r"need about 3\.5 GiB, there are 3\.0 GiB"):
+        fastest({"device": 2**30}, 3 * 2**30, 2**29, 3 * 2**30, None)
+
+
+def test_without_memory_a_device_says_itself_what_it_has(intern, monkeypatch):
+    model, vectors = intern.model(), intern.task_vectors
+    fixed = fixed_bytes(vectors, model, EngineOptions(), torch.float32)
+    stored = held_bytes(vectors, None)
+    for there, given, kind in (
+        (fixed + stored, None, "device"),
+        (fixed, None, "files"),
+        (fixed + stored, fixed, "files"),
+    ):
+        monkeypatch.setattr(placement, "room", lambda device, there=there: there)
+        assert place(vectors, model, EngineOptions(given)).kind == kind
+
+
+def test_what_a_container_leaves_of_its_limit_bounds_the_host(tmp_path, monkeypatch):
+    free = memory.available()
+    assert free is not None and memory._left_in_group(tmp_path) == []
+    (tmp_path / "memory.current").write_text("300\n")
+    for limit, left in (("max\n", []), ("1000\n", [700]), ("200\n", [0])):
+        (tmp_path / "memory.max").write_text(limit)
+        assert memory._left_in_group(tmp_path) == left
+    monkeypatch.setattr(memory, "_left_in_group", lambda: [700])
+    assert memory.available() == 700
 
 
 # ---- what is fetched ahead
@@ -95,7 +125,7 @@ BACKWARD, FORWARD = "dcba", "abcd"
 
 
 @pytest.mark.parametrize("order", [BACKWARD, BACKWARD + FORWARD])
-def test_from_the_second_round_on_everything_is_there_before_it_is_asked_for_and_fetched_once(order):
+def test_early_in_the_second_round_everything_is_there_before_it_is_asked_for_and_fetched_once(order):
     """A backward a step; with a bound on the gradient, a rewriting after it."""
     fetched = []
     prefetch = Prefetch(lambda name: fetched.append(name) or name)
@@ -103,7 +133,7 @@ def test_from_the_second_round_on_everything_is_there_before_it_is_asked_for_and
     for name in asked:
         ahead.append(bool(fetched) and len(fetched) > len(ahead))
         assert prefetch.take(name) == name
-    learned = 3 * len(order)
+    learned = len(order) + 2  # the second round's first two names come after a pair not seen before
     assert all(ahead[learned:])
     assert "".join(fetched[-2 * len(order) - 1 : -1]) == order * 2  # in order, none twice, one ahead
 
@@ -134,3 +164,16 @@ def test_no_more_values_are_alive_than_are_counted(order):
         most = max(most, len(alive))
         before, value = value, None
     assert before is not None and most <= MOVING
+
+
+def test_on_a_gpu_the_host_holds_two_models_while_an_expert_is_asked(intern):
+    """The base, aside, and the teacher on its way: whatever --memory says of the device."""
+    vectors, calibration = intern.task_vectors, {"samples": 2, "max_new_tokens": 5, "response_tokens": 3}
+    numel = sum(vectors.base.read(name).numel() for name in vectors.base.names)
+    kept = 4 * len(vectors.experts) * (2 * 5) * 2 * 16
+    for engine, width in ((EngineOptions(), 4), (EngineOptions(memory=1, dtype="bfloat16"), 2)):
+        given = (REGISTRY["expert_merging"], vectors, {"hidden_size": 16}, calibration, engine)
+        found = resources.estimate(*given, "cuda")
+        without = resources.estimate(REGISTRY["task_arithmetic"], *given[1:], "cuda").memory - resources.LIBRARIES
+        assert found.memory - resources.LIBRARIES == max(without, 2 * width * numel + kept)
+        assert 2 * width * numel + kept > 0 and found.disk == resources.size(vectors.base) + kept

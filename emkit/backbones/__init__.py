@@ -25,7 +25,7 @@ from types import ModuleType
 from emkit.errors import UserError
 
 NAMES = ("causal_lm", "internvl", "mistral", "qwen2_vl")
-TEXT_ALONE = ("causal_lm", "mistral")  # those whose VISION is empty, for who must not import transformers to know it
+TEXT_ALONE = ("causal_lm", "mistral")  # whose VISION is empty: known without importing transformers
 
 
 def get(name: str) -> ModuleType:

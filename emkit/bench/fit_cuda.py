@@ -1,6 +1,6 @@
 """Mistral-7B's shape on a GPU: random bf16 weights, three experts, 15 samples of 512 tokens.
 
-Kernels are deterministic, as in every fit. Nothing here runs without a GPU.
+Kernels are deterministic, as in every fit. Without a GPU there is :func:`unmeasured` only.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def measure() -> list[Line]:
         try:
             case = _case()
             bare = _times(_bare(case))
-        except torch.OutOfMemoryError:
-            return unmeasured("too little device memory")
+        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+            return unmeasured(_too_little(error))
         lines = [
             _guarded("device", lambda: _step_line(case, "device", bare, lambda: OnDevice(case.vectors, "cuda", None))),
             _guarded("host", lambda: _step_line(case, "host", bare, lambda: InHost(case.vectors, "cuda"))),
@@ -122,10 +122,17 @@ def _guarded(key: str, line: Callable[[], Line]) -> Line:
     torch.cuda.empty_cache()
     try:
         return line()
-    except torch.OutOfMemoryError:
-        return _line(key, None, not_run="too little device memory")
-    except torch.AcceleratorError as error:  # what allocating pinned host memory raises
-        return _line(key, None, not_run=str(error).splitlines()[0])
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        return _line(key, None, not_run=_too_little(error))
+
+
+def _too_little(error: RuntimeError) -> str:
+    """Which memory an error speaks of; any other error of the GPU's is raised again."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "too little device memory"
+    if "out of memory" not in str(error):
+        raise error
+    return "too little host memory to pin"
 
 
 def _case() -> Case:
@@ -189,11 +196,13 @@ def _bare(case: Case) -> Callable:
         for name, parameter in case.model.named_parameters():
             parameter.requires_grad_(name in merged)
         handles = [p.register_post_accumulate_grad_hook(free) for p in case.model.parameters() if p.requires_grad]
-        with recomputed(case.model, case.engine.checkpointing):
-            logits = case.backbone.forward(case.model, batch, None, None, taken).logits
-            torch.nn.functional.cross_entropy(logits, target).backward()
-        for handle in handles:
-            handle.remove()
+        try:
+            with recomputed(case.model, case.engine.checkpointing):
+                logits = case.backbone.forward(case.model, batch, None, None, taken).logits
+                torch.nn.functional.cross_entropy(logits, target).backward()
+        finally:
+            for handle in handles:
+                handle.remove()
 
     return run
 

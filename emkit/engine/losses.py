@@ -69,7 +69,7 @@ def backward(
     micro = batches([piece.length for piece in pieces], tokens)
     with headless(model) as head, lean(model), recomputed(model, checkpointing):
         for number, rows in enumerate(micro):
-            parts = [pieces[row] for row in rows]
+            parts = _by_task([pieces[row] for row in rows])
             terms = _terms(backbone, model, head, parts, layer, options)
             sizes = [len(part.weights) for part in parts]
             like = next(iter(terms.values()))
@@ -117,10 +117,22 @@ def _logit_terms(final: torch.Tensor, head: Head, parts: Sequence[Piece], temper
     found, at = [], 0
     for task, run in _runs(parts):
         teacher = torch.cat([task.final[part.index] for part in run]).to(final.device, final.dtype)
-        here, teacher_head = final[at : at + len(teacher)], task.head.on(final.device, final.dtype)
-        found.append(logits.alignment(here, head, teacher, teacher_head, temperature))
+        # the head is sent where it is needed, and gone again before the next one is
+        found.append(_aligned(final[at : at + len(teacher)], head, teacher, task.head, temperature))
         at += len(teacher)
     return torch.cat(found)
+
+
+def _aligned(final: torch.Tensor, head: Head, teacher: torch.Tensor, kept: Head, temperature: float) -> torch.Tensor:
+    return logits.alignment(final, head, teacher, kept.on(final.device, final.dtype), temperature)
+
+
+def _by_task(parts: Sequence[Piece]) -> list[Piece]:
+    """The pieces of a micro-batch with each task's together, so that its head is needed once."""
+    order: dict[str, list[Piece]] = {}
+    for part in parts:
+        order.setdefault(part.task.name, []).append(part)
+    return [part for together in order.values() for part in together]
 
 
 def _runs(parts: Sequence[Piece]) -> Iterator[tuple[object, list[Piece]]]:

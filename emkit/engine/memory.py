@@ -59,18 +59,20 @@ def _sizes(task_vectors: TaskVectors | View, name: str, wide: torch.dtype | None
 
 
 def fixed_bytes(task_vectors: TaskVectors | View, model, options: EngineOptions, wide: torch.dtype) -> int:
-    """What a fit needs besides resident task vectors: the model, activations, logits, one gradient, working blocks, and
-    on a GPU an expert's head, the tensors on their way with all their vectors, and what the GPU takes for itself."""
+    """What a fit needs besides task vectors: the model, activations, logits, one gradient, working blocks, and on a GPU
+    an expert's head and what the GPU takes for itself."""
     device = next(model.parameters()).device.type
     largest = max(task_vectors.numel(name) for name in task_vectors.names)
     gradient = largest * next(model.parameters()).element_size()
     needed = model_bytes(model) + activation_bytes(model, options) + gradient
     needed += 4 * BLOCK.get(device, BLOCK["cuda"]) * wide.itemsize
     needed += LOGIT_BLOCKS * HELD.get(device, HELD["cuda"]) * wide.itemsize
-    if device == "cuda":
-        moving = max(sum(_sizes(task_vectors, name, None)) for name in task_vectors.names)
-        needed += MOVING * moving + _head_bytes(model) + GPU_OWN
-    return needed
+    return needed + (_head_bytes(model) + GPU_OWN if device == "cuda" else 0)
+
+
+def moving_bytes(task_vectors: TaskVectors | View) -> int:
+    """What streamed task vectors take on a GPU: the largest tensor with all its vectors, :data:`MOVING` times."""
+    return MOVING * max(sum(_sizes(task_vectors, name, None)) for name in task_vectors.names)
 
 
 def _head_bytes(model) -> int:
@@ -86,10 +88,20 @@ def room(device: torch.device) -> int | None:
 
 
 def available() -> int | None:
-    """Bytes of host memory that can be had without swapping, on Linux."""
+    """Bytes of host memory that can be had without swapping, on Linux: the machine's, or what a control group (a
+    container) leaves of its limit."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min([*found, *_left_in_group()], default=None)
+
+
+def _left_in_group(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What a limit on memory leaves, if there is one (version 2 of control groups, as a container sees its own)."""
+    try:
+        limit, used = ((folder / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+        return [max(0, int(limit) - int(used))]
+    except (OSError, ValueError):  # no such file, or "max"
+        return []

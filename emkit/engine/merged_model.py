@@ -44,8 +44,8 @@ class MergedModel:
     With ``update``, set by :meth:`update_on_arrival` before the last backward of a step, the hook goes on: it hands
     the tensor's finished coefficient gradient to ``update`` and writes the weight anew from the coefficients that it
     gets back, while the tensor's task vectors are at hand. That is safe inside a backward, since a weight's gradient
-    is accumulated after its last use. Task vectors are then read once a micro-batch, and in the last one of a step for
-    both.
+    is accumulated after its last use. Task vectors are then read once a micro-batch, in the last one of a step for
+    gradient and rewriting together.
     """
 
     def __init__(

@@ -57,7 +57,10 @@ class EngineOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a command line that :func:`from_arguments` reads."""
     given = parser.add_argument_group("fits (learned methods)")
-    given.add_argument("--memory", help="what a fit may take on its device, such as 24GiB (default: all there is)")
+    given.add_argument(
+        "--memory",
+        help="what a fit may take on its device, such as 24GiB (default: what a GPU has; no bound on the CPU)",
+    )
     given.add_argument("--place", choices=PLACEMENTS, help="where task vectors live (default: by --memory)")
     given.add_argument("--dtype", choices=DTYPES, default="float32", help="of the merged weights")
     given.add_argument(

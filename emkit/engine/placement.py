@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from emkit.engine.arithmetic import Rows
-from emkit.engine.memory import MOVING, available, fixed_bytes, held_bytes, pinned_bytes, room
+from emkit.engine.memory import MOVING, available, fixed_bytes, held_bytes, moving_bytes, pinned_bytes, room
 from emkit.engine.options import EngineOptions
 from emkit.engine.prefetch import Prefetch
 from emkit.errors import UserError
@@ -19,7 +19,7 @@ from emkit.transforms import View
 class Placement:
     """Gives one tensor's :class:`Rows` on ``device`` at a time; ``kind`` says from where.
 
-    Making one reads every tensor once, for NaN and infinity (``UserError``). Every placement has the same numbers.
+    Every placement has the same numbers.
     What is not on the device already is copied there for one tensor, and the tensor that is likely next is copied
     meanwhile (CUDA). The host waits until the tensor before the last one is done with, lest it run ahead of the GPU and
     have copies pile up: there are at most :data:`emkit.engine.memory.MOVING` times K + 1 tensors. On the CPU nothing is
@@ -33,8 +33,6 @@ class Placement:
         self.names, self.experts = list(task_vectors.names), tuple(task_vectors.experts)
         self._moved = Prefetch(self._copied)
         self._used: deque = deque()  # events: a tensor's last use was queued before
-        for name in self.names:
-            _check(task_vectors, name)
 
     def rows(self, name: str) -> Rows:
         """θ_base and K vectors of one tensor, flattened, on the device; good until the next call."""
@@ -110,14 +108,6 @@ class OnDevice(Placement):
     stored = rows
 
 
-def _check(task_vectors: TaskVectors | View, name: str) -> None:
-    """``UserError`` where a tensor of the base or an expert is not finite."""
-    if isinstance(task_vectors, View):
-        _check(task_vectors.inner, name)
-    else:
-        task_vectors.read(name)
-
-
 def _tau(rows: Rows, vector: torch.Tensor, base: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
     tau = vector.to(base.device).to(wide, copy=True)  # sent as stored: half of what fp32 would take on its way
     return tau if rows.given else tau.sub_(base.to(wide))
@@ -149,26 +139,28 @@ def place(task_vectors: TaskVectors | View, model: torch.nn.Module, options: Eng
     if options.place not in (None, "device") or not there:
         return plans[options.place or "device"]()
     sizes = {"device": held_bytes(task_vectors, wide), "stored": held_bytes(task_vectors, None)}
+    fixed, moving = fixed_bytes(task_vectors, model, options, wide), 0
     if device.type == "cuda":
-        sizes["host"] = pinned_bytes(task_vectors)
-    name = fitting(sizes, fixed_bytes(task_vectors, model, options, wide), min(there), available())
+        sizes["host"], moving = pinned_bytes(task_vectors), moving_bytes(task_vectors)
+    name = fastest(sizes, fixed, moving, min(there), available())
     if options.place == "device" and name not in ("device", "stored"):
-        raise UserError("the task vectors do not fit the device in --memory: leave out --place")
+        raise UserError("the task vectors do not fit the device (or --memory): leave out --place")
     return plans[name]()
 
 
-def fitting(sizes: dict[str, int], fixed: int, memory: int, host: int | None) -> str:
-    """The first placement of ``sizes`` (bytes, the fastest first) that fits beside ``fixed`` bytes in ``memory``, or,
-    for "host", in what the host has (None: unknown); "files" where none does. ``UserError`` if ``fixed`` does not fit.
+def fastest(sizes: dict[str, int], fixed: int, moving: int, memory: int, host: int | None) -> str:
+    """The first placement of ``sizes`` (bytes, the fastest first) that there is room for: beside ``fixed`` bytes in
+    ``memory``, or, for "host", in what the host has (None: unknown); "files" where there is none.
+
+    ``UserError`` if ``fixed``, with ``moving`` where task vectors are streamed, is more than ``memory``.
     """
-    if fixed > memory:
-        raise UserError(
-            f"the model and its activations need about {fixed / 2**30:.1f} GiB, there are {memory / 2**30:.1f} GiB "
-            "(by --memory, or on the device): give more, or fewer tokens at a time (--micro-tokens), or "
-            "--checkpointing"
-        )
     for name, size in sizes.items():
-        free = host if name == "host" else memory - fixed
-        if free is None or size <= free:
+        if name != "host" and fixed + size <= memory:
             return name
-    return "files"
+    if fixed + moving > memory:
+        raise UserError(
+            f"the model and its activations need about {(fixed + moving) / 2**30:.1f} GiB, there are "
+            f"{memory / 2**30:.1f} GiB (by --memory, or on the device): give more, or fewer tokens at a time "
+            "(--micro-tokens), or --checkpointing"
+        )
+    return "host" if "host" in sizes and (host is None or sizes["host"] <= host) else "files"

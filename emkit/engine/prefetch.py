@@ -12,8 +12,8 @@ class Prefetch(Generic[T]):
     """``fetch`` begins to bring a name's value; :meth:`take` gives a value, and begins with the one likely next.
 
     What came after a name and the one before it the last time is taken to come again. So one order over and over is
-    known from its second round on, and so are a backward's order and a rewriting's in turn, though each name is then
-    followed by another one each time. At most one value is fetched ahead.
+    known from the third name of its second round on, and so are a backward's order and a rewriting's in turn, though
+    each name is then followed by another one each time. At most one value is fetched ahead.
     """
 
     def __init__(self, fetch: Callable[[Hashable], T]):

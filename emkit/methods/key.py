@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from emkit.content import code_sha256
+from emkit.content import code_sha256, processor
 from emkit.files import sha256_json
 from emkit.methods.registry import Context, Merge
 
@@ -28,7 +28,7 @@ def content_key(ctx: Context, method: str, merge: Merge) -> str:
             "inputs": [checkpoint.identity() for checkpoint in checkpoints],
             "names": ctx.task_vectors.names,
             "code": code_sha256(),
-            "machine": [torch.__version__, torch.get_num_threads(), _processor(ctx.device)],
+            "machine": [torch.__version__, torch.get_num_threads(), processor(ctx.device)],
         }
     )
 
@@ -36,8 +36,3 @@ def content_key(ctx: Context, method: str, merge: Merge) -> str:
 def default_device() -> str:
     """Where SVDs and iterations run unless a recipe says otherwise: a GPU when there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _processor(device: str) -> str:
-    on_gpu = torch.device(device).type == "cuda"
-    return torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()

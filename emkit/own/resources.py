@@ -49,8 +49,8 @@ def estimate(
     Without a fit: every checkpoint's share of the largest tensor in fp32, with room to combine them, or the output
     itself, when it is checked. With one: the base with, one after the other, each teacher in fp32; then the base in
     ``engine``'s dtype with the gradient of a tensor and all task vectors in fp32, or what ``engine.memory`` allows; and
-    each task's states (fp32), on disk too. On a GPU a model is in host memory on its way only, and task vectors as far
-    as there is room. And the libraries.
+    each task's states (fp32), on disk too. On a GPU, the base while a teacher is in its place, and a teacher on its
+    way there; task vectors only as far as there is room. And the libraries.
     """
     base, experts = vectors.base, len(vectors.experts)
     output = size(base)
@@ -61,12 +61,11 @@ def estimate(
     numel = sum(torch.Size(base.info(name).shape).numel() for name in base.names)
     positions = calibration["samples"] * max(calibration["max_new_tokens"], calibration["response_tokens"])
     kept = 4 * experts * positions * 2 * text.get("hidden_size", 0)
+    if device != "cpu":
+        return Needs(output + kept, max(memory, LIBRARIES + 2 * engine.torch_dtype.itemsize * numel + kept))
     fit = engine.torch_dtype.itemsize * (numel + largest) + held_bytes(vectors, torch.float32) + kept
     if engine.memory is not None:
         fit = min(fit, engine.memory)
-    if device != "cpu":
-        fit = engine.torch_dtype.itemsize * numel + kept
-        return Needs(output + kept, max(memory, LIBRARIES + fit))
     return Needs(output + kept, max(memory, LIBRARIES + max(4 * 2 * numel + kept, fit)))
 
 
