@@ -176,4 +176,4 @@ def test_on_a_gpu_the_host_holds_two_models_while_an_expert_is_asked(intern):
         found = resources.estimate(*given, "cuda")
         without = resources.estimate(REGISTRY["task_arithmetic"], *given[1:], "cuda").memory - resources.LIBRARIES
         assert found.memory - resources.LIBRARIES == max(without, 2 * width * numel + kept)
-        assert 2 * width * numel + kept > 0 and found.disk == resources.size(vectors.base) + kept
+        assert found.memory - resources.LIBRARIES > without and found.disk == resources.size(vectors.base) + kept
