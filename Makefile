@@ -26,10 +26,10 @@ export PYTHONHASHSEED := 0
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
 #: setup            | build .venv from requirements.lock (every target does)   | network, 7 GB of disk     | about 1 min
-#: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 14 min with set-up; 8 s when nothing changed
-#: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 19 min beside other work
+#: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 15 min with set-up; 8 s when nothing changed
+#: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 16 min
 #: reproduce-table3 | Table 3, the same way, on the miniature Mistral          | 5 GB memory, 1 GB of disk | 9 min
-#: reproduce-tables | Tables 1 to 3, one after the other                       | 5 GB memory, 3 GB of disk | 42 min with set-up (the sum of the three)
+#: reproduce-tables | Tables 1 to 3, one after the other                       | 5 GB memory, 1 GB of disk | 40 min with set-up
 #: plan-table1      | list the jobs behind Table 1, run none                   | -                         | 10 s
 #: plan-table2      | list the jobs behind Table 2, run none                   | -                         | 10 s
 #: plan-table3      | list the jobs behind Table 3, run none                   | -                         | 10 s

@@ -19,11 +19,10 @@ from emkit.transforms import View
 class Placement:
     """Gives one tensor's :class:`Rows` on ``device`` at a time; ``kind`` says from where.
 
-    Every placement has the same numbers.
-    What is not on the device already is copied there for one tensor, and the tensor that is likely next is copied
-    meanwhile (CUDA). The host waits until the tensor before the last one is done with, lest it run ahead of the GPU and
-    have copies pile up: there are at most :data:`emkit.engine.memory.MOVING` times K + 1 tensors. On the CPU nothing is
-    copied.
+    Every placement has the same numbers. What is not on the device already is copied there for one tensor, and the
+    tensor that is likely next is copied meanwhile (CUDA). The host waits until the tensor before the last one is done
+    with, lest it run ahead of the GPU and have copies pile up: there are at most
+    :data:`emkit.engine.memory.MOVING` times K + 1 tensors. On the CPU nothing is copied.
     """
 
     kind = "files"
