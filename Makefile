@@ -65,7 +65,7 @@ $(UV_READY):
 setup: .venv/ready
 
 test: .venv/ready
-	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
