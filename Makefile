@@ -36,7 +36,7 @@ export PYTHONHASHSEED := 0
 #: notebooks        | execute the notebooks again from the scores that stand   | the tables were run       | 2 min
 #: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=qwen2_vl: 40 min, reckoned from the steps' rates; mistral: 13 min beside other work)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
-#: test             | the whole test suite                                     | 4 GB memory               | 10 min
+#: test             | the whole test suite                                     | 4 GB memory               | 12 min
 #: lint             | ruff: check and format, changing nothing                 | -                         | 5 s
 #: format           | ruff: mend and format                                    | -                         | 5 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
