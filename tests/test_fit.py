@@ -232,3 +232,17 @@ def test_a_part_of_a_sample_takes_each_of_its_sequences_once_an_epoch(calibratio
                 assert math.isclose(sum(float(piece.weights.sum()) for piece in found), 1.0)
                 seen += [piece.index for piece in found]
             assert sorted(seen) == list(range(len(task.sequences)))
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [("fold does not have a deterministic implementation", UserError), ("out of memory", RuntimeError)],
+)
+def test_an_operation_without_a_deterministic_kernel_is_one_line(task_vectors, calibration, monkeypatch, said, raised):
+    def step(*given):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(fitting, "_step", step)
+    with pytest.raises(raised, match=said) as error:
+        plain_fit(task_vectors, calibration)
+    assert type(error.value) is raised
