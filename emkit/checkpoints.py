@@ -40,14 +40,20 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
-        """Open a folder with ``model.safetensors`` or a sharded index; ``UserError`` for anything else."""
+        """Open a folder with ``model.safetensors`` or a sharded index; ``UserError`` for anything else.
+
+        The order is transformers': a single file comes before an index. Where both are there and hold other weights,
+        nobody can know which were meant (``UserError``).
+        """
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"no checkpoint at {path}: there is no such folder; build or download it first")
+        if (path / SINGLE).is_file():
+            single = cls(path, dict.fromkeys(_reader(path / SINGLE).keys(), path / SINGLE))
+            _check_one_set(path, single)
+            return single
         if (path / INDEX).is_file():
             return cls(path, _indexed(path))
-        if (path / SINGLE).is_file():
-            return cls(path, dict.fromkeys(_reader(path / SINGLE).keys(), path / SINGLE))
         pickled = sorted(file.name for file in path.iterdir() if file.suffix in PICKLED)
         if pickled:
             raise UserError(
@@ -140,13 +146,18 @@ def sha256_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _indexed(path: Path) -> dict[str, Path]:
-    """Tensor name → shard of a sharded checkpoint, with every shard's header checked against the index."""
+def _mapped(path: Path) -> dict[str, Path]:
+    """Tensor name → shard, as the index says."""
     try:
         weight_map = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): path / Path(shard).name for name, shard in weight_map.items()}
+        return {str(name): path / Path(shard).name for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / INDEX} is not a safetensors index: download or build it again") from error
+
+
+def _indexed(path: Path) -> dict[str, Path]:
+    """Tensor name → shard of a sharded checkpoint, with every shard's header checked against the index."""
+    files = _mapped(path)
     for shard in sorted(set(files.values())):
         if not shard.is_file():
             raise UserError(f"{path}: shard {shard.name}, which the index names, is missing; download it again")
@@ -155,6 +166,28 @@ def _indexed(path: Path) -> dict[str, Path]:
         if missing:
             raise UserError(f"{path}: tensor '{missing[0]}' is in the index but not in {shard.name}; download it again")
     return files
+
+
+def _check_one_set(path: Path, single: Checkpoint) -> None:
+    """Raise ``UserError`` where an index beside ``model.safetensors`` leads to other weights.
+
+    An index that cannot be read, whose shards are gone or are that very file leads nowhere else. Two copies of the
+    same weights are compared to the last tensor: reading them is the only way to tell.
+    """
+    if not (path / INDEX).is_file():
+        return
+    try:
+        sharded = Checkpoint(path, _indexed(path))
+    except UserError:  # no second set, only what is left of one; transformers does not look at it either
+        return
+    if set(sharded._files.values()) == {path / SINGLE}:
+        return
+    same = single.names == sharded.names and all(single.info(n) == sharded.info(n) for n in single.names)
+    if not same or not all(torch.equal(single.read(name), sharded.read(name)) for name in single.names):
+        raise UserError(
+            f"{path} holds two different sets of weights, {SINGLE} and the shards of {INDEX}; transformers would load "
+            f"{SINGLE}: move away the set that is not meant"
+        )
 
 
 def check_same_headers(base: Checkpoint, other: Checkpoint, label: str) -> None:

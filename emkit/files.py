@@ -62,7 +62,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     part = Path(name)
     try:
         yield part
-        part.chmod(0o644)
+        part.chmod(file_mode())
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         if not _by_system(error):
@@ -70,6 +70,23 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's umask. It can only be read by setting it; for that moment new files are private, never public."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def file_mode() -> int:
+    """The permissions that a new file gets under the umask. Temporary files are private until they have their name."""
+    return 0o666 & ~_umask()
+
+
+def folder_mode() -> int:
+    """The permissions that a new folder gets under the umask."""
+    return 0o777 & ~_umask()
 
 
 @contextlib.contextmanager
@@ -83,7 +100,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     try:
         yield part
-        part.chmod(0o755)
+        part.chmod(folder_mode())
         replace_dir(part, path)
     except (OSError, SafetensorError) as error:
         if not _by_system(error):
@@ -123,7 +140,7 @@ def resumable_dir(path: str | Path, key: str, allowed: Callable[[], None] | None
             except UserError:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
-            part.chmod(0o755)
+            part.chmod(folder_mode())
             if allowed is not None:
                 allowed()
             replace_dir(part, path)

@@ -117,16 +117,56 @@ def test_a_missing_folder_and_an_empty_one_are_one_line(tmp_path):
 
 def test_a_broken_index_is_one_line(folder):
     index = folder / "model.safetensors.index.json"
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     for content, match in (
         ("{", "is not a safetensors index"),
         ('{"weight_map": []}', "is not a safetensors index"),
         (json.dumps({"weight_map": {"a": "model-2.safetensors"}}), "shard model-2.safetensors.*is missing"),
-        (json.dumps({"weight_map": {"z": "model.safetensors"}}), "'z' is in the index but not in model.safetensors"),
+        (
+            json.dumps({"weight_map": {"z": "model-1.safetensors"}}),
+            "'z' is in the index but not in model-1.safetensors",
+        ),
     ):
         index.write_text(content)
         with pytest.raises(UserError, match=match) as error:
             Checkpoint.open(folder)
         one_line(error)
+
+
+def shard(folder, tensors: dict[str, torch.Tensor]) -> None:
+    """Lay ``tensors`` beside what is in the folder, as two shards with an index."""
+    weight_map = {}
+    for number, name in enumerate(sorted(tensors)):
+        weight_map[name] = f"model-{number % 2 + 1:05d}-of-00002.safetensors"
+    for file in set(weight_map.values()):
+        save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_a_single_file_comes_before_an_index_as_in_transformers(folder):
+    """Two sets of weights are refused, both named; the same set twice, or the rest of one, is no second set."""
+    own = load_file(folder / "model.safetensors")
+    shard(folder, own)
+    assert torch.equal(Checkpoint.open(folder).read("a"), own["a"])
+    name = min(own)
+    for other in (
+        {**own, name: own[name] + 1},
+        {key: value for key, value in own.items() if key != name},
+        {**own, name: own[name].double()},
+        {**own, "z": torch.zeros(2)},
+    ):
+        shard(folder, other)
+        with pytest.raises(
+            UserError, match=r"two different sets.*model.safetensors .*model.safetensors.index.json"
+        ) as e:
+            Checkpoint.open(folder)
+        one_line(e)
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    found = Checkpoint.open(folder)
+    assert found.names == sorted(own) and all(torch.equal(found.read(key), own[key]) for key in own)
+    for index in ('{"weight_map": {"a": "model.safetensors"}}', "{"):
+        (folder / "model.safetensors.index.json").write_text(index)
+        assert Checkpoint.open(folder).names == sorted(own)
 
 
 def merged_ab(names):

@@ -20,7 +20,7 @@ from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.determinism import deterministic
 from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
-from emkit.files import lock, sha256_file, unwritable, write_json
+from emkit.files import file_mode, lock, sha256_file, unwritable, write_json
 from emkit.methods.key import content_key
 from emkit.methods.registry import Context, Merge
 from emkit.methods.row import leave
@@ -263,7 +263,7 @@ def _write(
         report["model_sha256"] = Checkpoint.open(part).sha256()
         write_json(part / resources.REPORT, report)
         for file in part.iterdir():
-            file.chmod(0o644)  # the safetensors writer makes files that only their owner can read
+            file.chmod(file_mode())
 
     say(f"writing {recipe.out}")
     readme, key = card.text(report, recipe.method, recipe.sources()), content_key(context, recipe.method.name, merge)
