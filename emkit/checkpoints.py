@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -22,12 +22,26 @@ from emkit.errors import UserError
 from emkit.files import atomic_dir, resumable_dir, sha256_json
 from emkit.shards import DTYPES, INDEX, SHARD_BYTES, SINGLE, Shard, TensorInfo
 
+Look = Callable[[str, torch.Tensor], None]
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # configuration, tokenizer, processor and chat template; never a card, a log or code
 SIDE_FILES = (
     *("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab*", "merges.txt", "chat_template*", "*.model"),
 )
+
+
+TEMPLATES = "additional_chat_templates"  # a folder: the one that holds what belongs to a tokenizer
+
+
+def copy_side_files(folder: Path, into: Path, wanted: Callable[[Path], bool] = lambda file: True) -> None:
+    """Copy a model's configuration, tokenizer and templates that are ``wanted`` to ``into``."""
+    for file in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja")]):
+        named = file.parent.name == TEMPLATES or any(file.match(pattern) for pattern in SIDE_FILES)
+        if file.is_file() and named and wanted(file):
+            copy = into / file.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 class Checkpoint:
@@ -83,18 +97,27 @@ class Checkpoint:
         dropped = set(names)
         return Checkpoint(self.path, {name: file for name, file in self._files.items() if name not in dropped})
 
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same checkpoint under other names: the key of ``names`` stands for the tensor stored as its value."""
+        return Renamed(self, names)
+
     def with_side_files(self, folder: Path) -> Checkpoint:
         """The same tensors with the configuration, tokenizer and templates of another ``folder``."""
         return Checkpoint(folder, self._files)
 
-    def scan(self, where: str) -> None:
-        """Read every tensor once, for its hash, and raise ``UserError`` for NaN or infinity in one."""
-        self.__dict__["_sha256"] = sha256_tensors(self._finite(where))
+    def scan(self, where: str, look: Look | None = None) -> None:
+        """Read every tensor once, for its hash, and raise ``UserError`` for NaN or infinity in one.
 
-    def _finite(self, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+        ``look`` is shown each tensor by its name while it is at hand.
+        """
+        self.__dict__["_sha256"] = sha256_tensors(self._finite(where, look))
+
+    def _finite(self, where: str, look: Look | None) -> Iterator[tuple[str, torch.Tensor]]:
         for name in self.names:
             tensor = self.read(name)
             check_finite(name, tensor, where)
+            if look is not None:
+                look(name, tensor)
             yield name, tensor
 
     def identity(self) -> list[list]:
@@ -119,6 +142,30 @@ class Checkpoint:
         if file not in self._open:
             self._open[file] = _reader(file)
         return self._open[file]
+
+
+class Renamed(Checkpoint):
+    """A checkpoint read under other names; its hash stays that of what is stored."""
+
+    def __init__(self, stored: Checkpoint, names: Mapping[str, str]):
+        super().__init__(stored.path, {name: stored._files[own] for name, own in names.items()})
+        self.stored, self._own = stored, dict(names)
+
+    def info(self, name: str) -> TensorInfo:
+        return self.stored.info(self._own[name])
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.stored.read(self._own[name])
+
+    def scan(self, where: str, look: Look | None = None) -> None:
+        shown = {own: name for name, own in self._own.items()}
+        self.stored.scan(where, None if look is None else lambda own, tensor: look(shown.get(own, own), tensor))
+
+    def identity(self) -> list[list]:
+        return self.stored.identity()
+
+    def sha256(self) -> str:
+        return self.stored.sha256()
 
 
 def _reader(file: Path) -> safe_open:
@@ -190,13 +237,19 @@ def _check_one_set(path: Path, single: Checkpoint) -> None:
         )
 
 
-def check_same_headers(base: Checkpoint, other: Checkpoint, label: str) -> None:
-    """Raise ``UserError`` unless ``other`` has the base's tensor names and shapes (dtypes may differ)."""
-    if base.names != other.names:
-        missing, extra = sorted(set(base.names) - set(other.names)), sorted(set(other.names) - set(base.names))
-        what = f"lacks '{missing[0]}'" if missing else f"has '{extra[0]}', which the base lacks"
-        raise UserError(f"{label} ({other.path}) does not fit the base ({base.path}): it {what}; was it made from it?")
-    for name in base.names:
+def check_same_headers(base: Checkpoint, other: Checkpoint, label: str, names: Iterable[str]) -> None:
+    """Raise ``UserError`` unless ``other`` has the base's tensors ``names`` in the same shapes (dtypes may differ).
+
+    These are the merged ones: a merge takes all others from the base, whatever another checkpoint has of them.
+    """
+    for name in names:
+        if name not in other._files:
+            unknown = sorted(set(other.names) - set(base.names))
+            stored = f" (it has '{unknown[0]}', which the base lacks)" if unknown else ""
+            raise UserError(
+                f"{label} ({other.path}) does not fit the base ({base.path}): it lacks '{name}', which is merged"
+                + stored
+            )
         ours, theirs = base.info(name).shape, other.info(name).shape
         if ours != theirs:
             raise UserError(
@@ -257,9 +310,7 @@ def write_checkpoint(
 
     with atomic_dir(out) if key is None else resumable_dir(out, _written_key(key, planned), allowed) as part:
         shards.write(part, planned, checked)
-        for file in sorted(like.path.iterdir()):
-            if file.is_file() and any(file.match(pattern) for pattern in SIDE_FILES):
-                shutil.copyfile(file, part / file.name)
+        copy_side_files(like.path, part)
         if card is not None:
             (part / "README.md").write_text(card, encoding="utf-8")
         if finish is not None:

@@ -34,7 +34,7 @@ class TaskVectors:
         if not self.names:
             raise UserError(f"{base.path}: none of its tensors is one that merging touches; is the backbone right?")
         for label, expert in experts.items():
-            check_same_headers(base, expert, f"expert '{label}'")
+            check_same_headers(base, expert, f"expert '{label}'", self.names)
         for name in self.names:
             if not base.info(name).dtype.is_floating_point:
                 raise UserError(f"{base.path}: '{name}' is {base.info(name).dtype}, which cannot be merged")

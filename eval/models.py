@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from emkit import backbones, layouts
 from emkit.checkpoints import Checkpoint, check_finite, check_same_headers
 from emkit.errors import UserError
 from emkit.files import atomic_write
@@ -31,8 +32,8 @@ def are_there(plan: Plan) -> bool:
 def check(plan: Plan) -> None:
     """Look at the models that are here and at the calibration sets, before anything long starts.
 
-    ``UserError`` for a missing, pickled or truncated checkpoint, for tensors that differ from the base's in name or
-    shape, for NaN, and for a task without calibration samples.
+    ``UserError`` for a missing, pickled or truncated checkpoint, for merged tensors that differ from the base's in name
+    or shape, for NaN, and for a task without calibration samples.
     """
     missing = [folder for folder in folders(plan) if not (folder / "config.json").is_file()]
     if missing and plan.recipe.data.get("zoo") is None:
@@ -40,9 +41,12 @@ def check(plan: Plan) -> None:
     names = [str(folder) for folder in folders(plan) if folder not in missing]
     opened = {name: Checkpoint.open(name) for name in names}
     base = opened.get(str(Path(plan.recipe.model("base"))))
+    backbone = backbones.get(plan.recipe.backbone)
     for name, checkpoint in opened.items():
         if base is not None:
-            check_same_headers(base, checkpoint, Path(name).name)
+            label = Path(name).name
+            own = layouts.aligned(base, {label: checkpoint}, backbone)[label]
+            check_same_headers(base, own, label, backbone.merged_names(base.names))
         for tensor in checkpoint.names:
             check_finite(tensor, checkpoint.read(tensor), name)
     if any(plan.method(job.row).learned for job in plan.jobs):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emkit import backbones
+from emkit import backbones, layouts
 from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.determinism import deterministic
 from emkit.engine.options import EngineOptions
@@ -47,7 +47,7 @@ def merge_row(
     backbone = backbones.get(recipe.backbone)
     base = Checkpoint.open(recipe.model("base"))
     experts = {name: Checkpoint.open(path) for name, path in recipe.experts.items()}
-    task_vectors = TaskVectors(base, experts, backbone.merged_names)
+    task_vectors = TaskVectors(base, layouts.aligned(base, experts, backbone), backbone.merged_names)
     options, device = recipe.settings(entry), recipe.device
     given = (recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
     context = Context(*given, engine or EngineOptions())

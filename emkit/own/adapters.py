@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from emkit.checkpoints import Checkpoint, TensorInfo, _reader, check_finite, file_identities, sha256_tensors
+from emkit.checkpoints import Checkpoint, Look, TensorInfo, _reader, check_finite, file_identities, sha256_tensors
 from emkit.errors import UserError
 from emkit.files import sha256_json
+from emkit.shards import INDEX, SINGLE
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_PART = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+_PART = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.default)?(?:\.weight)?")
 # what changes the rule, and is refused rather than ignored
 _REFUSED = {
     "use_dora": "DoRA",
-    "modules_to_save": "whole modules saved beside the adapter (modules_to_save)",
     "layer_replication": "replicated layers",
     "lora_bias": "biases in the adapter (lora_bias)",
     "trainable_token_indices": "trained tokens (trainable_token_indices)",
@@ -38,8 +38,16 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # start values 
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter (and no whole model)."""
-    return (folder / CONFIG).is_file()
+    """Whether a folder holds a PEFT adapter; ``UserError`` where it holds a whole model too."""
+    if not (folder / CONFIG).is_file():
+        return False
+    whole = next((name for name in (SINGLE, INDEX) if (folder / name).is_file()), None)
+    if whole is not None and (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{folder} holds an adapter ({WEIGHTS}) and a whole model ({whole}): which of the two is the expert? Move "
+            "the other away"
+        )
+    return whole is None
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,14 @@ class Factors:
     transposed: bool
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A tensor that stands whole in the adapter's file, in the base's place: trained with it (``modules_to_save``) or
+    saved with it (embeddings)."""
+
+    key: str
+
+
 class AdapterCheckpoint(Checkpoint):
     """A base with one LoRA adapter merged in, computed tensor by tensor: nothing is written, only factors are read.
 
@@ -59,14 +75,24 @@ class AdapterCheckpoint(Checkpoint):
     ``lora_alpha`` / √r with ``use_rslora``; ``rank_pattern`` and ``alpha_pattern`` may give single modules their own.
     The sum is in fp32 (fp64 for a fp64 base) and stays so: rounding it to a 16-bit base first, as PEFT's ``merge``
     does, would lose much of a small task vector.
+
+    ``parameter_name`` says which parameter a tensor becomes, ``places`` are those of the base's class. ``adapted``:
+    base tensor → what the adapter has for it. ``beyond``: what it has that the base has no place for, in words.
     """
 
-    def __init__(self, folder: Path, base: Checkpoint, parameter_name: Callable[[str], str], label: str):
+    def __init__(
+        self,
+        folder: Path,
+        base: Checkpoint,
+        parameter_name: Callable[[str], str],
+        label: str,
+        places: Iterable[str] = (),
+    ):
         super().__init__(folder, dict(base._files))
         self.base, self.label = base, label
         self.config = _config(folder, label)
         self._factors = _reader(_weights(folder, label))
-        self.adapted = _pairs(self._factors, self.config, base, parameter_name, label)
+        self.adapted, self.beyond = _parts(self._factors, self.config, base, parameter_name, label, frozenset(places))
 
     def info(self, name: str) -> TensorInfo:
         info = self.base.info(name)
@@ -77,6 +103,8 @@ class AdapterCheckpoint(Checkpoint):
         if name not in self.adapted:
             return stored
         factors, wide = self.adapted[name], _wide(stored.dtype)
+        if isinstance(factors, Saved):
+            return self._factors.get_tensor(factors.key).to(wide)
         a, b = (self._factors.get_tensor(part).to(wide) for part in (factors.a, factors.b))
         delta = b @ a
         return stored.to(wide) + factors.scaling * (delta.T if factors.transposed else delta)
@@ -84,15 +112,23 @@ class AdapterCheckpoint(Checkpoint):
     def identity(self) -> list[list]:
         return [*self.base.identity(), *file_identities([self.path / CONFIG, _weights(self.path, self.label)])]
 
-    def scan(self, where: str) -> None:
-        """Raise ``UserError`` for NaN or infinity in the factors (the base is scanned by itself)."""
+    def scan(self, where: str, look: Look | None = None) -> None:
+        """Raise ``UserError`` for NaN or infinity in the factors (the base is scanned by itself).
+
+        ``look`` is shown the tensors that the adapter changes.
+        """
         for name in sorted(self._factors.keys()):
             check_finite(name, self._factors.get_tensor(name), where)
+        for name in sorted(self.adapted) if look is not None else ():
+            look(name, self.read(name))
 
     @cached_property
     def _sha256(self) -> str:
         names = sorted(self._factors.keys())
-        rule = {name: [found.scaling, found.transposed] for name, found in self.adapted.items()}
+        rule = {
+            name: found.key if isinstance(found, Saved) else [found.scaling, found.transposed]
+            for name, found in self.adapted.items()
+        }
         factors = sha256_tensors((name, self._factors.get_tensor(name)) for name in names)
         return sha256_json({"base": self.base.sha256(), "factors": factors, "rule": rule})
 
@@ -111,8 +147,8 @@ def check_base(adapter: AdapterCheckpoint, base_name: str, base_folder: Path) ->
     if Path(trained_on).name.lower() in ends or Path(trained_on).resolve() == base_folder.resolve():
         return
     raise UserError(
-        f"expert '{adapter.label}' ({adapter.path}) is an adapter for another base: it was trained on {trained_on}, "
-        f"the base here is {base_name}; give that base, or, if they are the same, `--allow adapter_base`"
+        f"expert '{adapter.label}' ({adapter.path}) says that it was trained on {trained_on}, the base here is "
+        f"{base_name}; give that base, or, if they are the same model, `--allow adapter_base`"
     )
 
 
@@ -158,32 +194,68 @@ def _weights(folder: Path, label: str) -> Path:
     raise UserError(f"expert '{label}': no adapter at {folder}: there is {CONFIG} but no {WEIGHTS}; download it again")
 
 
-def _pairs(factors, config: Mapping, base: Checkpoint, parameter_name, label: str) -> dict[str, Factors]:
-    """Base tensor → its factors; ``UserError`` where an adapter does not fit the base."""
+def _parts(
+    factors, config: Mapping, base: Checkpoint, parameter_name, label: str, places: frozenset[str]
+) -> tuple[dict[str, Factors | Saved], list[str]]:
+    """Base tensor → what the adapter has for it, and what the base has no place for; ``UserError`` where an adapter
+    does not fit the base."""
     where = f"expert '{label}'"
-    tensors = {name: tensor for tensor in base.names for name in (tensor, parameter_name(tensor))}
-    parts: dict[str, dict[str, str]] = {}
-    for key in sorted(factors.keys()):
-        match = _PART.fullmatch(key.removeprefix(_PREFIX))
-        if match is None:
-            raise UserError(f"{where}: the adapter's tensor '{key}' is no LoRA factor of a linear layer: not supported")
-        parts.setdefault(match["module"], {})[match["side"]] = key
-    if not parts:
-        raise UserError(f"{where}: the adapter is empty: it has no factors")
-    found = {}
-    for module, sides in parts.items():
-        name = tensors.get(f"{module}.weight")
+    tensors = {name: tensor for tensor in base.names for name in (parameter_name(tensor), tensor)}
+    modules, saved = _modules(factors, where)
+    found: dict[str, Factors | Saved] = {}
+    beyond = []
+    for module, sides in modules.items():
+        weight = f"{module}.weight"
+        name = tensors.get(weight) or tensors.get(parameter_name(weight))
+        if name is None and parameter_name(weight) in places:  # a head that is no tensor of its own
+            beyond.append(f"an adapted {module}, which in the base is tied to the embedding")
+            continue
         if name is None:
             raise UserError(f"{where} is an adapter for another base: it adapts '{module}', which the base has not")
         if set(sides) != {"A", "B"}:
             raise UserError(f"{where}: '{module}' has only one of its two factors: download the adapter again")
         found[name] = _factors(module, sides, factors, config, base.info(name).shape, where)
-    return found
+    for own, key in saved.items():
+        name = tensors.get(own) or tensors.get(parameter_name(own))
+        shape = tuple(factors.get_slice(key).get_shape())
+        if name is None:
+            beyond.append(f"{own} saved whole, which the base has not")
+        elif base.info(name).shape != shape:
+            beyond.append(f"{own} saved whole in another shape, {list(shape)} where the base has {_shape(base, name)}")
+        else:
+            found[name] = Saved(key)
+    return found, beyond
+
+
+def _shape(base: Checkpoint, name: str) -> list[int]:
+    return list(base.info(name).shape)
+
+
+def _modules(factors, where: str) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Module → side → key of its factor, and the tensors saved whole → key."""
+    parts: dict[str, dict[str, str]] = {}
+    saved = {}
+    for key in sorted(factors.keys()):
+        own = key.removeprefix(_PREFIX)
+        match = _PART.fullmatch(own)
+        if match is not None:
+            parts.setdefault(match["module"], {})[match["side"]] = key
+        elif "lora_" in own:
+            raise UserError(
+                f"{where}: the adapter's tensor '{key}' is no LoRA factor of a linear layer or an embedding: not "
+                "supported, merge it into its base with PEFT first"
+            )
+        else:
+            saved[own.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")] = key
+    if not parts:
+        raise UserError(f"{where}: the adapter is empty: it has no factors")
+    return parts, saved
 
 
 def _factors(module: str, sides: dict, factors, config: Mapping, shape: tuple[int, ...], where: str) -> Factors:
     a, b = (tuple(factors.get_slice(sides[side]).get_shape()) for side in "AB")
-    transposed = bool(config.get("fan_in_fan_out"))
+    embedding = ".lora_embedding_" in sides["A"]  # its weight is [tokens, d], its factors are [r, tokens] and [d, r]
+    transposed = embedding or bool(config.get("fan_in_fan_out"))
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
         raise UserError(f"{where}: the factors of '{module}' have shapes {list(a)} and {list(b)}: no linear layer's")
     if (b[0], a[1]) != (shape[::-1] if transposed else shape):

@@ -49,7 +49,10 @@ def text(report: Mapping[str, Any], method: Method, sources: Mapping[str, str]) 
     if all(hub.is_id(name) for name in names):
         head["base_model"] = [name.partition("@")[0] for name in names]
     title = formula(method).split(":")[0]
-    rows = [f"| {label} | `{entry['name']}` | `{entry['sha256']}` |" for label, entry in inputs.items()]
+    rows = [
+        f"| {label} | `{entry['name']}` | {_distance(report['distances'].get(label))} | `{entry['sha256']}` |"
+        for label, entry in inputs.items()
+    ]
     options = [f"| `{key}` | `{_plain(value)}` | {sources[key]} |" for key, value in report["options"].items()]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {title} of {', '.join(list(inputs)[1:])}",
@@ -57,8 +60,14 @@ def text(report: Mapping[str, Any], method: Method, sources: Mapping[str, str]) 
         f"merged, {_rule(report)}; all others are the base's. Tokenizer and chat template: {report['tokenizer']}.",
         f"## Method\n\n{formula(method)}",
         f"## Coefficients\n\n{_coefficients(report['coefficients'])}",
-        "## Inputs\n\n| model | from | sha256 of its tensors |\n|---|---|---|\n" + "\n".join(rows),
+        "## Inputs\n\n| model | from | ‖τ‖/‖θ‖ | sha256 of its tensors |\n|---|---|---|---|\n" + "\n".join(rows),
     ]
+    if report["left_out"]:
+        lines = [f"- {label}: {what}" for label, found in report["left_out"].items() for what in found]
+        parts.append("## What is not in this model\n\n" + "\n".join(lines))
+    remarks = [*report["warnings"], *filter(None, [code(report["missing_code"], names[0])])]
+    if remarks:
+        parts.append("## What differs\n\n" + "\n".join(f"- {remark}" for remark in remarks))
     if options:
         parts.append("## Options\n\n| option | value | source |\n|---|---|---|\n" + "\n".join(options))
     if report["calibration"]:
@@ -67,6 +76,20 @@ def text(report: Mapping[str, Any], method: Method, sources: Mapping[str, str]) 
     parts.append(f"## How it was made\n\n```\n{report['command']}\n```\n\nSeed {report['seed']}; {made}.")
     parts.append(f"```yaml\n{yaml.safe_dump(report['recipe'], sort_keys=False, allow_unicode=True)}```")
     return "\n\n".join(parts) + "\n"
+
+
+def code(missing: list[str], base: str) -> str | None:
+    """A remark on the code files that the configuration names and the merged model lacks."""
+    if not missing:
+        return None
+    return (
+        f"config.json names code of the model's own ({', '.join(missing)}), which emkit neither runs nor copies; what "
+        f"loads the merged model with that code needs the files beside it: copy them from {base}"
+    )
+
+
+def _distance(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.3f}"
 
 
 def _rule(report: Mapping[str, Any]) -> str:

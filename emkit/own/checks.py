@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
+from emkit.layouts import Layout
 
 HEAD = "lm_head.weight"
 MULTIMODAL = {"qwen2_vl": "qwen2_vl", "internvl": "internvl", "internvl_chat": "internvl"}
@@ -26,18 +28,27 @@ _SAME = {
     "head_dim": "head width",
     "hidden_act": "activation",
 }
+# settings of training, saving and answering: a forward pass of the merged model does not depend on them
+_INERT = re.compile(
+    r"_name_or_path|architectures|auto_map|transformers_version|(?:torch_)?dtype|use_cache|(?:bos|eos|pad|sep)_token_id"
+    r"|vocab_size|tie_word_embeddings|rope_\w+|rotary_pct|partial_rotary_factor|initializer\w*|\w*dropout\w*|\w+_pdrop"
+    r"|gradient_checkpointing|output_\w+|return_dict|id2label|label2id|num_labels|problem_type|task_specific_params"
+    r"|_?attn_implementation\w*|summary_\w+|router_aux_loss_coef|pretraining_tp|is_encoder_decoder|chunk_size_feed_forward"
+    r"|unsloth\w*"
+)
 _ROTARY = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "partial_rotary_factor")
 
 
 @dataclass(frozen=True)
 class Config:
     """A model's configuration: ``kind`` (model_type), ``text`` (the language model's settings, defaults filled in where
-    transformers knows the kind) and ``tied`` (whether the head is the embedding)."""
+    transformers knows the kind), ``tied`` (whether the head is the embedding) and ``settings``: all of them, by dotted
+    names."""
 
     kind: str
     text: Mapping[str, Any]
     tied: bool
-    raw: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
 
 def config(folder: Path, label: str) -> Config:
@@ -55,14 +66,23 @@ def config(folder: Path, label: str) -> Config:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     text, tied = raw.get("text_config") or raw.get("llm_config") or raw, raw.get("tie_word_embeddings", False)
+    every = raw
     if kind in CONFIG_MAPPING_NAMES:
         try:
             known = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever a wrong value raises in transformers
             raise UserError(f"{label}: transformers cannot read {folder / 'config.json'} ({_line(error)})") from error
-        text = known.get_text_config().to_dict()
+        text, every = known.get_text_config().to_dict(), known.to_dict()
         tied = any(getattr(part, "tie_word_embeddings", False) for part in (known, known.get_text_config()))
-    return Config(kind, text, bool(tied), raw)
+    return Config(kind, text, bool(tied), dict(_flat(every)))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and key not in _ROTARY:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _line(error: Exception) -> str:
@@ -90,29 +110,30 @@ def backbone_of(found: Config, wanted: str = "auto") -> str:
     return known[0] if wanted == "auto" else wanted
 
 
-def compare(base: Config, expert: Config, label: str, rotary: bool = False) -> None:
-    """Raise ``UserError`` unless an expert's configuration is that of the base in all that merging depends on.
+def compare(base: Config, expert: Config, label: str, rotary: bool = False, every: bool = False) -> list[str]:
+    """Remarks on the settings of an expert that change what a model computes and are not the base's.
 
-    ``rotary`` lets other rotary settings pass.
+    ``UserError`` where the blocks themselves are others, so that nothing can be merged, and for other rotary settings
+    unless ``rotary`` lets them pass. ``every``: embeddings and head are merged too, and so have to fit.
     """
     who = f"expert '{label}' does not fit the base"
     if base.kind != expert.kind:
         raise UserError(f"{who}: it is a {expert.kind}, the base a {base.kind}")
-    ours, theirs = base.text.get("vocab_size"), expert.text.get("vocab_size")
-    if ours != theirs:
-        raise UserError(
-            f"{who}: mismatched vocabularies, {theirs} tokens there and {ours} in the base; embeddings are not merged, "
-            "so bring it to the base's size first"
-        )
     for key, words in _SAME.items():
         ours, theirs = base.text.get(key), expert.text.get(key)
         if ours != theirs and None not in (ours, theirs):
             raise UserError(f"{who}: {words} ({key}) {theirs}, the base's {ours}")
-    if base.tied != expert.tied:
+    ours, theirs = base.text.get("vocab_size"), expert.text.get("vocab_size")
+    if ours != theirs and every:
+        raise UserError(
+            f"{who}: mismatched vocabularies, {theirs} tokens there and {ours} in the base, and embeddings are merged "
+            "with `--tensors all`: `--tensors backbone` merges the blocks alone, or bring it to the base's size first"
+        )
+    if base.tied != expert.tied and every:
         says = ("is tied to its embedding", "is a matrix of its own")
         raise UserError(
             f"{who}: its head {says[not expert.tied]}, the base's {says[not base.tied]} (tie_word_embeddings): "
-            "untie the one or the other"
+            "`--tensors backbone` merges the blocks alone, or untie the one or the other"
         )
     ours, theirs = ({key: c.text.get(key) for key in _ROTARY} for c in (base, expert))
     if ours != theirs and not rotary:
@@ -121,28 +142,44 @@ def compare(base: Config, expert: Config, label: str, rotary: bool = False) -> N
             f"{who}: rotary settings ({key}) {theirs[key]}, the base's {ours[key]}, so its weights expect other "
             "positions; `--allow rotary` merges all the same"
         )
+    return _others(base, expert, label)
+
+
+def _others(base: Config, expert: Config, label: str) -> list[str]:
+    """A remark for each setting that differs, but for those that say nothing of what a model computes."""
+    differ = []
+    for key in sorted({*base.settings, *expert.settings}):
+        ours, theirs = base.settings.get(key), expert.settings.get(key)
+        if ours != theirs and not _INERT.fullmatch(key.rpartition(".")[2]):
+            differ.append(f"{key} is {theirs} there, {ours} in the base")
+    if not differ:
+        return []
+    return [f"expert '{label}' has other settings, and the merged model the base's: {'; '.join(differ)}"]
 
 
 def same_heads(
-    base: Checkpoint, experts: Mapping[str, Checkpoint], tied: bool
+    base: Checkpoint, experts: Mapping[str, Checkpoint], tied: Mapping[str, bool]
 ) -> tuple[Checkpoint, dict[str, Checkpoint]]:
     """The checkpoints without the head that some savers write although it is tied, where not all have it.
 
-    ``UserError`` where such a head is not the embedding after all.
+    ``tied``: whether the configuration of "base" and of each expert says so. ``UserError`` where such a head is not the
+    embedding after all: either the one or the other is not what was trained.
     """
-    everyone = {"the base": base, **{f"expert '{label}'": expert for label, expert in experts.items()}}
-    having = {label: checkpoint for label, checkpoint in everyone.items() if HEAD in checkpoint.names}
-    if not tied or not having or len(having) == len(everyone):
-        return base, dict(experts)
-    for label, checkpoint in having.items():
+    everyone = {"base": base, **experts}
+    for label, checkpoint in everyone.items():
+        if not tied[label] or HEAD not in checkpoint.names:
+            continue
         embedding = next((name for name in checkpoint.names if name.endswith("embed_tokens.weight")), None)
         if embedding is None or not torch.equal(checkpoint.read(HEAD), checkpoint.read(embedding)):
+            who = "the base" if label == "base" else f"expert '{label}'"
             raise UserError(
-                f"{label} ({checkpoint.path}) has a {HEAD} that is not its embedding, yet says it is tied to it"
+                f"{who} ({checkpoint.path}) has a {HEAD} that is not its embedding, yet says it is tied to it"
             )
-    plain = {label: c.without([HEAD]) if label in having else c for label, c in everyone.items()}
-    base, *others = plain.values()
-    return base, dict(zip(experts, others, strict=True))
+    if not tied["base"] or all(HEAD in checkpoint.names for checkpoint in everyone.values()):
+        return base, dict(experts)
+    plain = {label: c.without([HEAD]) if tied[label] and HEAD in c.names else c for label, c in everyone.items()}
+    base = plain.pop("base")
+    return base, plain
 
 
 def identical(base: Checkpoint, expert: Checkpoint, names: list[str]) -> bool:
@@ -150,24 +187,43 @@ def identical(base: Checkpoint, expert: Checkpoint, names: list[str]) -> bool:
     return all(torch.equal(base.read(name).to(expert.info(name).dtype), expert.read(name)) for name in names)
 
 
-def learnable(folder: Path, names: list[str], parameter_name: Callable[[str], str]) -> None:
+def learnable(layout: Layout, names: list[str]) -> None:
     """Raise ``UserError`` unless coefficients of a language model's tensors ``names`` can be fitted.
 
-    transformers' class must hold each tensor under its own name (it holds the experts of a mixture as one), and take
-    positions, as folded sequences give them. Only the module's outline is built, no weights.
+    transformers' class must hold each as a parameter of its own (it holds the experts of a mixture as one), and take
+    positions, as folded sequences give them.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    parameters = dict(model.named_parameters())
-    other = "use a method that needs no prompts, such as ties"
+    kind, other = type(layout.outline).__name__, "use a method that needs no prompts, such as ties"
     for name in names:
-        if parameter_name(name) not in parameters:
-            raise UserError(f"{type(model).__name__} holds '{name}' otherwise than it is stored: {other}")
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise UserError(f"{type(model).__name__} takes no positions, which a fit gives it: {other}")
+        if layout.parameter(name) not in layout.parameters:
+            raise UserError(f"{kind} holds '{name}' otherwise than it is stored: {other}")
+    if "position_ids" not in inspect.signature(layout.outline.forward).parameters:
+        raise UserError(f"{kind} takes no positions, which a fit gives it: {other}")
+
+
+def can_teach(expert: Checkpoint, layout: Layout, label: str, tokens: tuple[int, int]) -> None:
+    """Raise ``UserError`` unless an expert can be run as what it is and compared with the base.
+
+    ``tokens``: rows of its vocabulary and of the base's, over which logits are compared.
+    """
+    way = "use a method that needs no prompts, such as ties"
+    if tokens[0] != tokens[1]:
+        raise UserError(
+            f"expert '{label}' has {tokens[0]} tokens, the base {tokens[1]}: learned methods compare logits token by "
+            f"token; bring it to the base's size first, or {way}"
+        )
+    lacking = layout.lacking(expert)
+    if lacking:
+        raise UserError(
+            f"expert '{label}' ({expert.path}) has no '{lacking[0]}' (a classifier, or saved without its head?), so "
+            f"that it cannot answer prompts: {way}"
+        )
+    beyond = getattr(expert, "beyond", ())
+    if beyond:
+        raise UserError(
+            f"expert '{label}' has {beyond[0]}: without it, it is not the expert that was trained; merge the adapter "
+            f"into its base with PEFT first, or {way}"
+        )
 
 
 def dtypes(base: Checkpoint, expert: Checkpoint, names: list[str]) -> str | None:

@@ -114,7 +114,7 @@ def _init(options) -> None:
 
 
 def _merge(options) -> None:
-    from emkit.own import merge, recipe, resources
+    from emkit.own import merge, prepare, recipe, resources
 
     data = recipe.read(options.recipe) if options.recipe is not None else {}
     where = f"{options.recipe}: " if options.recipe is not None else ""
@@ -134,7 +134,7 @@ def _merge(options) -> None:
     use, shard = engine.from_arguments(options), engine.parse_bytes(options.shard_size)
     cache = options.cache or resources.place(data["out"]).parent / ".emkit-cache"
     needed = [cache, *([Path(options.recipe)] if where else [])]
-    prepared = merge.prepare(data, options.overwrite, engine=use, needed=needed)
+    prepared = prepare.prepare(data, options.overwrite, engine=use, needed=needed)
     for line in prepared.plan:
         print(line, file=sys.stderr)
     if options.dry_run:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from emkit.checkpoints import SIDE_FILES
+from emkit.checkpoints import SIDE_FILES, TEMPLATES
 from emkit.errors import UserError
 
-SMALL = (*SIDE_FILES, "*.safetensors.index.json")
+SMALL = (*SIDE_FILES, f"{TEMPLATES}/*.jinja", "*.safetensors.index.json")
 WEIGHTS = ("*.safetensors",)
-SECOND_COPIES = ("consolidated*", "*/*")  # the same weights in another layout, and what lies in folders
+# the same weights in another layout, and what lies in folders, but for that of further chat templates
+SECOND_COPIES = ("consolidated*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*")
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # user/model, and a revision where one is wanted
 
 

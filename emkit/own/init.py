@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from emkit.errors import UserError
 from emkit.files import atomic_write
 from emkit.methods import REQUIRED, Method, get
 from emkit.own import card, checks, defaults
-from emkit.own.recipe import AUTO, METHODS
+from emkit.own.recipe import ALLOW, AUTO, METHODS
 
 WIDTH = 110
 EXPERTS = {"math": "path/to/math-model", "code": "path/to/code-model"}
@@ -63,7 +66,7 @@ def text(name: str, method: Method, base: str, experts: Mapping[str, str], backb
         + " which tensors are merged: auto reads it from the base's config.json"
         + ("" if method.learned else "\n# tensors: backbone      # or all: embeddings, norms and biases too")
         + "\n# device: cpu            # left out: cuda when there is one\n# seed: 0"
-        "\n# allow: []              # what to let pass: rotary, adapter_base, identical, disk, memory"
+        f"\n# allow: []              # what to let pass: {', '.join(ALLOW)}"
     )
     return "\n\n".join(parts) + "\n"
 
@@ -109,12 +112,13 @@ def _flow(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(_line(key, entry) for key, entry in value.items()) + "}"
     if isinstance(value, str):
-        plain = value.replace("/", "").replace("_", "").replace("-", "").replace(".", "").replace(" ", "")
-        return value if plain.isalpha() and value.lower() not in _WORDS else json.dumps(value, ensure_ascii=False)
+        # a name that YAML would read as a number, a date or a truth value, or not at all, is quoted
+        plain = _PLAIN.fullmatch(value) is not None and yaml.safe_load(value) == value
+        return value if plain else yaml.safe_dump(value, default_style='"', allow_unicode=True, width=10**9).strip()
     return json.dumps(value)
 
 
-_WORDS = ("yes", "no", "on", "off", "true", "false", "null", "y", "n")
+_PLAIN = re.compile(r"[^\W\d_][\w./ -]*(?<! )", re.ASCII)
 
 
 def _comment(words: str, indent: str = "") -> str:

@@ -34,7 +34,7 @@ METHODS = tuple(name for name in REGISTRY if name not in ("checkpoint", "reset_e
 AUTO = "auto"
 TENSORS = ("backbone", "all")
 # what a merge refuses unless its recipe allows it
-ALLOW = ("rotary", "adapter_base", "identical", "disk", "memory")
+ALLOW = ("rotary", "adapter_base", "identical", "tokenizer", "disk", "memory")
 
 _CALIBRATION = {
     "files": Key(mapping_of(text), False),

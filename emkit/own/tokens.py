@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emkit.checkpoints import SIDE_FILES
+from emkit.checkpoints import TEMPLATES, copy_side_files
 from emkit.errors import UserError
 
 # what goes with a tokenizer rather than with the weights; the end tokens of generation are the tokenizer's
@@ -19,14 +18,11 @@ FILES = (
 
 
 def side_files(base: Path, owner: Path, into: Path) -> None:
-    """Copy the base's configuration and the ``owner``'s tokenizer, template and generation settings to ``into``."""
+    """Copy the base's configuration and the ``owner``'s tokenizer, templates and generation settings to ``into``."""
     own = owner.resolve() == base.resolve()
-    for file in sorted(base.iterdir()):
-        if file.is_file() and _one_of(file, SIDE_FILES) and (own or not _one_of(file, FILES)):
-            shutil.copyfile(file, into / file.name)
-    for file in [] if own else sorted(owner.iterdir()):
-        if file.is_file() and _one_of(file, FILES):
-            shutil.copyfile(file, into / file.name)
+    copy_side_files(base, into, lambda file: own or not _one_of(file, FILES))
+    if not own:
+        copy_side_files(owner, into, lambda file: _one_of(file, FILES))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -34,8 +30,38 @@ def has_tokenizer(folder: Path) -> bool:
     return any(_one_of(file, ("tokenizer.json", "tokenizer_config.json", "*.model")) for file in folder.iterdir())
 
 
+def further_templates(folder: Path) -> list[str]:
+    """Names of chat templates beside the default one (for tools, for retrieval), wherever transformers keeps them."""
+    listed = _json(folder / "tokenizer_config.json").get("chat_template")
+    names = {entry.get("name") for entry in listed if isinstance(entry, dict)} if isinstance(listed, list) else set()
+    names |= {file.stem for file in (folder / TEMPLATES).glob("*.jinja")}
+    return sorted(str(name) for name in names - {"default", None})
+
+
+def check_rows(owner: str, folder: Path, rows: int | None, allowed: bool) -> list[str]:
+    """A remark for a tokenizer with tokens that the embedding has no row for, where that is ``allowed``.
+
+    ``UserError`` otherwise: such a token ends in an index out of range in whoever meets it.
+    """
+    every = [pair for words in vocabulary(folder) for pair in words.items()]
+    beyond = sorted((i, token) for token, i in every if rows is not None and i >= rows)
+    if not beyond:
+        return []
+    i, token = beyond[0]
+    what = (
+        f"the tokenizer of {owner} ({folder}) has {len(beyond)} tokens more than the merged model has rows, such as "
+        f"{token!r}, number {i} of {rows}"
+    )
+    if not allowed:
+        raise UserError(
+            f"{what}: a text with it could not be run; `--tokenizer` chooses another, `--allow tokenizer` takes it all "
+            "the same"
+        )
+    return [what]
+
+
 def _one_of(file: Path, patterns: tuple[str, ...]) -> bool:
-    return any(file.match(pattern) for pattern in patterns)
+    return file.parent.name == TEMPLATES or any(file.match(pattern) for pattern in patterns)
 
 
 def template(folder: Path) -> str | None:

@@ -1,0 +1,160 @@
+"""Which parameter of transformers' class each tensor of a checkpoint becomes, so that layouts can be compared.
+
+One model is stored under several names: the hub's ``gpt2`` says ``h.0.attn…`` where ``save_pretrained`` writes
+``transformer.h.0.attn…``; Qwen2-VL has ``visual.`` and ``model.visual.``; old files hold buffers that are computed anew
+today. What is the same is what transformers makes of a name, so the renaming here is transformers' own: its conversion
+rules and its rule of adding or taking away the base model's prefix, on an outline of the class without weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from emkit.checkpoints import Checkpoint
+from emkit.errors import UserError
+
+# buffers that older versions stored and that are computed from the configuration: positions and causal masks
+_BUFFERS = re.compile(
+    r"(?:^|\.)(?:rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias|masked_bias|position_ids)$"
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names of a class: its ``parameters``, which of them are ``tied`` to another, and transformers' renaming.
+
+    ``outline`` is the class on the meta device; None for a kind whose class only its own code has, where names are
+    compared as the backbone writes them.
+    """
+
+    backbone: ModuleType
+    outline: torch.nn.Module | None = None
+    parameters: frozenset[str] = frozenset()
+    tied: frozenset[str] = frozenset()
+    _ignored: tuple[re.Pattern, ...] = field(default=(), repr=False)
+
+    def parameter(self, name: str) -> str:
+        """The parameter that a stored tensor becomes; of one that the class has no place for, its name."""
+        if self.outline is None:
+            return self.backbone.parameter_name(name)
+        return _renamed(self.outline, name)[0]
+
+    def unused(self, name: str) -> bool:
+        """Whether transformers passes over a tensor: a buffer that is made anew, or a name that the class ignores."""
+        parameter = self.parameter(name)
+        if parameter in self.parameters:
+            return False
+        return bool(_BUFFERS.search(parameter)) or any(pattern.search(parameter) for pattern in self._ignored)
+
+    def lacking(self, checkpoint: Checkpoint) -> list[str]:
+        """Parameters that a checkpoint has no tensor for, and that transformers would fill with random numbers.
+
+        Empty where parameters are put together of several tensors (the experts of a mixture): names say too little.
+        """
+        if self.outline is None or any(_renamed(self.outline, name, convert=True)[1] for name in checkpoint.names):
+            return []
+        there = {self.parameter(name) for name in checkpoint.names}
+        return sorted(self.parameters - there - self.tied)
+
+
+def of(folder: Path, backbone: ModuleType) -> Layout:
+    """The layout that a folder's configuration asks for."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    loader = AutoModelForImageTextToText if backbone.VISION else AutoModelForCausalLM
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            outline = loader.from_config(config, trust_remote_code=False)
+    except Exception:  # whatever a kind that transformers has no class for raises: no code but its own is run
+        return Layout(backbone)
+    names = frozenset(name for name, _ in outline.named_parameters(remove_duplicate=False))
+    tied = frozenset(getattr(outline, "all_tied_weights_keys", None) or ())
+    ignored = tuple(map(re.compile, outline._keys_to_ignore_on_load_unexpected or ()))
+    return Layout(backbone, outline, names, tied, ignored)
+
+
+def _renamed(outline: torch.nn.Module, name: str, convert: bool = False) -> tuple[str, str | None]:
+    """transformers' name of a stored tensor (``core_model_loading``), before tensors are split or put together, or with
+    ``convert`` after it; and the rule that does that, if any."""
+    from transformers.core_model_loading import rename_source_key
+
+    renamings, converters, state = _rules(outline)
+    return rename_source_key(name, renamings, converters if convert else [], outline.base_model_prefix, state)
+
+
+@functools.lru_cache(maxsize=4)  # modules are told apart by identity
+def _rules(outline: torch.nn.Module) -> tuple[list, list, dict]:
+    """transformers' rules for the class: renamings, those that split or put together, and the names it has."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    rules = get_model_conversion_mapping(outline)
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    return [rule for rule in rules if rule not in converters], converters, dict(outline.state_dict())
+
+
+def aligned(
+    base: Checkpoint, experts: Mapping[str, Checkpoint], backbone: ModuleType, layout: Layout | None = None
+) -> dict[str, Checkpoint]:
+    """The experts under the base's names: views with each tensor that becomes a parameter the base has.
+
+    What the base has no place for is left out (see :func:`beyond`), and what an expert lacks is missing: only of merged
+    tensors does that matter, and there :class:`emkit.task_vectors.TaskVectors` says so. ``UserError`` where two tensors
+    of one checkpoint claim a parameter.
+    """
+    found = {}
+    for label, expert in experts.items():
+        if base.names != expert.names:
+            layout = of(base.path, backbone) if layout is None else layout
+            own = by_parameter(expert, layout, f"expert '{label}'")
+            wanted = by_parameter(base, layout, "the base")
+            names = {name: own[parameter] for parameter, name in wanted.items() if parameter in own}
+            expert = expert.renamed(names) if names else expert
+        found[label] = expert
+    return found
+
+
+def beyond(base: Checkpoint, expert: Checkpoint, layout: Layout) -> list[str]:
+    """The names of an expert's tensors that become no parameter of the base's, buffers aside."""
+    there = {layout.parameter(name) for name in base.names}
+    return [name for name in expert.names if layout.parameter(name) not in there and not layout.unused(name)]
+
+
+def by_parameter(checkpoint: Checkpoint, layout: Layout, label: str) -> dict[str, str]:
+    """Parameter → stored name of a checkpoint's tensors."""
+    found: dict[str, str] = {}
+    for name in checkpoint.names:
+        parameter = layout.parameter(name)
+        if parameter in found and not layout.unused(name):
+            raise UserError(
+                f"{label} ({checkpoint.path}): '{found[parameter]}' and '{name}' are both the parameter '{parameter}': "
+                "save the model again with transformers"
+            )
+        found[parameter] = name
+    return found
+
+
+class Named:
+    """A backbone module for a base that is stored under other names than the backbone's rule knows."""
+
+    def __init__(self, backbone: ModuleType, names: Mapping[str, str]):
+        self._backbone, self._names = backbone, dict(names)
+
+    def __getattr__(self, name: str):
+        return getattr(self._backbone, name)
+
+    def parameter_name(self, name: str) -> str:
+        return self._names.get(name, name)
+
+    def merged_names(self, names: Iterable[str]) -> list[str]:
+        """The stored names of the parameters that merging touches, in the backbone's order."""
+        stored = {self.parameter_name(name): name for name in names}
+        return [stored[parameter] for parameter in self._backbone.merged_names(stored)]
