@@ -177,8 +177,8 @@ def merged_ab(names):
     "change, match",
     [
         ({"b": torch.zeros(4).half()}, r"expert 'OCR' .*'b' has shape \[4\], the base's has \[5\]"),
-        ({"c": None}, "expert 'OCR' .*lacks 'c'"),
-        ({"z": torch.zeros(1)}, "expert 'OCR' .*has 'z', which the base lacks"),
+        ({"a": None}, "expert 'OCR' .*lacks 'a', which is merged$"),
+        ({"a": None, "z": torch.zeros(1)}, r"lacks 'a', which is merged \(it has 'z', which the base lacks\)"),
     ],
 )
 def test_an_expert_that_does_not_fit_the_base_is_one_line(folder, tmp_path, change, match):
@@ -187,6 +187,27 @@ def test_an_expert_that_does_not_fit_the_base_is_one_line(folder, tmp_path, chan
     with pytest.raises(UserError, match=match) as error:
         TaskVectors(Checkpoint.open(folder), {"OCR": Checkpoint.open(tmp_path / "expert")}, merged_ab)
     one_line(error)
+
+
+@pytest.mark.parametrize("change", [{"c": None}, {"c": torch.zeros(9)}, {"z": torch.zeros(1)}])
+def test_tensors_that_are_not_merged_need_not_fit(folder, tmp_path, change):
+    shutil.copytree(folder, tmp_path / "expert")
+    rewrite(tmp_path / "expert", **change)
+    vectors = TaskVectors(Checkpoint.open(folder), {"OCR": Checkpoint.open(tmp_path / "expert")}, merged_ab)
+    assert vectors.names == ["a", "b"] and not vectors.tau("a").any()
+
+
+def test_a_checkpoint_under_other_names(folder, tmp_path):
+    """It reads the same tensors, and its hash stays that of what is stored."""
+    stored = Checkpoint.open(folder)
+    found = stored.renamed({"x.a": "a", "x.b": "b"})
+    assert found.names == ["x.a", "x.b"] and torch.equal(found.read("x.a"), TENSORS["a"])
+    assert found.info("x.b") == stored.info("b") and found.sha256() == stored.sha256()
+    seen = {}
+    found.scan("here", seen.__setitem__)
+    assert set(seen) == {"x.a", "x.b", "c"} and torch.equal(seen["x.b"], TENSORS["b"])
+    with pytest.raises(KeyError):
+        found.read("a")
 
 
 def test_nan_in_an_expert_is_named(folder, tmp_path):

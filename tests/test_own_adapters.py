@@ -166,7 +166,6 @@ def test_its_hash_is_of_base_factors_and_rule(models, tmp_path):
     [
         ({"peft_type": "LOHA"}, "is a LOHA adapter; only LoRA is merged"),
         ({"use_dora": True}, "an adapter with DoRA is not supported"),
-        ({"modules_to_save": ["lm_head"]}, r"with whole modules saved beside the adapter \(modules_to_save\)"),
         ({"bias": "all"}, "with trained biases is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, r"with start values \(pissa_niter_4\) that changed the base"),
         ({"lora_alpha": "six"}, "adapter_config.json is not that of a LoRA adapter"),
@@ -199,8 +198,9 @@ def test_half_an_adapter_is_refused(models, tmp_path):
     save_file({k: v for k, v in factors.items() if "lora_A" in k}, folder / "adapter_model.safetensors")
     with pytest.raises(UserError, match="has only one of its two factors"):
         opened(folder, models / "base")
-    save_file({**factors, "base_model.model.lm_head.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=r"'base_model.model.lm_head.weight' is no LoRA factor"):
+    odd = {f"base_model.model.{Q}.lora_magnitude_vector": torch.zeros(2)}
+    save_file({**factors, **odd}, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"lora_magnitude_vector' is no LoRA factor .* with PEFT first"):
         opened(folder, models / "base")
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match="holds pickled weights"):
@@ -208,6 +208,89 @@ def test_half_an_adapter_is_refused(models, tmp_path):
     (folder / "adapter_model.bin").unlink()
     with pytest.raises(UserError, match="no adapter at"):
         opened(folder, models / "base")
+
+
+def peft_adapter(models: Path, folder: Path, **config):
+    """An adapter that PEFT itself made of the base and saved, its factors random; and PEFT's own merge of it."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(7)
+    settings = peft.LoraConfig(r=2, lora_alpha=6, init_lora_weights=False, **config)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32), settings)
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data.add_(0.1)
+    model.save_pretrained(folder)
+    plain = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32)
+    return peft.PeftModel.from_pretrained(plain, folder).merge_and_unload().state_dict()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+    ],
+)
+def test_everything_in_an_adapter_is_read_as_peft_merges_it(models, tmp_path, config):
+    expected = peft_adapter(models, tmp_path / "a", **config)
+    adapter = opened(tmp_path / "a", models / "base")
+    assert adapter.beyond == []
+    for name in adapter.names:
+        torch.testing.assert_close(adapter.read(name).float(), expected[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_an_adapted_head_is_told_of_or_merged(models, tmp_path, capsys):
+    expected = peft_adapter(models, tmp_path / "a", target_modules=["q_proj", "lm_head"])
+    given = ["merge", "--base", str(models / "base"), "--expert", f"a={tmp_path / 'a'}", "--method", "task_arithmetic"]
+    given += ["--scale", "1", "--allow", "adapter_base"]
+    assert cli.main([*given, "--out", str(tmp_path / "out")]) == 0
+    line = "what its adapter has for lm_head.weight, which is not merged: `--tensors all` merges it"
+    assert f"left out of a: {line}" in capsys.readouterr().err
+    assert line in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "out" / "emkit_merge.json").read_text())["left_out"] == {"a": [line]}
+    head, base = own.tensors(tmp_path / "out")["lm_head.weight"], own.tensors(models / "base")["lm_head.weight"]
+    assert torch.equal(head, base)
+    assert cli.main([*given, "--tensors", "all", "--out", str(tmp_path / "all")]) == 0
+    assert "left out" not in capsys.readouterr().err
+    head = own.tensors(tmp_path / "all")["lm_head.weight"]
+    torch.testing.assert_close(head.float(), expected["lm_head.weight"], rtol=2**-7, atol=1e-3)  # stored as bf16
+
+
+def test_embeddings_that_peft_saved_unchanged_are_no_loss_and_resized_ones_are(models, tmp_path, capsys):
+    peft_adapter(models, tmp_path / "a", target_modules=["q_proj"])
+    factors = own.tensors(tmp_path / "a")
+    embedding = own.tensors(models / "base")["model.embed_tokens.weight"].float()
+    key = "base_model.model.model.embed_tokens.weight"
+    given = ["merge", "--base", str(models / "base"), "--expert", f"a={tmp_path / 'a'}", "--method", "task_arithmetic"]
+    given += ["--allow", "adapter_base", "--dry-run", "--out", str(tmp_path / "out")]
+    for tensor, told in (
+        (embedding, None),
+        (embedding + 1, "what its adapter has for model.embed_tokens.weight"),
+        (torch.cat([embedding, embedding[:1]]), "saved whole in another shape, [262, 16] where the base has [261, 16]"),
+    ):
+        save_file({**factors, key: tensor}, tmp_path / "a" / "adapter_model.safetensors")
+        assert cli.main(given) == 0
+        error = capsys.readouterr().err
+        assert ("left out" not in error) if told is None else told in error
+    learned = [*given, "--calibration", f"a={models / 'math.jsonl'}"]
+    learned[learned.index("task_arithmetic")] = "expert_merging"
+    assert cli.main(learned) == 2
+    assert "it is not the expert that was trained; merge the adapter into its base with PEFT first" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_adapter_beside_a_whole_model_is_two_experts(models, tmp_path, capsys):
+    folder = write_adapter(tmp_path / "a", None, {Q: (16, 16)})
+    (folder / "model.safetensors").write_bytes((models / "math" / "model.safetensors").read_bytes())
+    given = ["merge", "--base", str(models / "base"), "--expert", f"a={folder}", "--method", "ties"]
+    assert cli.main([*given, "--out", str(tmp_path / "out")]) == 2
+    assert "holds an adapter (adapter_model.safetensors) and a whole model (model.safetensors)" in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_name_of_its_base_is_compared(models, tmp_path, capsys):

@@ -236,7 +236,6 @@ DAMAGE = {
         f"expert 'math' ({{models}}/math) does not fit the base ({{models}}/base): '{DOWN}' has shape [16, 31]",
     ),
     "a tensor less": (lambda m: own.rewrite(m / "math", {DOWN: None}), f"it lacks '{DOWN}'"),
-    "a tensor more": (lambda m: own.rewrite(m / "math", {"extra.weight": torch.zeros(2)}), "it has 'extra.weight'"),
     "an expert that is the base": (
         lambda m: (shutil.rmtree(m / "math"), shutil.copytree(m / "base", m / "math")),
         "expert 'math' ({models}/math) is identical to the base in every tensor that is merged",
@@ -244,15 +243,11 @@ DAMAGE = {
     "another width": (lambda m: another_model(m, hidden_size=32), "width (hidden_size) 32, the base's 16"),
     "more blocks": (lambda m: another_model(m, blocks=3), "blocks (num_hidden_layers) 3, the base's 2"),
     "another family": (lambda m: another_model(m, kind="qwen2"), "it is a qwen2, the base a llama"),
-    "a larger vocabulary": (
-        lambda m: another_model(m, vocab_size=300),
-        "mismatched vocabularies, 300 tokens there and 261 in the base",
-    ),
     "another vocabulary": (other_words, "mismatched vocabularies, token 69 is 'b' there and 'a' in the base"),
     "other heads": (lambda m: config(m, num_key_value_heads=2), "key and value heads (num_key_value_heads) 2"),
     "a tied head": (
         lambda m: config(m, tie_word_embeddings=True),
-        "its head is tied to its embedding",
+        "expert 'math' ({models}/math) has a lm_head.weight that is not its embedding, yet says it is tied to it",
     ),
     "other positions": (
         lambda m: config(m, rope_parameters={"rope_theta": 5e5, "rope_type": "default"}),

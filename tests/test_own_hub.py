@@ -144,11 +144,11 @@ def test_a_merge_of_models_on_the_hub(server, tmp_path, monkeypatch, capsys):
     here = own.merge(tmp_path / "models", tmp_path / "here", "ties")
     assert own.tensors(here).keys() == own.tensors(tmp_path / "out").keys()
     assert all(torch.equal(tensor, own.tensors(here)[name]) for name, tensor in own.tensors(tmp_path / "out").items())
-    other = {**Hub.models["user/math"], "config.json": b'{"model_type": "llama", "vocab_size": 9}'}
+    other = {**Hub.models["user/math"], "config.json": b'{"model_type": "llama", "num_hidden_layers": 9}'}
     monkeypatch.setitem(Hub.models, "user/other", other)
     Hub.asked.clear()
     assert cli.main([*given, "--expert", "user/other", "--out", str(tmp_path / "not")]) == 2
-    assert "expert 'other' does not fit the base: mismatched vocabularies" in capsys.readouterr().err
+    assert "expert 'other' does not fit the base: blocks (num_hidden_layers) 9, the base's 2" in capsys.readouterr().err
     assert not [path for path in Hub.asked if path.endswith(".safetensors")]
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -52,12 +52,16 @@ def is_adapter(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Factors:
-    """What an adapter adds to one tensor: ``scaling`` · B A, transposed where the weight is stored [in, out]."""
+    """What an adapter adds to one tensor: ``scaling`` · B A, transposed where the weight is stored [in, out].
+
+    ``on``: the tensor that it is added to, where PEFT saved that beside the factors; None: the base's.
+    """
 
     a: str
     b: str
     scaling: float
     transposed: bool
+    on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class AdapterCheckpoint(Checkpoint):
         factors, wide = self.adapted[name], _wide(stored.dtype)
         if isinstance(factors, Saved):
             return self._factors.get_tensor(factors.key).to(wide)
+        if factors.on is not None:
+            stored = self._factors.get_tensor(factors.on)
         a, b = (self._factors.get_tensor(part).to(wide) for part in (factors.a, factors.b))
         delta = b @ a
         return stored.to(wide) + factors.scaling * (delta.T if factors.transposed else delta)
@@ -126,7 +132,7 @@ class AdapterCheckpoint(Checkpoint):
     def _sha256(self) -> str:
         names = sorted(self._factors.keys())
         rule = {
-            name: found.key if isinstance(found, Saved) else [found.scaling, found.transposed]
+            name: found.key if isinstance(found, Saved) else [found.scaling, found.transposed, found.on]
             for name, found in self.adapted.items()
         }
         factors = sha256_tensors((name, self._factors.get_tensor(name)) for name in names)
@@ -223,7 +229,8 @@ def _parts(
         elif base.info(name).shape != shape:
             beyond.append(f"{own} saved whole in another shape, {list(shape)} where the base has {_shape(base, name)}")
         else:
-            found[name] = Saved(key)
+            under = found.get(name)
+            found[name] = replace(under, on=key) if isinstance(under, Factors) else Saved(key)
     return found, beyond
 
 
