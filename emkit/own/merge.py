@@ -21,6 +21,7 @@ from emkit.determinism import deterministic
 from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import lock, sha256_file, unwritable, write_json
+from emkit.like import check_method
 from emkit.methods.key import content_key
 from emkit.methods.registry import Context, Merge
 from emkit.methods.row import leave
@@ -70,8 +71,12 @@ def prepare(
     ``given`` went through :func:`emkit.own.recipe.check`. Hub ids are downloaded, their configurations first, so that
     models that cannot fit are not fetched. ``needed``: what else ``out`` may not hold, such as the cache of fits.
     """
+    use = engine or EngineOptions()
+    check_method(use.like, given["method"])
     needed = (*needed, *map(Path, given.get("calibration", {}).get("files", {}).values()))
     recipe, folders, config, remarks = _fit_together(given, overwrite, needed)
+    recipe = replace(recipe, like=use.like)
+    recipe.check_like()
     names = {"base": given["base"], **recipe.experts}
     missing = sum(hub.missing_bytes(name, _who(label)) for label, name in names.items())
     if missing:
@@ -84,7 +89,7 @@ def prepare(
     if recipe.method.learned and not module.VISION:
         checks.learnable(folders["base"], vectors.names, module.parameter_name)
     remarks += _compare_weights(recipe, vectors)
-    use, calibration = engine or EngineOptions(), recipe.data["calibration"]
+    calibration = recipe.data["calibration"]
     needs = resources.estimate(recipe.method, vectors, dict(config.text), calibration, use, recipe.device)
     plan = (
         f"{recipe.method.name} of {', '.join(experts)} on {given['base']}, backbone {recipe.backbone}: "
@@ -232,7 +237,7 @@ def run(
         vectors,
         recipe.settings(),
         recipe.device,
-        engine or EngineOptions(),
+        replace(engine or EngineOptions(), like=recipe.like),
     )
     if recipe.method.learned:
         say(f"calibration sets and fits are kept in {cache}: the same command goes on from there")
@@ -251,7 +256,7 @@ def _write(
     base, owner = prepared.folders["base"], prepared.folders[recipe.tokenizer]
     tokens.side_files(base, owner if tokens.has_tokenizer(owner) else base, side)
     merge = recipe.method.run(context)
-    report = _report(prepared, merge, command)
+    report = _report(prepared, context, merge, command)
     like = vectors.base.with_side_files(side)
 
     def finish(part: Path) -> None:
@@ -283,7 +288,7 @@ def _named(out: Path) -> Iterator[None]:
         raise UserError(re.sub(hidden, lambda _: str(out), str(error))) from error
 
 
-def _report(prepared: Prepared, merge: Merge, command: str) -> dict[str, Any]:
+def _report(prepared: Prepared, context: Context, merge: Merge, command: str) -> dict[str, Any]:
     """What the merged model was made from and how, as a JSON value."""
     recipe, vectors = prepared.recipe, prepared.vectors
     everyone = {"base": vectors.base, **vectors.checkpoints}
@@ -295,7 +300,8 @@ def _report(prepared: Prepared, merge: Merge, command: str) -> dict[str, Any]:
         "backbone": recipe.backbone,
         "seed": recipe.seed,
         "recipe": dict(recipe.given),
-        "options": recipe.settings(),
+        "options": dict(context.options),
+        **({"fit": context.engine.recorded} if recipe.method.learned else {}),
         "command": command,
         "inputs": {
             label: {"name": names[label], "folder": str(prepared.folders[label]), "sha256": checkpoint.sha256()}
