@@ -100,12 +100,12 @@ def fit(
     operation that has no deterministic kernel.
     """
     engine = engine or EngineOptions()
-    anchors, owners = np.array([initial[name] for name in start.experts]), start.flat_experts()
-    device = next(model.parameters()).device
-    at_rest = authors_sign(anchors, device)[owners] if options.order in AUTHORS else None
-    variable = Variable(
-        start, options.parameterisation, options.optimiser, anchors[owners], options.clamp, device, at_rest
-    )
+    owners, device = start.flat_experts(), next(model.parameters()).device
+    anchor = np.array([initial[start.experts[k]] for k in owners])
+    at_rest = None
+    if options.order in AUTHORS:
+        at_rest = authors_sign([initial[name] for name in start.experts], device)[owners]
+    variable = Variable(start, options.parameterisation, options.optimiser, anchor, options.clamp, device, at_rest)
     stated = {"start": start.to_json(), "initial": dict(initial), "seed": seed, "options": repr(options)}
     identity = sha256_json(stated | {"engine": engine.identity})
     history = _resume(variable, state, identity)
