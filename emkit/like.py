@@ -4,7 +4,8 @@
 (:mod:`emkit.engine.order`), the loss over every token, no hidden term unless ``hidden_weight`` is given (theirs is off
 unless a layer is named), and where w has not moved the regulariser's sign as their fp32 rounds it
 (:func:`emkit.engine.variable.authors_sign`), which has no meaning. γ, β, ᾱ and the hidden layer stay; γ is in their
-units.
+units. In a table's row they stand in place of its recipe's; in ``emkit merge`` an option that a person gives another
+value is refused.
 
 Not reproduced: fp16; ``torch.chunk``'s sizes, which may leave coefficients without an effect; the student in training
 mode, for a model with dropout of its own; the permutation that their InternVL process draws, its system message and

@@ -137,6 +137,14 @@ def test_an_equal_option_is_none(run):
     assert status == 0, err
 
 
+@pytest.mark.parametrize("initial", [0.0, 1.0, -0.2, {"math": 0.2, "code": 1.3}])
+def test_a_start_that_a_sigmoid_cannot_have_is_refused_at_once(run, initial):
+    status, err = run({"initial": initial}, "--dry-run")
+    assert status == 2 and "needs a start between 0 and 1" in err
+    if not isinstance(initial, dict):
+        assert run({}, "--dry-run", "--scale", str(initial))[0] == 2
+
+
 @pytest.mark.parametrize("method", ["ties", "wudi", "adamerging", "adamerging_pp"])
 def test_other_methods_have_nothing_of_it(models, tmp_path, capsys, method):
     assert cli.main(own.flags(models, tmp_path / "out", method, "--dry-run", *LIKE)) == 2

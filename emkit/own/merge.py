@@ -75,8 +75,7 @@ def prepare(
     check_method(use.like, given["method"])
     needed = (*needed, *map(Path, given.get("calibration", {}).get("files", {}).values()))
     recipe, folders, config, remarks = _fit_together(given, overwrite, needed)
-    recipe = replace(recipe, like=use.like)
-    recipe.check_like()
+    recipe = recipe.following(use.like)
     names = {"base": given["base"], **recipe.experts}
     missing = sum(hub.missing_bytes(name, _who(label)) for label, name in names.items())
     if missing:
@@ -220,6 +219,8 @@ def run(
     as emkit_merge.json, with the card and, for learned methods, coefficients.json and history.json. ``cache`` keeps
     what a killed fit goes on from; ``engine`` says what a fit may use of the machine.
     """
+    use = engine or EngineOptions()
+    prepared = replace(prepared, recipe=prepared.recipe.following(use.like))
     recipe, vectors = prepared.recipe, prepared.vectors
     everyone = {"base": vectors.base, **vectors.checkpoints}
     for label, checkpoint in everyone.items():
@@ -237,7 +238,7 @@ def run(
         vectors,
         recipe.settings(),
         recipe.device,
-        replace(engine or EngineOptions(), like=recipe.like),
+        use,
     )
     if recipe.method.learned:
         say(f"calibration sets and fits are kept in {cache}: the same command goes on from there")

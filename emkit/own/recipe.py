@@ -12,7 +12,7 @@ from emkit.errors import UserError
 from emkit.fit import FitOptions
 from emkit.learning import SCALE
 from emkit.like import SOURCE as LIKE_SOURCE
-from emkit.like import check_given, imposed, resolved
+from emkit.like import check_given, check_method, imposed, resolved
 from emkit.methods import REGISTRY, REQUIRED, Method, get
 from emkit.methods.key import default_device
 from emkit.own import defaults, resources
@@ -136,10 +136,23 @@ class MergeRecipe:
         """What ``--like`` puts in place of the options of the method ``name``."""
         return imposed(name, self.data["calibration"]["samples"], len(self.experts), self.backbone)
 
-    def check_like(self) -> None:
-        """``UserError`` where an option is given that ``--like`` sets otherwise."""
-        if self.like is not None:
-            check_given(self.given.get("options", {}), self._imposed(self.method.name))
+    def following(self, like: str | None) -> MergeRecipe:
+        """This recipe with ``--like``'s options; ``UserError`` where it gives one that is set otherwise, for a method
+        that has none of them, and for a start that a sigmoid cannot have."""
+        check_method(like, self.method.name)
+        found = replace(self, like=like)
+        if like is not None:
+            check_given(found.given.get("options", {}), found._imposed(found.method.name))
+        settings = found.settings()
+        if settings.get("parameterisation") == "sigmoid":
+            initial = found.scale if settings["initial"] == SCALE else settings["initial"]
+            for value in initial.values() if isinstance(initial, Mapping) else [initial]:
+                if not 0 < value < 1:
+                    raise UserError(
+                        f"the fit starts at {value:g}, and parameterisation sigmoid needs a start between 0 and 1, "
+                        "both excluded: give another scale or options.initial"
+                    )
+        return found
 
     def fit_options(self, settings: Mapping) -> FitOptions:
         """The part of :meth:`settings` that is the fit's."""
