@@ -20,9 +20,17 @@ from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.engine.merged_model import MergedModel
 from emkit.engine.options import EngineOptions
-from emkit.engine.order import chosen_samples, pieces, pull
+from emkit.engine.order import AUTHORS, chosen_samples, pieces, pull
 from emkit.engine.placement import Placement, place
-from emkit.engine.variable import OPTIMISERS, PARAMETERISATIONS, SCHEDULES, Optimiser, Variable, learning_rate
+from emkit.engine.variable import (
+    OPTIMISERS,
+    PARAMETERISATIONS,
+    SCHEDULES,
+    Optimiser,
+    Variable,
+    authors_sign,
+    learning_rate,
+)
 from emkit.errors import UserError
 from emkit.files import read_json, read_kept, sha256_json, write_json
 from emkit.task_vectors import TaskVectors
@@ -92,9 +100,12 @@ def fit(
     operation that has no deterministic kernel.
     """
     engine = engine or EngineOptions()
-    anchor = np.array([initial[start.experts[k]] for k in start.flat_experts()])
-    device = next(model.parameters()).device
-    variable = Variable(start, options.parameterisation, options.optimiser, anchor, options.clamp, device)
+    owners, device = start.flat_experts(), next(model.parameters()).device
+    anchor = np.array([initial[start.experts[k]] for k in owners])
+    at_rest = None
+    if options.order in AUTHORS:
+        at_rest = authors_sign([initial[name] for name in start.experts], device)[owners]
+    variable = Variable(start, options.parameterisation, options.optimiser, anchor, options.clamp, device, at_rest)
     stated = {"start": start.to_json(), "initial": dict(initial), "seed": seed, "options": repr(options)}
     identity = sha256_json(stated | {"engine": engine.identity})
     history = _resume(variable, state, identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,7 @@ from emkit.calibration import Calibration, Settings, calibrate
 from emkit.coefficients import Coefficients
 from emkit.content import surroundings
 from emkit.engine.options import EngineOptions
-from emkit.engine.order import authors_settings
+from emkit.engine.order import authors_order
 from emkit.engine.placement import Placement, place
 from emkit.errors import UserError
 from emkit.files import atomic_dir, lock, read_json, read_kept, sha256_json, write_json
@@ -36,9 +36,9 @@ SCALE = "scale of task_arithmetic"  # the initial value "validated by Task Arith
 class Learned:
     """Coefficients, and how they came about.
 
-    ``stages``: one entry a fit, with its ``history`` (losses per task and coefficients before each step) and, for
-    chunks, ``importance`` and ``chunks`` of every merged tensor. ``calibration``: samples and response tokens of each
-    task, so that what was learned from is told.
+    ``stages``: one entry a fit, with the ``options`` that ran, its ``history`` (losses per task and coefficients before
+    each step) and, for chunks, ``importance`` and ``chunks`` of every merged tensor. ``calibration``: samples and
+    response tokens of each task, so that what was learned from is told.
     """
 
     coefficients: Coefficients
@@ -49,7 +49,8 @@ class Learned:
 @dataclass(frozen=True)
 class Learner:
     """Fits coefficients for a recipe's models. ``cache`` keeps calibration sets and fits; ``scale`` is the chosen λ;
-    ``engine`` says what the machine may give, and whose conventions Expert Merging follows.
+    ``engine`` says what the machine may give. Settings are what runs: a recipe that is ``like`` the authors' code has
+    theirs in it already.
 
     ``task_vectors`` may be a transformed view; the calibration set is that of the experts themselves.
     """
@@ -65,7 +66,6 @@ class Learner:
 
     def expert_merging(self, settings: Mapping) -> Learned:
         """Expert Merging: one coefficient per merged tensor and expert (Section 3.2)."""
-        settings = self._like(settings)
         start = Coefficients.constant(self.task_vectors.names, self._initial(settings))
         calibration = self._calibration(settings)
         coefficients, stage = self._fit(
@@ -88,7 +88,7 @@ class Learner:
 
     def expert_merging_pp(self, first: Mapping, settings: Mapping) -> Learned:
         """Expert Merging with the settings ``first``, importance, chunks, and a second fit (Section 3.3)."""
-        stage1, settings = self.expert_merging(first), self._like(settings)
+        stage1 = self.expert_merging(first)
         names = self.task_vectors.names
         importance = layer_importance(stage1.coefficients, self.task_vectors, settings.get("normalise", "per_expert"))
         chunks = allocate_chunks(importance, settings["budget"], settings["kappa"])
@@ -111,16 +111,9 @@ class Learner:
         stage |= {"importance": importance, "chunks": chunks}
         return Learned(coefficients, [*stage1.stages, stage], _described(calibration))
 
-    def _like(self, settings: Mapping) -> Mapping:
-        """The settings, or with ``--like authors`` those of the authors' code in their place."""
-        if self.engine.like is None:
-            return settings
-        samples = self.recipe.data["calibration"]["samples"]
-        return authors_settings(dict(settings), samples, len(self.task_vectors.experts))
-
     def _options(self, settings: Mapping) -> FitOptions:
         options = self.recipe.fit_options(settings)
-        return options if self.engine.like is None else replace(options, order=self.engine.like)
+        return options if self.recipe.like is None else replace(options, order=authors_order(self.recipe.backbone))
 
     @cached_property
     def _model(self) -> torch.nn.Module:
@@ -216,7 +209,7 @@ class Learner:
                 found = _read_fit(folder)
             state.unlink(missing_ok=True)
         coefficients, history = found
-        return coefficients, {"initial": initial, "history": history}
+        return coefficients, {"initial": initial, "options": asdict(options), "history": history}
 
 
 def _read_fit(folder: Path) -> tuple[Coefficients, list[dict]]:

@@ -11,6 +11,7 @@ from emkit import backbones
 from emkit.errors import UserError
 from emkit.files import sha256_json
 from emkit.fit import FitOptions, Optimiser
+from emkit.like import imposed, resolved
 from emkit.methods import REGISTRY, REQUIRED, Method, get
 from emkit.schema import (
     Key,
@@ -74,10 +75,14 @@ _RECIPE = mapping(
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: ``data`` as it stands in the file ``path`` (paths in it are relative to the working folder)."""
+    """A checked recipe: ``data`` as it stands in the file ``path`` (paths in it are relative to the working folder).
+
+    ``like``: whose conventions hold in place of its own (``--like``, :mod:`emkit.like`).
+    """
 
     path: Path
     data: Mapping[str, Any]
+    like: str | None = None
 
     @property
     def sha256(self) -> str:
@@ -127,12 +132,21 @@ class Recipe:
 
     def settings(self, row: Mapping) -> dict:
         """The value of every option of a row's method: its defaults, the recipe's ``methods`` (those that it inherits
-        first), then the row's own ``options``."""
-        return self.method_settings(row["method"]) | row.get("options", {})
+        first), then the row's own ``options``; with ``like`` what that puts in their place."""
+        return self._like(row["method"], row.get("options", {}))
 
     def method_settings(self, method: str) -> dict:
         """:meth:`settings` of a row without options of its own."""
-        return method_settings(self.data["methods"], method)
+        return self._like(method, {})
+
+    def _like(self, method: str, own: Mapping) -> dict:
+        methods = self.data["methods"]
+        found = method_settings(methods, method) | own
+        if self.like is None:
+            return found
+        given = {*own, *(key for name in (method, get(method).inherits) for key in methods.get(name, {}))}
+        samples = self.data["calibration"]["samples"]
+        return resolved(found, given, imposed(method, samples, len(self.experts), self.backbone))
 
     def fit_options(self, settings: Mapping) -> FitOptions:
         """The part of :meth:`settings` that is the fit's."""

@@ -115,8 +115,10 @@ class Trimmed(View):
     The threshold is the (n − ⌊density · n⌋)-th smallest magnitude, as in the original's code (``≥ kth value``): the
     entry at the threshold and all that tie with it stay, so at least ⌊density · n⌋ + 1 are kept, and where a larger
     part than 1 − ``density`` of the entries is exactly 0 nothing is trimmed. ``scope`` ``model``: one
-    threshold a task vector, n its length; ``tensor``: one a tensor. (mergekit 0.1.5 keeps exactly ⌊density · n⌋ of
-    each tensor, at least one entry fewer, and breaks ties by the order of its sort; it subtracts in the base's dtype.)
+    threshold a task vector, n its length; ``tensor``: one a tensor. (The Expert Merging authors' code takes the
+    ⌊(1 − ``density``) · n⌋-th smallest, so it keeps one entry more where ``density`` · n is no whole number. mergekit
+    0.1.5 keeps exactly ⌊density · n⌋ of each tensor, at least one entry fewer, and breaks ties by the order of its
+    sort; it subtracts in the base's dtype.)
     """
 
     def __init__(self, inner: TaskVectors | View, density: float, scope: str = "model"):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import recipe_data, save_recipe
 
@@ -54,6 +55,16 @@ def test_a_recipe_adds_the_numbers_in_use_with_their_sources(tmp_path):
     assert "scope = model  (default)" in text
     assert "scale = one of [0.1, 0.3]  (best mean)" in text
     assert "no row has this method" in explain.method("wudi", save_recipe(tmp_path, data))
+
+
+def test_ties_says_where_the_authors_code_keeps_another_entry():
+    """The Expert Merging authors' code drops int(0.8 n) entries, TIES' own n − int(0.2 n)."""
+    text = " ".join(explain.method("ties").split())
+    assert "Expert Merging authors' code takes the ⌊(1 − ``density``) · n⌋-th smallest" in text
+    for n in range(2, 200):
+        tau = np.random.default_rng(n).permutation(n) + 1.0
+        kept = [int((tau >= np.sort(tau)[k - 1]).sum()) for k in (n - n // 5, n * 4 // 5)]
+        assert kept[1] - kept[0] == (n % 5 != 0)
 
 
 def test_settings_inherited_from_another_method_show_its_source():

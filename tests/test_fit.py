@@ -203,7 +203,7 @@ def test_nothing_to_learn_is_one_line(task_vectors, calibration):
 
 def test_schedules():
     rates = {
-        s: [learning_rate(Optimiser(lr=2.0, steps=4, schedule=s, period=2), i) for i in range(4)]
+        s: [learning_rate(Optimiser(lr=2.0, steps=4, schedule=s, period=2, growth=1, floor=0.0), i) for i in range(4)]
         for s in fitting.SCHEDULES
     }
     np.testing.assert_allclose(rates["constant"], [2, 2, 2, 2])

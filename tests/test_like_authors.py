@@ -1,5 +1,6 @@
 """``--like authors`` against the authors' loop, written down here in plain torch from what is known of their code."""
 
+import dataclasses
 import json
 import math
 
@@ -13,8 +14,9 @@ from torch.func import functional_call
 from emkit import cli
 from emkit.coefficients import Coefficients
 from emkit.engine.options import EngineOptions
-from emkit.engine.order import authors_settings, authors_turns
+from emkit.engine.order import authors_order, authors_steps, authors_turns, pieces, pull
 from emkit.fit import FitOptions, Optimiser, fit
+from emkit.like import imposed, resolved
 from emkit.sequences import collate
 
 BETA, GAMMA = {"VQA": 1.0, "Chart": 2.5}, 0.7
@@ -35,22 +37,17 @@ class Whole(torch.nn.Module):
         return self.backbone.forward(self.model, batch, features, layer, taken)
 
 
-def authors_loop(made, initial: float, hidden_weight: float) -> list[np.ndarray]:
+def authors_loop(made, initial: float, hidden_weight: float, micro_steps: list) -> list[np.ndarray]:
     """α = σ(w), w₀ = logit(ᾱ); loss of one sample of one task: β (soft cross-entropy, mean over all its tokens, +
     w_h · mean squared hidden error) + γ Σ|α − ᾱ| / (n/K); AdamW 0.5 on w, weight decay 1e-5, cosine warm restarts
-    (T₀ 50), 8 accumulation steps, clip 1.0, one epoch; tasks in turn. α [tensor, expert] before each step and after.
+    (T₀ 50, T_mult 2, down to a tenth), 8 accumulation steps, clip 1.0, one epoch. α [tensor, expert] before each step
+    and after.
     """
     names, k = made.task_vectors.names, 2
     whole = Whole(made.backbone, made.model())
     w = torch.full((len(names), k), math.log(initial / (1 - initial)), requires_grad=True)
     optimiser = torch.optim.AdamW([w], lr=0.5, weight_decay=1e-5)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimiser, T_0=50)
-    queue = {name: list(range(SAMPLES)) for name in ("VQA", "Chart")}
-    micro_steps = []
-    while queue["VQA"] or queue["Chart"]:
-        for name in ("VQA", "Chart"):
-            if queue[name]:
-                micro_steps.append((name, queue[name].pop()))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimiser, T_0=50, T_mult=2, eta_min=0.05)
     trajectory = [torch.sigmoid(w).detach().numpy()]
     for number, (name, sample) in enumerate(micro_steps, 1):
         alpha, weights = torch.sigmoid(w), {}
@@ -81,19 +78,59 @@ def authors_loop(made, initial: float, hidden_weight: float) -> list[np.ndarray]
     return trajectory
 
 
-@pytest.mark.parametrize("hidden_weight", [0.0, 0.3])
-def test_the_coefficients_follow_the_authors_loop_step_by_step(made, hidden_weight):
+def base_class_turns(sizes: dict[str, int]) -> list[tuple[str, int]]:
+    """Tasks in turn, the last sample of each first."""
+    queue = {name: list(range(size)) for name, size in sizes.items()}
+    turns = []
+    while any(queue.values()):
+        turns += [(name, samples.pop()) for name, samples in queue.items() if samples]
+    return turns
+
+
+def internvl_turns(sizes: dict[str, int], seed: int) -> list[tuple[str, int]]:
+    """Rounds of all tasks, the shorter ones over and over, shuffled as ``DataLoader(shuffle=True)`` shuffles."""
+    rounds = [(name, i % size) for i in range(max(sizes.values())) for name, size in sizes.items()]
+    sampler = torch.utils.data.RandomSampler(rounds, generator=torch.Generator().manual_seed(seed))
+    return [rounds[i] for i in sampler]
+
+
+def cut(made, sizes: dict[str, int]):
+    """The calibration with so many samples of each task."""
+    tasks = {}
+    for name, size in sizes.items():
+        task = made.calibration.tasks[name]
+        kept = sum(sample < size for sample in task.sample_of)
+        lists = {
+            key: value[:kept] for key, value in vars(task).items() if isinstance(value, list) and len(value) >= kept
+        }
+        tasks[name] = dataclasses.replace(task, **lists)
+        assert tasks[name].samples == size
+    return dataclasses.replace(made.calibration, tasks=tasks)
+
+
+@pytest.mark.parametrize(
+    ("order", "hidden_weight", "sizes"),
+    [
+        ("authors", 0.0, {"VQA": SAMPLES, "Chart": SAMPLES}),
+        ("authors", 0.3, {"VQA": SAMPLES, "Chart": SAMPLES}),
+        ("authors_shuffled", 0.0, {"VQA": SAMPLES, "Chart": SAMPLES}),
+        ("authors_shuffled", 0.3, {"VQA": SAMPLES, "Chart": 1}),  # Chart's sample is in every step several times
+    ],
+)
+def test_the_coefficients_follow_the_authors_loop_step_by_step(made, order, hidden_weight, sizes):
     given = {"gamma": GAMMA, "beta": BETA, "hidden_weight": hidden_weight, "optimiser": {}, "hidden_layer": "middle"}
-    settings = authors_settings(given, SAMPLES, 2)
+    settings = resolved(given, given, imposed("expert_merging", SAMPLES, 2, "mistral"))
     keys = ("parameterisation", "temperature", "beta", "gamma", "regulariser", "hidden_loss", "hidden_weight")
     options = FitOptions(
-        **{key: settings[key] for key in keys}, optimiser=Optimiser(**settings["optimiser"]), order="authors"
+        **{key: settings[key] for key in keys}, optimiser=Optimiser(**settings["optimiser"]), order=order
     )
     initial = dict.fromkeys(made.task_vectors.experts, 0.2)
     start = Coefficients.constant(made.task_vectors.names, initial)
     count = len(start.values)
-    found = fit(made.backbone, made.model(), made.task_vectors, start, initial, made.calibration, options, count)
-    expected = authors_loop(made, 0.2, hidden_weight)
+    data = cut(made, sizes)
+    found = fit(made.backbone, made.model(), made.task_vectors, start, initial, data, options, count, seed=4)
+    turns = base_class_turns(sizes) if order == "authors" else internvl_turns(sizes, 4)
+    expected = authors_loop(made, 0.2, hidden_weight, turns)
     assert len(found.history) == 3 and np.abs(expected[-1] - expected[0]).max() > 0.1
     trajectory = [*(entry["alpha"] for entry in found.history), found.coefficients.flat()]
     for step, (ours, theirs) in enumerate(zip(trajectory, expected, strict=True)):
@@ -101,21 +138,50 @@ def test_the_coefficients_follow_the_authors_loop_step_by_step(made, hidden_weig
     assert np.abs(np.array(trajectory[1]) - expected[1].reshape(-1)).max() < 2e-5
 
 
-def test_the_settings_are_those_of_their_default_run():
+@pytest.mark.parametrize("backbone", ["internvl", "qwen2_vl", "mistral", "causal_lm"])
+def test_the_settings_are_those_of_their_default_run(backbone):
     """Five experts with ten samples each: 50 samples, 7 optimiser steps."""
-    found = authors_settings(
-        {"gamma": 5.0, "tokens": "response", "optimiser": {"lr": 0.01}, "hidden_weight": 1.0}, 10, 5
-    )
+    given = {"gamma": 5.0, "tokens": "response", "optimiser": {"lr": 0.01}, "hidden_weight": 1.0}
+    found = resolved(given, ["gamma", "tokens"], imposed("expert_merging", 10, 5, backbone))
     optimiser = Optimiser(**found["optimiser"])
     assert (optimiser.steps, optimiser.lr, optimiser.weight_decay, optimiser.clip) == (7, 0.5, 1e-5, 1.0)
     assert (optimiser.name, optimiser.schedule, optimiser.period) == ("adamw", "cosine_restarts", 50)
+    assert (optimiser.growth, optimiser.floor) == (2, 0.1)
     assert found["parameterisation"] == "sigmoid" and found["tokens"] == "all" and found["gamma"] == 5.0
+    assert found["hidden_weight"] == 0.0 and "fixed" not in found
+    assert resolved(given, given, {})["hidden_weight"] == 1.0
+    assert imposed("expert_merging_pp", 10, 5, backbone)["fixed"] == "initial"
 
 
 def test_every_sample_has_one_turn_and_tasks_take_turns(made):
     turns = authors_turns(made.calibration)
     assert sorted(turns) == sorted((name, s) for name in ("VQA", "Chart") for s in range(SAMPLES))
     assert turns[:3] == [("VQA", 8), ("Chart", 8), ("VQA", 7)]
+
+
+def test_internvl_has_the_order_of_their_own_internvl_trainer(made):
+    assert [authors_order(name) for name in ("internvl", "qwen2_vl", "mistral")] == ["authors_shuffled"] + 2 * [
+        "authors"
+    ]
+    sizes = {"VQA": 9, "Chart": 4}
+    data = cut(made, sizes)
+    assert authors_turns(data) == base_class_turns(sizes)
+    for seed in range(3):
+        turns = authors_turns(data, "authors_shuffled", seed)
+        assert turns == internvl_turns(sizes, seed) and len(turns) == 18
+    assert sorted(turns) == sorted([("VQA", i) for i in range(9)] + [("Chart", i % 4) for i in range(9)])
+    assert authors_turns(data, "authors_shuffled", 0) != authors_turns(data, "authors_shuffled", 1)
+    assert authors_steps([9, 4], "authors_shuffled") == 3 and authors_steps([9, 4]) == 2
+    # the last step holds two micro-steps of eight: a quarter of the regulariser's weight, 1/(n/K) each
+    assert [pull("authors_shuffled", "paper", 24, 2, 12, data, step) for step in range(3)] == [1 / 12, 1 / 12, 1 / 48]
+
+
+def test_a_sample_with_two_turns_in_a_step_weighs_twice(made):
+    found = pieces(cut(made, {"VQA": 2, "Chart": 1}), "authors_shuffled", 1, 0, 0)
+    weight = {(name, i): 0.0 for name in ("VQA", "Chart") for i in range(2)}
+    for piece in found:
+        weight[piece.task.name, piece.task.sample_of[piece.index]] += float(piece.weights.sum())
+    assert weight == pytest.approx({("VQA", 0): 1 / 8, ("VQA", 1): 1 / 8, ("Chart", 0): 2 / 8, ("Chart", 1): 0})
 
 
 def test_a_row_is_merged_like_the_authors(tiny_zoo, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """WUDI and WUDI v2: the Gram form against the objective as it is written, by autograd; the minimum against lstsq."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -144,3 +146,32 @@ def test_nothing_but_zeros_is_zero():
         wudi_v2_matrix(zeros, "qwen2_vl"),
     ):
         assert torch.equal(found, torch.zeros(5, 4))
+
+
+def test_how_far_adam_can_move_an_entry():
+    """What the docstring says of 300 steps at 1e-5: 0.003 by a steady gradient, up to 3.7e-5 in the last step by the
+    worst sequence of gradients (its ratio of the averages' weights, by Cauchy–Schwarz), 0.0078 in all at most."""
+    one, two, lr = 0.9, 0.999, 1e-5
+
+    def moved(gradients) -> list[float]:
+        entry = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        adam, places = torch.optim.Adam([entry], lr=lr, eps=0), [0.0]
+        for gradient in gradients:
+            entry.grad = torch.tensor([gradient], dtype=torch.float64)
+            adam.step()
+            places.append(entry.item())
+        return np.abs(np.diff(places)).tolist()
+
+    def bound(t: int) -> float:
+        series = sum((one**2 / two) ** j for j in range(t))
+        return lr * (1 - one) / (1 - one**t) * ((1 - two**t) / (1 - two) * series) ** 0.5
+
+    assert sum(moved([1.0] * 300)) == pytest.approx(0.003, rel=1e-6)
+    for t in (1, 2, 10, 100, 300):
+        worst = moved([(one / two) ** (t - i) for i in range(1, t + 1)])
+        assert worst[-1] == pytest.approx(bound(t), rel=1e-6)
+        assert all(step <= bound(i) * (1 + 1e-9) for i, step in enumerate(worst, 1))
+    assert bound(1) == pytest.approx(lr) and bound(300) == pytest.approx(3.7e-5, rel=0.01)
+    assert 0.0077 < sum(bound(t) for t in range(1, 301)) < 0.0078
+    said = inspect.getdoc(wudi_matrix)
+    assert "3.7 ``lr``" in said and "0.0078" in said

@@ -15,6 +15,10 @@ if TYPE_CHECKING:  # the command line is put together without torch, which takes
 DTYPES = ("float32", "bfloat16")
 PLACEMENTS = ("device", "host", "files")
 LIKE = ("authors",)
+_LIKE = """\
+Expert Merging(++) as the authors' code runs it by default: its loss, optimiser and order, one epoch, no hidden term
+unless hidden_weight is given, and its rounding where no coefficient has moved yet; γ, β and where the fit starts stay
+"""
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -25,7 +29,7 @@ class EngineOptions:
     placement of the task vectors follows from it unless ``place`` names one. ``dtype`` of the merged weights
     (coefficients are float64 always). ``micro_tokens``: padded tokens in one forward and backward. ``checkpointing``
     recomputes activations instead of keeping them. ``like``: reproduce somebody's conventions
-    (:mod:`emkit.engine.order`).
+    (:mod:`emkit.like`).
 
     Neither ``memory`` nor ``place`` changes a bit of the outcome; the others do, within rounding.
     """
@@ -46,6 +50,11 @@ class EngineOptions:
         import torch
 
         return getattr(torch, self.dtype)
+
+    @property
+    def recorded(self) -> dict:
+        """What a report tells of them: all that the outcome depends on."""
+        return {key: getattr(self, key) for key in ("like", "dtype", "micro_tokens", "checkpointing")}
 
     @property
     def identity(self) -> dict:
@@ -70,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="padded tokens in one forward and backward; streamed task vectors are read once for each",
     )
     given.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
-    given.add_argument("--like", choices=LIKE, help="follow the authors' code's loss, optimiser and order")
+    given.add_argument("--like", choices=LIKE, help=_LIKE)
 
 
 def from_arguments(given: argparse.Namespace) -> EngineOptions:

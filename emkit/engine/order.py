@@ -2,21 +2,24 @@
 
 Ours: a step takes ``batch`` samples of every task, or a part of one that is a pack of many short questions, and its
 loss is the *sum* over tasks of the mean over samples.
-The authors': one sample of one task at a time, eight of which make an optimiser step whose loss is their *mean*; tasks
-take turns, each giving its last sample first; the last step of an epoch holds what is left, still divided by eight.
+The authors': one sample of one task at a time, eight of which make an optimiser step whose loss is their *mean*; the
+last step of an epoch holds what is left, still divided by eight. In their trainers' base class tasks take turns, each
+giving its last sample first (``authors``); their InternVL trainer shuffles turns in which a task with fewer samples
+begins again (``authors_shuffled``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from emkit.calibration import Calibration, TaskSamples
-from emkit.engine.variable import Optimiser
 
-ORDERS = ("tasks", "authors")
+AUTHORS = ("authors", "authors_shuffled")
+ORDERS = ("tasks", *AUTHORS)
 ACCUMULATED = 8  # the authors' gradient accumulation
 
 
@@ -34,9 +37,9 @@ class Piece:
 
 
 def pieces(calibration: Calibration, order: str, batch: int | float | str, step: int, seed: int) -> list[Piece]:
-    """The sequences of a step."""
-    if order == "authors":
-        turns = authors_turns(calibration)
+    """The sequences of a step; one whose sample has several turns in it is there as many times."""
+    if order in AUTHORS:
+        turns = authors_turns(calibration, order, seed)
         return [
             Piece(task, i, weights / ACCUMULATED)
             for name, sample in turns[step * ACCUMULATED : (step + 1) * ACCUMULATED]
@@ -59,8 +62,24 @@ def _chosen(task: TaskSamples, batch: int | float | str, step: int, seed: int, n
     return [units[i] for i in chosen_samples(len(units), batch, step, seed, number)]
 
 
-def authors_turns(calibration: Calibration) -> list[tuple[str, int]]:
-    """(task, sample) of each micro-step of the authors' one epoch: tasks in turn, the last sample of each first."""
+def authors_order(backbone: str) -> str:
+    """Which of the authors' orders a backbone has: that of their InternVL trainer, else that of its base class."""
+    return "authors_shuffled" if backbone == "internvl" else "authors"
+
+
+def authors_turns(calibration: Calibration, order: str = "authors", seed: int = 0) -> list[tuple[str, int]]:
+    """(task, sample) of each micro-step of the authors' one epoch.
+
+    ``authors``: tasks in turn, the last sample of each first, until all have had their turn. ``authors_shuffled``: as
+    many rounds of all tasks as the largest has samples, a smaller one beginning again, and of this list a permutation
+    drawn from ``seed``. Which permutation a process of theirs draws cannot be known: it comes from global generators
+    that everything before it has drawn from, one of which shuffled the samples themselves.
+    """
+    if order == "authors_shuffled":
+        sizes = {name: task.samples for name, task in calibration.tasks.items()}
+        rounds = [(name, i % size) for i in range(max(sizes.values())) for name, size in sizes.items()]
+        drawn = torch.randperm(len(rounds), generator=torch.Generator().manual_seed(seed))
+        return [rounds[i] for i in drawn.tolist()]
     left = {name: list(range(task.samples)) for name, task in calibration.tasks.items()}
     turns: list[tuple[str, int]] = []
     while any(left.values()):
@@ -68,9 +87,10 @@ def authors_turns(calibration: Calibration) -> list[tuple[str, int]]:
     return turns
 
 
-def authors_steps(samples: int) -> int:
-    """Optimiser steps of one epoch of the authors' loop over ``samples`` samples of all tasks together."""
-    return -(-samples // ACCUMULATED)
+def authors_steps(samples: Sequence[int], order: str = "authors") -> int:
+    """Optimiser steps of one epoch of the authors' loop over so many samples of each task."""
+    turns = max(samples) * len(samples) if order == "authors_shuffled" else sum(samples)
+    return -(-turns // ACCUMULATED)
 
 
 def pull(order: str, kind: str, n: int, experts: int, count: float, calibration: Calibration, step: int) -> float:
@@ -80,32 +100,10 @@ def pull(order: str, kind: str, n: int, experts: int, count: float, calibration:
     :func:`emkit.objectives.regulariser`; in the authors' order each micro-step has 1/(n/K) of it, and a step an eighth
     of the sum of its micro-steps'.
     """
-    if order == "authors":
-        present = len(authors_turns(calibration)[step * ACCUMULATED : (step + 1) * ACCUMULATED])
+    if order in AUTHORS:
+        present = len(authors_turns(calibration, order)[step * ACCUMULATED : (step + 1) * ACCUMULATED])
         return present / ACCUMULATED / (n / experts)
     return 1 / (experts * count) if kind == "paper" else experts / (n / experts)
-
-
-def authors_settings(settings: dict, samples: int, experts: int) -> dict:
-    """A recipe's settings with those of the authors' default run in their place (facts of their code, October 2025).
-
-    ``samples`` of each task make the one epoch. γ, β and ᾱ stay the recipe's (γ then in the authors' units); the
-    hidden term is off unless ``hidden_weight`` is given, as theirs is unless a layer is named. Not reproduced: fp16,
-    and ``torch.chunk``'s sizes, which may leave coefficients without an effect.
-    """
-    optimiser = Optimiser(
-        "adamw", 0.5, 1e-5, authors_steps(samples * experts), "cosine_restarts", batch=1, clip=1.0, period=50
-    )
-    changes = {
-        "parameterisation": "sigmoid",
-        "temperature": 1.0,
-        "regulariser": "authors",
-        "hidden_loss": "mean_squared",
-        "tokens": "all",
-        "optimiser": vars(optimiser),
-    }
-    chunked = {"fixed": "initial", "start": "initial"} if "fixed" in settings else {}
-    return {"hidden_weight": 0.0} | settings | changes | chunked
 
 
 def chosen_samples(samples: int, batch: int | str, step: int, seed: int, task: int) -> list[int]:

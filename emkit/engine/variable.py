@@ -8,6 +8,7 @@ are at hand. Adam and AdamW are written out for that (Kingma and Ba, 2015; Loshc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,10 @@ class Optimiser:
 
     ``batch`` is the number of samples of each task in one step (``all``: every sample); below 1, the part of one: a
     sample that is a pack of many short questions is dealt into that many parts, which take turns. ``clip`` bounds the
-    norm of the whole coefficient gradient (null: no bound). ``cosine`` falls from ``lr`` to 0 over ``steps``;
-    ``cosine_restarts`` starts again every ``period`` steps, as the authors' code does.
+    norm of the whole coefficient gradient (null: no bound). ``cosine`` falls from ``lr`` to 0 over ``steps``.
+    ``cosine_restarts`` falls to ``floor`` · ``lr`` and starts again, first after ``period`` steps and then after
+    ``growth`` times as many as the time before: ``torch``'s CosineAnnealingWarmRestarts with T_0, T_mult and eta_min,
+    whose defaults here are what the authors' code gives them.
     """
 
     name: str = "adamw"
@@ -40,20 +43,37 @@ class Optimiser:
     batch: int | float | str = "all"
     clip: float | None = None
     period: int = 50
+    growth: int = 2
+    floor: float = 0.1
 
 
 def learning_rate(settings: Optimiser, step: int) -> float:
     """The learning rate of a step (from 0)."""
     if settings.schedule == "constant":
         return settings.lr
-    period = settings.steps if settings.schedule == "cosine" else settings.period
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step % period) / period))
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * (step % settings.steps) / settings.steps))
+    period = settings.period
+    while step >= period:
+        step, period = step - period, period * settings.growth
+    least = settings.floor * settings.lr
+    return least + (settings.lr - least) * 0.5 * (1 + math.cos(math.pi * step / period))
+
+
+def _logit(values: np.ndarray) -> np.ndarray:
+    """log(x / (1 − x)); −∞ for what is at most 0, ∞ for what is at least 1."""
+    values = np.clip(values, 0, 1)
+    with np.errstate(divide="ignore"):
+        return np.log(values / (1 - values))
 
 
 class Variable:
     """The trained vector w with its moments, and α as a function of it (float64, on ``device``).
 
-    ``pull`` is the weight of Σ |α − ᾱ| in the objective, γ R(α) being that sum times it; ``anchor`` ᾱ [n].
+    ``pull`` is the weight of Σ |α − ᾱ| in the objective, γ R(α) being that sum times it; ``anchor`` ᾱ [n]. The sum's
+    subgradient is 0 where α = ᾱ, and sign(α − ᾱ) elsewhere. It is taken as sign(w − w̄), w̄ being ᾱ's w, because
+    sigmoid(logit(ᾱ)) is rounded to one side of ᾱ or the other. ``at_rest`` [n] is what stands in
+    place of that 0 (:func:`authors_sign`).
     """
 
     def __init__(
@@ -64,6 +84,7 @@ class Variable:
         anchor: np.ndarray,
         clamp: bool = False,
         device: torch.device | str = "cpu",
+        at_rest: np.ndarray | None = None,
     ):
         flat = start.flat()
         if not len(flat):
@@ -71,10 +92,14 @@ class Variable:
         self.sigmoid, self.settings = parameterisation == "sigmoid", settings
         if self.sigmoid and not ((flat > 0) & (flat < 1)).all():
             raise UserError("parameterisation sigmoid needs initial coefficients between 0 and 1, both excluded")
-        w = np.log(flat / (1 - flat)) if self.sigmoid else flat
+        w, rest = (_logit(values) if self.sigmoid else values for values in (flat, np.asarray(anchor, dtype=float)))
         self.w = torch.tensor(w, dtype=torch.float64, device=device)
         self.first, self.second = torch.zeros_like(self.w), torch.zeros_like(self.w)
         self.anchor = torch.tensor(anchor, dtype=torch.float64, device=device)
+        self.rest = torch.tensor(rest, dtype=torch.float64, device=device)
+        self.at_rest = torch.zeros_like(self.w)
+        if at_rest is not None:
+            self.at_rest.copy_(torch.from_numpy(at_rest))
         self.clamp = clamp and not self.sigmoid
         self.pull, self.step, self.rate = 0.0, 0, 0.0
 
@@ -93,8 +118,13 @@ class Variable:
     def whole_gradient(self, where: slice, gradient: torch.Tensor) -> torch.Tensor:
         """∂(loss + γ R)/∂w from ∂loss/∂α."""
         alpha = self.alpha(where)
-        gradient = gradient + self.pull * torch.sign(alpha - self.anchor[where])
+        gradient = gradient + self.pull * self.away(where)
         return gradient * (alpha * (1 - alpha)) if self.sigmoid else gradient
+
+    def away(self, where: slice) -> torch.Tensor:
+        """The subgradient of Σ |α − ᾱ|: on which side of ᾱ each coefficient is."""
+        w, rest = self.w[where], self.rest[where]
+        return torch.where(w == rest, self.at_rest[where], torch.sign(w - rest))
 
     def descend_clipped(self, gradient: torch.Tensor) -> torch.Tensor:
         """One step of the whole vector, the norm of its gradient bounded as ``torch.nn.utils.clip_grad_norm_`` does."""
@@ -126,3 +156,15 @@ class Variable:
         """The inverse of :meth:`snapshot`."""
         for name, vector in (("w", self.w), ("first", self.first), ("second", self.second)):
             vector.copy_(torch.tensor(found[name], dtype=torch.float64))
+
+
+def authors_sign(initial: Sequence[float], device: torch.device | str) -> np.ndarray:
+    """sign(sigmoid(logit(ᾱ)) − ᾱ) of each expert in fp32, where the authors' trainer starts: −1, 0 or 1 by rounding.
+
+    ``initial`` ᾱ [K]; the same operations on a tensor of the same shape on the same device as theirs. On a CPU it is
+    0 at 0.1, 0.2 and 0.3, but −1 at 0.17, where their regulariser then pulls every coefficient up in the first step.
+    This is their rounding reproduced, not a meaning.
+    """
+    anchor = torch.tensor(initial, dtype=torch.float32, device=device)
+    w = torch.logit(anchor).unsqueeze(-1)
+    return torch.sign(torch.sigmoid(w) - anchor.unsqueeze(-1)).squeeze(-1).double().cpu().numpy()

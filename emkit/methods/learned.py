@@ -31,6 +31,8 @@ _OPTIMISER = mapping(
         "batch": Key(either(integer(1), number(0.01, 0.5), choice("all")), required=False),
         "clip": Key(nullable(number(0)), required=False),
         "period": Key(integer(1), required=False),
+        "growth": Key(integer(1), required=False),
+        "floor": Key(number(0, 1), required=False),
     }
 )
 _FIT = {
@@ -53,7 +55,11 @@ _FIT = {
     ),
     "tokens": Option(choice(*TOKENS), REQUIRED, "where losses are taken: response tokens, or all (the authors' code)"),
     "optimiser": Option(
-        _OPTIMISER, REQUIRED, "name, lr, weight_decay, steps, schedule, batch, clip, period; unpublished in the paper"
+        _OPTIMISER,
+        REQUIRED,
+        "name, lr, weight_decay, steps, schedule, batch, clip; of cosine_restarts also period, growth (of the period "
+        "with each restart) and floor (of the rate, in units of lr), 50, 2 and 0.1 as in the authors' code; "
+        "unpublished in the paper",
     ),
     "hidden_weight": Option(number(0), 1.0, "w_h of the authors' code: the weight of Eq. 1 (1 in the paper)"),
     "logit_weight": Option(number(0), 1.0, "the weight of Eq. 2 (1 in the paper, 0 in its ablation)"),

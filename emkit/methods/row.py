@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import write_json
 from emkit.learning import Learned
+from emkit.like import check_method
 from emkit.methods.key import content_key
 from emkit.methods.registry import Context, get
 from emkit.shards import SHARD_BYTES
@@ -43,18 +46,20 @@ def merge_row(
     entry = recipe.row(row)
     if entry["method"] is None:
         raise UserError(f"row '{row}' has no method yet: its cells are shown as not run")
-    method = get(entry["method"])
+    use = engine or EngineOptions()
+    check_method(use.like, entry["method"])
+    recipe, method = replace(recipe, like=use.like), get(entry["method"])
     backbone = backbones.get(recipe.backbone)
     base = Checkpoint.open(recipe.model("base"))
     experts = {name: Checkpoint.open(path) for name, path in recipe.experts.items()}
     task_vectors = TaskVectors(base, layouts.aligned(base, experts, backbone), backbone.merged_names)
     options, device = recipe.settings(entry), recipe.device
     given = (recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
-    context = Context(*given, engine or EngineOptions())
+    context = Context(*given, use)
     with deterministic():
         merge = method.run(context)
         key = content_key(context, method.name, merge)
-        write_checkpoint(out, merge.tensors, merge.like, card(recipe, entry, seed), shard_bytes, key)
+        write_checkpoint(out, merge.tensors, merge.like, card(recipe, entry, seed, options), shard_bytes, key)
     report = {
         "row": row,
         "method": method.name,
@@ -66,6 +71,8 @@ def merge_row(
         "model_sha256": Checkpoint.open(out).sha256(),
         "merged_tensors": len(task_vectors.names),
     }
+    if recipe.like is not None:
+        report |= {"like": recipe.like, "options": options}
     if merge.learned is not None:
         report |= leave(merge.learned, Path(out).parent)
     return report
@@ -83,11 +90,12 @@ def leave(learned: Learned, folder: Path) -> dict:
     }
 
 
-def card(recipe: Recipe, row: Mapping, seed: int) -> str:
-    """The merged model's card: what it was made from, and how."""
+def card(recipe: Recipe, row: Mapping, seed: int, options: Mapping) -> str:
+    """The merged model's card: what it was made from, and how; ``options`` where they are not the recipe's own."""
     experts = "\n".join(f"- {name}: `{path}`" for name, path in recipe.experts.items())
     return (
         f"# {row['label']}\n\nMade by emkit, row `{row['id']}` (method `{row['method']}`, seed {seed}) of the recipe "
         f"`{recipe.profile}/{recipe.backbone}`, sha256 `{recipe.sha256}`.\n\nBase: `{recipe.model('base')}`\n\n"
         f"Experts:\n\n{experts}\n"
+        + (f"\nOptions, as `--like {recipe.like}` sets them: `{json.dumps(options)}`\n" if recipe.like else "")
     )

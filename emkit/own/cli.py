@@ -132,6 +132,7 @@ def _merge(options) -> None:
     recipe.check(data, where or "command line: ")
     _quieten()
     use, shard = engine.from_arguments(options), engine.parse_bytes(options.shard_size)
+    _note_unused(data["method"], use)
     cache = options.cache or resources.place(data["out"]).parent / ".emkit-cache"
     needed = [cache, *([Path(options.recipe)] if where else [])]
     prepared = prepare.prepare(data, options.overwrite, engine=use, needed=needed)
@@ -151,6 +152,16 @@ def _merge(options) -> None:
     print(f"{data['out']}: {report['checked']}")
     if "learned" in report["coefficients"]:
         print(f"its coefficients: emkit coefficients show {data['out']}")
+
+
+def _note_unused(method: str, use: engine.EngineOptions) -> None:
+    """Say so where options of a fit are given to a method that fits nothing."""
+    from emkit.methods import get
+
+    usual = vars(engine.EngineOptions())
+    unused = [f"--{key.replace('_', '-')}" for key, value in vars(use).items() if value != usual[key] and key != "like"]
+    if unused and not get(method).learned:
+        print(f"note: {', '.join(unused)}: of no effect, {method} fits nothing", file=sys.stderr)
 
 
 def _quieten() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def run(
     as emkit_merge.json, with the card and, for learned methods, coefficients.json and history.json. ``cache`` keeps
     what a killed fit goes on from; ``engine`` says what a fit may use of the machine.
     """
+    use = engine or EngineOptions()
+    prepared = replace(prepared, recipe=prepared.recipe.following(use.like))
     recipe, vectors = prepared.recipe, prepared.vectors
     survey = _survey(vectors, say)
     context = Context(
@@ -55,7 +58,7 @@ def run(
         vectors,
         recipe.settings(),
         recipe.device,
-        engine or EngineOptions(),
+        use,
     )
     if recipe.method.learned:
         say(f"calibration sets and fits are kept in {cache}: the same command goes on from there")
@@ -97,7 +100,7 @@ def _write(
     base, owner = prepared.folders["base"], prepared.folders[recipe.tokenizer]
     tokens.side_files(base, owner if tokens.has_tokenizer(owner) else base, side)
     merge = recipe.method.run(context)
-    report = _report(prepared, merge, survey, side, command)
+    report = _report(prepared, context, merge, survey, side, command)
     if report["missing_code"]:
         say(f"warning: {card.code(report['missing_code'], prepared.recipe.given['base'])}")
     like = vectors.base.with_side_files(side)
@@ -132,7 +135,12 @@ def _speaking_of(out: Path) -> Iterator[None]:
 
 
 def _report(
-    prepared: Prepared, merge: Merge, survey: Mapping[str, differences.Distance], side: Path, command: str
+    prepared: Prepared,
+    context: Context,
+    merge: Merge,
+    survey: Mapping[str, differences.Distance],
+    side: Path,
+    command: str,
 ) -> dict[str, Any]:
     """What the merged model was made from and how, as a JSON value."""
     recipe, vectors = prepared.recipe, prepared.vectors
@@ -145,7 +153,8 @@ def _report(
         "backbone": recipe.backbone,
         "seed": recipe.seed,
         "recipe": dict(recipe.given),
-        "options": recipe.settings(),
+        "options": dict(context.options),
+        **({"fit": context.engine.recorded} if recipe.method.learned else {}),
         "command": command,
         "inputs": {
             label: {"name": names[label], "folder": str(prepared.folders[label]), "sha256": checkpoint.sha256()}

@@ -16,6 +16,7 @@ from emkit import backbones, layouts
 from emkit.checkpoints import Checkpoint
 from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
+from emkit.like import check_method
 from emkit.own import checks, differences, hub, resources, tokens
 from emkit.own.adapters import AdapterCheckpoint, WithAdapters, check_base, is_adapter
 from emkit.own.recipe import AUTO, MergeRecipe
@@ -64,8 +65,11 @@ def prepare(
     ``given`` went through :func:`emkit.own.recipe.check`. Hub ids are downloaded, their configurations first, so that
     models that cannot fit are not fetched. ``needed``: what else ``out`` may not hold, such as the cache of fits.
     """
+    use = engine or EngineOptions()
+    check_method(use.like, given["method"])
     needed = (*needed, *map(Path, given.get("calibration", {}).get("files", {}).values()))
     recipe, folders, configs, remarks = _fit_together(given, overwrite, needed)
+    recipe = recipe.following(use.like)
     names = {"base": given["base"], **recipe.experts}
     missing = sum(hub.missing_bytes(name, _who(label)) for label, name in names.items())
     if missing:
@@ -81,7 +85,7 @@ def prepare(
         _check_learnable(recipe, configs, layout, vectors, experts)
     remarks += _compare_weights(recipe, vectors)
     left_out = _left_out(recipe, configs, layout, vectors, experts)
-    use, calibration = engine or EngineOptions(), recipe.data["calibration"]
+    calibration = recipe.data["calibration"]
     needs = resources.estimate(recipe.method, vectors, dict(configs["base"].text), calibration, use, recipe.device)
     plan = (
         f"{recipe.method.name} of {', '.join(experts)} on {given['base']}, backbone {recipe.backbone}: "

@@ -11,6 +11,8 @@ from emkit import backbones
 from emkit.errors import UserError
 from emkit.fit import FitOptions
 from emkit.learning import SCALE
+from emkit.like import SOURCE as LIKE_SOURCE
+from emkit.like import check_given, check_method, imposed, resolved
 from emkit.methods import REGISTRY, REQUIRED, Method, get
 from emkit.methods.key import default_device
 from emkit.own import defaults, resources
@@ -63,12 +65,14 @@ KEYS = {
 class MergeRecipe:
     """A checked recipe, as ``given``, with its ``backbone`` resolved; the properties fill in what it leaves out.
 
+    ``like``: whose conventions hold (``--like``, :mod:`emkit.like`).
     It offers what methods take of a table's recipe (``device``, ``data["calibration"]``, ``method_settings`` and
     ``fit_options``), so that both run the same code.
     """
 
     given: Mapping[str, Any]
     backbone: str
+    like: str | None = None
 
     @property
     def method(self) -> Method:
@@ -125,7 +129,30 @@ class MergeRecipe:
                 known = {key: found.value for key, found in defaults.options(part, self.backbone).items()}
                 own = {key: value for key, value in self.given.get("options", {}).items() if key in get(part).options}
                 methods[part] = _deep(method_settings({}, part) | known, own)
-        return method_settings(methods, name)
+        found = method_settings(methods, name)
+        return found if self.like is None else resolved(found, self.given.get("options", {}), self._imposed(name))
+
+    def _imposed(self, name: str) -> dict[str, Any]:
+        """What ``--like`` puts in place of the options of the method ``name``."""
+        return imposed(name, self.data["calibration"]["samples"], len(self.experts), self.backbone)
+
+    def following(self, like: str | None) -> MergeRecipe:
+        """This recipe with ``--like``'s options; ``UserError`` where it gives one that is set otherwise, for a method
+        that has none of them, and for a start that a sigmoid cannot have."""
+        check_method(like, self.method.name)
+        found = replace(self, like=like)
+        if like is not None:
+            check_given(found.given.get("options", {}), found._imposed(found.method.name))
+        settings = found.settings()
+        if settings.get("parameterisation") == "sigmoid":
+            initial = found.scale if settings["initial"] == SCALE else settings["initial"]
+            for value in initial.values() if isinstance(initial, Mapping) else [initial]:
+                if not 0 < value < 1:
+                    raise UserError(
+                        f"the fit starts at {value:g}, and parameterisation sigmoid needs a start between 0 and 1, "
+                        "both excluded: give another scale or options.initial"
+                    )
+        return found
 
     def fit_options(self, settings: Mapping) -> FitOptions:
         """The part of :meth:`settings` that is the fit's."""
@@ -134,6 +161,9 @@ class MergeRecipe:
     def sources(self) -> dict[str, str]:
         """Where each option's value comes from: this recipe, the paper, an author, or us."""
         known = defaults.options(self.method.name, self.backbone)
+        if self.like is not None:
+            theirs = {**self._imposed(self.method.name), "hidden_weight": 0.0}
+            known = {**known, **{key: defaults.Default(value, LIKE_SOURCE) for key, value in theirs.items()}}
         standard = replace(self, given={**self.given, "options": {}}).settings()
         return {
             key: "this recipe" if value != standard[key] else known[key].source if key in known else found.about
