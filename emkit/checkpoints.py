@@ -24,6 +24,7 @@ from emkit.shards import DTYPES, INDEX, SHARD_BYTES, SINGLE, Shard, TensorInfo
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # configuration, tokenizer, processor and chat template; never a card, a log or code
+_ZOO = Path("results/zoo")  # of the repository, where commands are typed
 SIDE_FILES = (
     *("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab*", "merges.txt", "chat_template*", "*.model"),
@@ -43,7 +44,8 @@ class Checkpoint:
         """Open a folder with ``model.safetensors`` or a sharded index; ``UserError`` for anything else."""
         path = Path(path)
         if not path.is_dir():
-            raise UserError(f"no checkpoint at {path}: there is no such folder; build or download it first")
+            how = "`git checkout results/zoo` brings the committed models back" if _ZOO in path.parents else ""
+            raise UserError(f"no checkpoint at {path}: there is no such folder; {how or 'build or download it first'}")
         if (path / INDEX).is_file():
             return cls(path, _indexed(path))
         if (path / SINGLE).is_file():

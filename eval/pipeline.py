@@ -223,5 +223,6 @@ def report(plan: Plan) -> int:
     if judged:
         print(f"judge:    {judged['requests']} requests, {judged['unparsable']} unparsable replies")
     if failed:
-        print(f"error: {len(failed)} cells have no score, the first: {failed[0]}", file=sys.stderr)
+        again = f"`{plan.command}` tries them again"
+        print(f"error: {len(failed)} cells have no score, the first: {failed[0]}; {again}", file=sys.stderr)
     return 1 if failed else 0

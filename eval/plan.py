@@ -194,6 +194,24 @@ class Plan:
         """The executed notebook as the run writes it; the committed one is a copy."""
         return self.run / "notebooks" / f"{self.paper.name}.ipynb"
 
+    # ---- what a reader is told
+    @property
+    def command(self) -> str:
+        """What a user types in the repository's root to make everything that is missing."""
+        shipped = keys.ROOT / "emkit" / "recipes" / self.recipe.profile / f"{self.recipe.backbone}.yaml"
+        if self.path.resolve() != shipped or self.home.parent.resolve() != keys.ROOT / "results":
+            return f".venv/bin/python -m eval reproduce {self.path} --results {self.home.parent}"
+        profile = "" if self.recipe.profile == "mini" else f" PROFILE={self.recipe.profile}"
+        return f"make reproduce-{self.paper.name}{profile}"
+
+    def needed(self, path: Path) -> Path:
+        """``path``; where the run has not left that file, ``UserError`` with the command that makes it."""
+        if path.is_file():
+            return path
+        raise UserError(
+            f"{self.paper.title} has not been run to its end, there is no {path}: run `{self.command}` in {keys.ROOT}"
+        )
+
     # ---- what a score depends on
     @property
     def cache(self) -> Path:
