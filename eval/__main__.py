@@ -68,10 +68,10 @@ def _known(plan, row: str) -> str:
 
 def _ready(plan, split: str, row: str):
     """``UserError`` unless a row's job has what it needs: Snakemake sees to it, somebody who types it may not."""
-    plan.needed(plan.manifest(split))
+    plan.needed(plan.manifest(split), "benchmark items")
     source = plan.scale_row(row)
     if split == "evaluation" and source:
-        plan.needed(plan.scale_file(source))
+        plan.needed(plan.scale_file(source), "chosen scale")
     return plan
 
 

@@ -171,6 +171,11 @@ class Plan:
         """One score file."""
         return self.cells(job) / f"{benchmark}.json"
 
+    @property
+    def signs(self) -> Path:
+        """The folder in which running jobs say what they are at."""
+        return self.run / "signs"
+
     def stamp(self, job: Job) -> Path:
         """What Snakemake looks for: the job has ended and every cell of it is written."""
         return self.run / "stamps" / job.split / f"{job.name}.done"
@@ -204,12 +209,12 @@ class Plan:
         profile = "" if self.recipe.profile == "mini" else f" PROFILE={self.recipe.profile}"
         return f"make reproduce-{self.paper.name}{profile}"
 
-    def needed(self, path: Path) -> Path:
-        """``path``; where the run has not left that file, ``UserError`` with the command that makes it."""
+    def needed(self, path: Path, what: str = "score file") -> Path:
+        """``path``, a file that a run leaves; ``UserError`` with the command that makes it where there is none."""
         if path.is_file():
             return path
         raise UserError(
-            f"{self.paper.title} has not been run to its end, there is no {path}: run `{self.command}` in {keys.ROOT}"
+            f"no {what} {path}: {self.paper.title} has not been run to its end; run `{self.command}` in {keys.ROOT}"
         )
 
     # ---- what a score depends on

@@ -51,7 +51,7 @@ def write(plan: Plan, row: str) -> None:
 
 def read(plan: Plan, row: str) -> dict:
     """The recorded choice; ``UserError`` where there is none, or none that can be read."""
-    path = plan.needed(plan.scale_file(row))
+    path = plan.needed(plan.scale_file(row), "chosen scale")
     try:
         return read_json(path)
     except ValueError as error:
