@@ -25,6 +25,7 @@ from emkit.content import side_files_sha256, surroundings
 from emkit.engine.teacher import TaskSamples, join, load_samples, save_samples
 from emkit.errors import UserError
 from emkit.files import atomic_dir, lock, read_kept, sha256_json
+from emkit.progress import report, section
 from emkit.sources import Item, JsonlSource, TextZooSource, ZooSource
 from emkit.task_vectors import TaskVectors
 from emkit.teaching import Settings, Teacher
@@ -96,8 +97,9 @@ def _samples(
             place = folder / f"{number:04d}"
             sample = read_kept(place, load)
             if sample is None:
-                expert = expert or teacher()
-                made = expert.sample(task, images, bar.update)
+                with section(f"calibration {task}, sample {number + 1} of {settings.samples}"):
+                    expert = expert or teacher()
+                    made = expert.sample(task, images, bar.update)
                 if made is None:
                     raise UserError(_too_few(task, number, images + expert.images, settings))
                 with atomic_dir(place) as part:
@@ -127,6 +129,7 @@ def _teacher(
     items: Iterator[Item],
 ) -> Teacher:
     """The expert, loaded in the base's place for as long as ``stack`` is open."""
+    report("loading the expert")
     device = stack.enter_context(_aside(base_model))
     model, processor = backbone.load(expert.path, base_model.dtype, device)
     return Teacher(backbone, base_model, model, processor, settings, items)

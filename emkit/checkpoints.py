@@ -22,6 +22,7 @@ from emkit.errors import UserError
 from emkit.files import atomic_dir, resumable_dir, sha256_json
 from emkit.shards import DTYPES, INDEX, SHARD_BYTES, SINGLE, Shard, TensorInfo
 
+_ZOO = Path("results/zoo")  # of the repository, where commands are typed
 Look = Callable[[str, torch.Tensor], None]
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # configuration, tokenizer, processor and chat template; never a card, a log or code
@@ -61,7 +62,8 @@ class Checkpoint:
         """
         path = Path(path)
         if not path.is_dir():
-            raise UserError(f"no checkpoint at {path}: there is no such folder; build or download it first")
+            how = "`git checkout results/zoo` brings the committed models back" if _ZOO in path.parents else ""
+            raise UserError(f"no checkpoint at {path}: there is no such folder; {how or 'build or download it first'}")
         if (path / SINGLE).is_file():
             single = cls(path, dict.fromkeys(_reader(path / SINGLE).keys(), path / SINGLE))
             _check_one_set(path, single)

@@ -10,10 +10,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emkit import __version__, bench
-from emkit.engine import options as engine
-from emkit.errors import UserError
-from emkit.own import cli as own
+from emkit import __version__
+
+
+def _not_installed(error: ModuleNotFoundError) -> int:
+    """Say how to get a package that is missing; returns the exit status. A module of ours is a bug, not a package."""
+    if str(error.name).partition(".")[0] in ("emkit", "eval"):
+        raise error
+    print(
+        f"error: {sys.executable} has no package '{error.name}': `make setup` builds the environment; then type "
+        ".venv/bin/emkit for emkit and .venv/bin/python for python3",
+        file=sys.stderr,
+    )
+    return 2
+
+
+try:
+    from emkit import bench
+    from emkit.engine import options as engine
+    from emkit.errors import UserError
+    from emkit.own import cli as own
+except ModuleNotFoundError as missing:
+    sys.exit(_not_installed(missing))
 
 GROUPS = {
     "Merge your own models": {
@@ -96,6 +114,8 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        return _not_installed(error)
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

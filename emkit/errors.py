@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Command lines print it as ``error: …`` and exit with 2, without a traceback.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback (its hook for exceptions that know better): the line alone."""
+        return [f"{type(self).__name__}: {self}"]

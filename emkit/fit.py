@@ -33,6 +33,7 @@ from emkit.engine.variable import (
 )
 from emkit.errors import UserError
 from emkit.files import read_json, read_kept, sha256_json, write_json
+from emkit.progress import report
 from emkit.task_vectors import TaskVectors
 from emkit.transforms import View
 
@@ -118,6 +119,7 @@ def fit(
             tqdm(total=steps, initial=len(history), desc="fit", unit="step", disable=not progress) as bar,
         ):
             for step in range(len(history), steps):
+                report("fit step", step, steps)
                 history.append(
                     _step(backbone, model, merged, variable, start, calibration, options, count, step, seed, engine)
                 )

@@ -21,6 +21,7 @@ from emkit.errors import UserError
 from emkit.files import atomic_dir, lock, read_json, read_kept, sha256_json, write_json
 from emkit.fit import FitOptions, Optimiser, fit
 from emkit.importance import allocate_chunks, chunked_start, layer_importance
+from emkit.progress import report
 from emkit.sources import source
 from emkit.task_vectors import TaskVectors
 from emkit.transforms import View
@@ -228,5 +229,6 @@ def _check_finite(task_vectors: TaskVectors | View) -> None:
     """``UserError`` where a tensor of the base or an expert is not finite."""
     while isinstance(task_vectors, View):
         task_vectors = task_vectors.inner
-    for name in task_vectors.names:
+    for number, name in enumerate(task_vectors.names):
+        report("task vectors read", number, len(task_vectors.names))
         task_vectors.read(name)

@@ -169,13 +169,23 @@ def fit_options(settings: Mapping) -> FitOptions:
     return FitOptions(**given, optimiser=Optimiser(**settings["optimiser"]))
 
 
+def _shipped(path: Path) -> str:
+    """Which profiles and backbones there are, for a path that looks like that of a shipped recipe."""
+    folder = Path(__file__).resolve().parent / "recipes"
+    if path.resolve().parent.parent != folder:
+        return ""
+    names = [found.relative_to(folder) for found in sorted(folder.glob("[!z]*/*.yaml"))]
+    profiles, backbones = ({getattr(name, of) for name in names} for of in ("parent", "stem"))
+    return f"; profiles: {', '.join(sorted(map(str, profiles)))}; backbones: {', '.join(sorted(backbones))}"
+
+
 def load(path: str | Path) -> Recipe:
     """Read and check a recipe; ``UserError`` naming file, key and, for a typing error, the nearest valid key."""
     path = Path(path)
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}{_shipped(path)}") from error
     data = load_yaml(content, str(path))
     where = f"{path}: "
     _RECIPE(data, where)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from emkit.progress import report
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 # in the order in which safetensors stores them: larger alignment first
@@ -90,7 +92,8 @@ class Shard:
         try:
             with open(part, "wb") as file:
                 file.write(self.header)
-                for name in self.order:
+                for number, name in enumerate(self.order, 1):
+                    report(f"{self.file}, tensor", number, len(self.order))
                     tensor = tensors(name)
                     _check(name, tensor, self.tensors[name])
                     file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

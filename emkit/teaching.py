@@ -13,6 +13,7 @@ import torch
 from emkit.engine.logits import Head, headless
 from emkit.engine.teacher import TaskSamples
 from emkit.errors import UserError
+from emkit.progress import report
 from emkit.sequences import Folded, batches, collate, fold
 from emkit.sources import Item
 
@@ -124,9 +125,11 @@ class Teacher:
     @torch.no_grad()
     def _states(self, made: TaskSamples, features: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The teacher's final and middle states, [n, d] each, at each sequence's positions, fp32 on the CPU."""
-        sequences = made.sequences
+        sequences, done = made.sequences, 0
         targets: list = [None] * len(sequences)
         for indices in batches([len(s.ids) for s in sequences], TEACHER_TOKENS):
+            report("teacher's states", done, len(sequences))
+            done += len(indices)
             with headless(self.model):
                 output, taken = self._pass([sequences[i] for i in indices], [features[i] for i in indices])
             if not self._head_checked:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from emkit.cli import run
 from emkit.errors import UserError
-from emkit.files import atomic_write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +66,15 @@ def _known(plan, row: str) -> str:
     return row
 
 
+def _ready(plan, split: str, row: str):
+    """``UserError`` unless a row's job has what it needs: Snakemake sees to it, somebody who types it may not."""
+    plan.needed(plan.manifest(split), "benchmark items")
+    source = plan.scale_row(row)
+    if split == "evaluation" and source:
+        plan.needed(plan.scale_file(source), "chosen scale")
+    return plan
+
+
 def _plan(options) -> None:
     from eval.listing import listing
 
@@ -91,6 +99,7 @@ def _zoo(options) -> None:
 
 
 def _data(options) -> None:
+    from emkit.files import atomic_write
     from eval.benchmarks.writer import write
 
     plan = _load(options)
@@ -105,7 +114,7 @@ def _curve(options) -> None:
 
     plan = _load(options)
     for point in plan.points(_known(plan, options.row)):
-        run_job(plan, point)
+        run_job(_ready(plan, point.split, point.row), point)
 
 
 def _scale(options) -> None:
@@ -123,7 +132,7 @@ def _row(options) -> None:
     seeds = [str(seed) for seed in plan.seeds(_known(plan, options.row))]
     if options.seed not in seeds:
         raise UserError(f"{options.row} runs with seed {', '.join(seeds)}, not {options.seed}")
-    run_job(plan, Job(options.row, int(options.seed)))
+    run_job(_ready(plan, "evaluation", options.row), Job(options.row, int(options.seed)))
 
 
 def _table(options) -> None:

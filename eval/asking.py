@@ -17,6 +17,7 @@ import torch
 
 from emkit import backbones
 from emkit.errors import UserError
+from emkit.progress import report
 from eval import features, judge, keys
 from eval.alpaca import client as alpaca
 from eval.judge.errors import NoJudge
@@ -73,6 +74,7 @@ class Merged:
     @cached_property
     def opened(self) -> tuple:
         """``(model, processor)`` in the protocol's dtype, on the recipe's device."""
+        report("loading the merged model")
         backbone, dtype = backbones.get(self.plan.recipe.backbone), getattr(torch, self.plan.dtype)
         return backbone.load(self.folder, dtype=dtype, device=self.plan.recipe.device)
 
@@ -92,12 +94,14 @@ def _vlmevalkit(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[di
     """Answer in batches and let the benchmark's own class score the answers."""
     plan, settings = merged.plan, merged.plan.protocol["benchmarks"][benchmark]
     data, limit = plan.data(merged.job.split), plan.protocol.get("request_seconds", client.REQUEST_SECONDS)
+    report("prompts from VLMEvalKit")
     prompts = client.prompts(data, benchmark, limit, settings.get("prompt_rule", "dataset"))
     images = [prompt.image for prompt in prompts]
     questions = [prompt.text + settings["suffix"] for prompt in prompts]
     seen = _image_features(merged, benchmark, images)
     answers = merged.answers(images, questions, settings["max_new_tokens"], seen)
     predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
+    report("scored by VLMEvalKit")
     if not settings["judge"]:
         result = client.evaluate(data, benchmark, predictions, None, limit)
         return result.items, result.harness
@@ -120,6 +124,7 @@ def _lm_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict]
     """Let lm-evaluation-harness ask the model in the folder, and score its replies."""
     plan = merged.plan
     limit = plan.protocol.get("request_seconds", lm.REQUEST_SECONDS)
+    report("asked and scored by lm-evaluation-harness")
     found = lm.evaluate(plan.data(merged.job.split), [benchmark], merged.folder, plan.dtype, plan.recipe.device, limit)[
         benchmark
     ]
@@ -133,6 +138,7 @@ def _alpaca_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[d
     prompts = alpaca.prompts(data)
     texts = [prompt.text for prompt in prompts]
     answers = merged.answers([None] * len(texts), texts, settings["max_new_tokens"])
+    report("compared by AlpacaEval")
     with judged.counted() as (opened, counts):
         result = alpaca.evaluate(
             data, {prompt.index: answer for prompt, answer in zip(prompts, answers)}, opened.base_url, limit

@@ -12,7 +12,7 @@ from eval.tables import AVERAGE, Entry, grid
 
 def row_items(plan: Plan, row: str, benchmark: str) -> list[dict]:
     """A row's items on one benchmark that all its seeds have; an item's score is its mean over the seeds."""
-    runs = [scores.read_items(plan.cell(Job(row, seed), benchmark)) for seed in plan.seeds(row)]
+    runs = [scores.read_items(plan.needed(plan.cell(Job(row, seed), benchmark))) for seed in plan.seeds(row)]
     by_index = [{item["index"]: item["score"] for item in run} for run in runs]
     return [
         item | {"score": sum(scored[item["index"]] for scored in by_index) / len(by_index)}
@@ -63,7 +63,7 @@ def seed_interval(plan: Plan, row: str) -> tuple[float, float, float]:
     """Mean and 95 % t interval of the row's Avg over its seeds: what another calibration draw would change."""
     averages = []
     for seed in plan.seeds(row):
-        cells = [scores.read_cell(plan.cell(Job(row, seed), name)) for name in plan.benchmarks]
+        cells = [scores.read_cell(plan.needed(plan.cell(Job(row, seed), name))) for name in plan.benchmarks]
         averages.append(sum(cell.value for cell in cells) / len(cells))
     return stats.t_interval(averages)
 

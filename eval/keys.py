@@ -41,7 +41,13 @@ HARNESSES = {
 }
 # the code that decides a benchmark's items
 DRAWING = ("emkit/zoo/data/*.py", "emkit/zoo/text/*.py", "emkit/zoo/subtasks.py", "eval/benchmarks/*.py")
-NOT_IN_NUMBERS = ("emkit/cli.py", "emkit/explain.py", "eval/judge/cli.py", "eval/judge/estimate.py")
+NOT_IN_NUMBERS = (
+    "emkit/cli.py",
+    "emkit/explain.py",
+    "emkit/progress.py",
+    "eval/judge/cli.py",
+    "eval/judge/estimate.py",
+)
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 LIBRARIES = ("torch", "transformers", "numpy")
 HARNESS_LIBRARIES = {

@@ -37,7 +37,9 @@ def check(plan: Plan) -> None:
     """
     missing = [folder for folder in folders(plan) if not (folder / "config.json").is_file()]
     if missing and plan.recipe.data.get("zoo") is None:
-        raise UserError(f"there is no model at {missing[0]}: `git checkout` it again, or train it with `make zoo`")
+        committed = missing[0].is_relative_to("results/zoo")
+        how = f"`git checkout {missing[0].parent}` brings it back" if committed else f"correct models in {plan.path}"
+        raise UserError(f"there is no model at {missing[0]}: {how}")
     names = [str(folder) for folder in folders(plan) if folder not in missing]
     opened = {name: Checkpoint.open(name) for name in names}
     base = opened.get(str(Path(plan.recipe.model("base"))))

@@ -9,7 +9,7 @@ from emkit.files import sha256_file, sha256_json
 from eval import papermill_runner
 from eval.plan import Plan
 
-CODE = ("figures.py", "comparisons.py", "tables.py", "published.py", "stats.py")
+CODE = ("figures.py", "comparisons.py", "tables.py", "published.py", "scale.py", "stats.py")
 
 
 def source(plan: Plan) -> Path:

@@ -103,7 +103,8 @@ def _execute(source: Path, values: dict, folder: Path) -> nbformat.NotebookNode:
                 cwd=str(folder),
             )
         except papermill.PapermillExecutionError as error:
-            raise UserError(f"{source}: cell {error.exec_count} failed: {error.ename}: {error.evalue}") from error
+            said = error.evalue if error.ename == UserError.__name__ else f"{error.ename}: {error.evalue}"
+            raise UserError(f"{source}: cell {error.exec_count} failed: {said}") from error
 
 
 def _settle(notebook: nbformat.NotebookNode, folder: Path) -> None:

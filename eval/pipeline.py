@@ -20,7 +20,7 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, unwritable
-from eval import models, notebooks, scale, scores, tables
+from eval import models, notebooks, scale, scores, signs, tables
 from eval.judge import estimate, upstream
 from eval.judge.service import KEY_VARIABLE
 from eval.plan import EVALUATION, VALIDATION, Job, Plan
@@ -68,7 +68,8 @@ def _run(pruned: Sequence[tuple[Plan, set[Path], int]], jobs: int) -> UserError 
             (f"{plan.paper.name} {stage}" if several else stage, *rest)
             for plan, standing, _ in missing
             for stage, *rest in count(plan, standing, started)
-        ]
+        ],
+        signs=lambda: [sign.line(time.time()) for plan, *_ in missing for sign in signs.running(plan.signs)],
     )
     for plan, _, lock in missing:
         log = plan.run / "log" / f"{plan.paper.name}.log"
@@ -163,6 +164,7 @@ def _snakemake(plan: Plan, jobs: int, log: Path, lock: int, display: Display) ->
                 display.update()
                 time.sleep(TICK)
         except BaseException:
+            display.clear()
             process.terminate()
             process.wait()
             raise
@@ -223,5 +225,6 @@ def report(plan: Plan) -> int:
     if judged:
         print(f"judge:    {judged['requests']} requests, {judged['unparsable']} unparsable replies")
     if failed:
-        print(f"error: {len(failed)} cells have no score, the first: {failed[0]}", file=sys.stderr)
+        again = f"`{plan.command}` tries them again"
+        print(f"error: {len(failed)} cells have no score, the first: {failed[0]}; {again}", file=sys.stderr)
     return 1 if failed else 0

@@ -171,6 +171,11 @@ class Plan:
         """One score file."""
         return self.cells(job) / f"{benchmark}.json"
 
+    @property
+    def signs(self) -> Path:
+        """The folder in which running jobs say what they are at."""
+        return self.run / "signs"
+
     def stamp(self, job: Job) -> Path:
         """What Snakemake looks for: the job has ended and every cell of it is written."""
         return self.run / "stamps" / job.split / f"{job.name}.done"
@@ -193,6 +198,24 @@ class Plan:
     def notebook(self) -> Path:
         """The executed notebook as the run writes it; the committed one is a copy."""
         return self.run / "notebooks" / f"{self.paper.name}.ipynb"
+
+    # ---- what a reader is told
+    @property
+    def command(self) -> str:
+        """What a user types in the repository's root to make everything that is missing."""
+        shipped = keys.ROOT / "emkit" / "recipes" / self.recipe.profile / f"{self.recipe.backbone}.yaml"
+        if self.path.resolve() != shipped or self.home.parent.resolve() != keys.ROOT / "results":
+            return f".venv/bin/python -m eval reproduce {self.path} --results {self.home.parent}"
+        profile = "" if self.recipe.profile == "mini" else f" PROFILE={self.recipe.profile}"
+        return f"make reproduce-{self.paper.name}{profile}"
+
+    def needed(self, path: Path, what: str = "score file") -> Path:
+        """``path``, a file that a run leaves; ``UserError`` with the command that makes it where there is none."""
+        if path.is_file():
+            return path
+        raise UserError(
+            f"no {what} {path}: {self.paper.title} has not been run to its end; run `{self.command}` in {keys.ROOT}"
+        )
 
     # ---- what a score depends on
     @property

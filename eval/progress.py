@@ -1,24 +1,30 @@
-"""Progress for people: one line that is rewritten on a terminal, a new line now and then in a log."""
+"""Progress for people: lines that are rewritten on a terminal, new lines now and then in a log."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 WIDTH = 24
-LOG_EVERY = 15.0  # seconds between lines where the output is no terminal
+LOG_EVERY = 30.0  # seconds between lines where the output is no terminal
+COLUMNS = 80  # of a terminal that does not say
 
 
 @dataclass
 class Display:
-    """Shows ``(stage, done, total, note)`` tuples; ``count`` supplies them whenever it is asked."""
+    """Shows ``(stage, done, total, note)`` tuples; ``count`` supplies them whenever it is asked.
+
+    ``signs`` supplies a line for each running job: below the bar of the stage in progress stands what they are at.
+    """
 
     count: Callable[[], list[tuple[str, int, int, str]]]
     stream: object = sys.stderr
+    signs: Callable[[], list[str]] = list
     started: float = field(default_factory=time.monotonic)
-    shown: str = ""
+    shown: object = None
     shown_at: float = -LOG_EVERY
     finished: set = field(default_factory=set)
 
@@ -29,26 +35,55 @@ class Display:
         for stage, done, total, note in stages:
             if done >= total and stage not in self.finished:
                 self.finished.add(stage)
-                self._line(_bar(stage, done, total, elapsed, note), keep=True)
+                self._keep(f"{_bar(stage, done, total, note)} {_clock(elapsed)}")
         current = next((s for s in stages if s[0] not in self.finished), None)
         if current and not last:
-            self._line(_bar(current[0], current[1], current[2], elapsed, current[3]), keep=False)
-
-    def _line(self, text: str, keep: bool) -> None:
-        if self.stream.isatty():
-            self.stream.write("\r\033[K" + text + ("\n" if keep else ""))
+            self._pass(_bar(*current), _clock(elapsed), [f"  {sign}" for sign in self.signs()])
         else:
-            now, same = time.monotonic(), text[: -len("[00:00]")] == self.shown[: -len("[00:00]")]
-            if not keep and (same or now - self.shown_at < LOG_EVERY):
+            self.clear()
+
+    def clear(self) -> None:
+        """Remove the lines that are rewritten from a terminal."""
+        if self.stream.isatty():
+            self.stream.write("\r\033[J")
+            self.stream.flush()
+
+    def _keep(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        self.stream.write(text + "\n")
+        self.stream.flush()
+        self.shown_at = time.monotonic()
+
+    def _pass(self, bar: str, clock: str, signs: Sequence[str]) -> None:
+        """Lines that are rewritten by the next ones; in a log, lines now and then, and only if they say new things."""
+        lines = [f"{bar} {clock}", *signs]
+        if self.stream.isatty():
+            width = _columns(self.stream) - 1
+            up = f"\033[{len(signs)}A" if signs else ""
+            self.stream.write("\r\033[J" + "\n".join(line[:width] for line in lines) + f"\r{up}")
+        else:
+            now = time.monotonic()
+            if (bar, signs) == self.shown or now - self.shown_at < LOG_EVERY:
                 return
-            self.stream.write(text + "\n")
-            self.shown_at = now
-        self.shown = text
+            self.stream.write("".join(f"{line}\n" for line in lines))
+            self.shown, self.shown_at = (bar, signs), now
         self.stream.flush()
 
 
-def _bar(stage: str, done: int, total: int, elapsed: float, note: str) -> str:
+def _columns(stream) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or COLUMNS
+    except (OSError, ValueError):
+        return COLUMNS
+
+
+def _bar(stage: str, done: int, total: int, note: str) -> str:
     filled = WIDTH * done // total if total else WIDTH
-    minutes, seconds = divmod(int(elapsed), 60)
     note = f" {note}" if note else ""
-    return f"{stage:<9} {'█' * filled}{'·' * (WIDTH - filled)} {done}/{total}{note} [{minutes:02d}:{seconds:02d}]"
+    return f"{stage:<9} {'█' * filled}{'·' * (WIDTH - filled)} {done}/{total}{note}"
+
+
+def _clock(elapsed: float) -> str:
+    minutes, seconds = divmod(int(elapsed), 60)
+    return f"[{minutes:02d}:{seconds:02d}]"

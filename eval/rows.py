@@ -17,7 +17,8 @@ import torch
 
 from emkit import methods
 from emkit.files import atomic_write, lock, write_json
-from eval import asking, scores
+from emkit.progress import report, section
+from eval import asking, scores, signs
 from eval.judge.errors import NoJudge
 from eval.plan import Job, Plan
 
@@ -26,8 +27,9 @@ KEPT = ("coefficients.json", "history.json")  # what a fit leaves beside the wei
 
 def run_job(plan: Plan, job: Job) -> None:
     """Score what is missing of a job and leave its stamp; raises ``UserError`` when nothing can be recorded at all."""
-    with lock(plan.run / "locks" / job.split / f"{job.name}.lock"):
+    with lock(plan.run / "locks" / job.split / f"{job.name}.lock"), signs.written(plan.signs, job.name):
         resolved = plan.resolved(job)
+        report("checking which scores stand")
         missing = [name for name in plan.benchmarks if not plan.is_valid(job, name)]
         if missing:
             torch.set_num_threads(1)  # sums in another order are other numbers
@@ -62,7 +64,8 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
         for name in benchmarks:
             path, started = plan.cell(job, name), time.monotonic()
             try:
-                items, harness = asking.ask(merged, name, judged)
+                with section(name):
+                    items, harness = asking.ask(merged, name, judged)
                 scores.write_scored(path, items, harness=harness, **about[name])
             except NoJudge as error:
                 scores.write_unscored(path, "no judge", str(error), **about[name])
@@ -73,8 +76,9 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
 
 def _merged(plan: Plan, job: Job, folder: Path) -> asking.Merged:
     """Merge into ``folder``; what a fit learned is kept beside the cells."""
-    report = methods.merge_row(plan.recipe, job.row, job.seed, folder / "model", cache=plan.cache, scale=job.scale)
-    write_json(plan.cells(job) / "merge.json", report)
+    report("opening the models")
+    merged = methods.merge_row(plan.recipe, job.row, job.seed, folder / "model", cache=plan.cache, scale=job.scale)
+    write_json(plan.cells(job) / "merge.json", merged)
     for name in KEPT:
         if (folder / name).is_file():
             with atomic_write(plan.cells(job) / name) as part:

@@ -12,7 +12,7 @@ from emkit.errors import UserError
 from emkit.files import read_json, write_json
 from emkit.learning import SCALE
 from emkit.methods.registry import AUTHORS_ONE, VALIDATION
-from eval import scores
+from eval import keys, scores
 from eval.plan import Plan
 
 RULE = "best mean over the benchmarks' validation items, smaller on ties"
@@ -27,7 +27,7 @@ def choose(plan: Plan, row: str) -> dict:
     """The chosen scale and the curve behind it; raises ``UserError`` when a point of the grid has no score."""
     curve = []
     for point in plan.points(row):
-        cells = [scores.read_cell(plan.cell(point, name)) for name in plan.benchmarks]
+        cells = [scores.read_cell(plan.needed(plan.cell(point, name))) for name in plan.benchmarks]
         bad = next((cell for cell in cells if cell.status != "ok"), None)
         if bad:
             raise UserError(f"no scale for {row}: {bad.benchmark} at {point.scale} {bad.status}: {bad.reason}")
@@ -47,6 +47,15 @@ def choose(plan: Plan, row: str) -> dict:
 def write(plan: Plan, row: str) -> None:
     """Choose and record the scale of ``row``."""
     write_json(plan.scale_file(row), choose(plan, row))
+
+
+def read(plan: Plan, row: str) -> dict:
+    """The recorded choice; ``UserError`` where there is none, or none that can be read."""
+    path = plan.needed(plan.scale_file(row), "chosen scale")
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: delete it and run `{plan.command}` in {keys.ROOT}") from error
 
 
 def is_current(plan: Plan, row: str) -> bool:

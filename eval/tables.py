@@ -82,7 +82,7 @@ def entries(plan: Plan) -> list[Entry]:
             lines += [Entry(row["label"], name) for name in [*benchmarks, AVERAGE]]
             continue
         jobs = [Job(row["id"], seed) for seed in plan.seeds(row["id"])]
-        cells = [[scores.read_cell(plan.cell(job, name)) for job in jobs] for name in benchmarks]
+        cells = [[scores.read_cell(plan.needed(plan.cell(job, name))) for job in jobs] for name in benchmarks]
         lines += [column(row["label"], name, of) for name, of in zip(benchmarks, cells)]
         lines.append(average(row["label"], cells))
     return lines

@@ -1,12 +1,20 @@
 """The one notebook runner: typed parameters, and an output only of a run that succeeded."""
 
 import json
+import re
+import subprocess
+from pathlib import Path
 
+import nbclient
 import nbformat
 import pytest
+from small_plan import small_plan
 
 from emkit.errors import UserError
-from eval import papermill_runner
+from eval import comparisons, notebooks, papermill_runner, scale, tables
+from eval.plan import Plan
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PARAMETERS = (
     "count: int = 3  # how many\nrate: float = 0.5  # how fast\nsmall: bool = True  # or large\nname: str = 'a'"
@@ -100,3 +108,103 @@ def test_an_output_does_not_say_where_the_repository_lies(tmp_path):
     source = notebook(tmp_path, "import os; print(os.getcwd() + '/eval/figures.py:1: UserWarning')")
     papermill_runner.run(source, tmp_path / "out.ipynb", {}, folder=tmp_path)
     assert outputs(tmp_path / "out.ipynb") == ["eval/figures.py:1: UserWarning\n"]
+
+
+# ---- what a reader sees of an error
+TABLES = ("table1", "table2", "table3")
+
+
+def without_scores(source, folder, results):
+    """The outputs of a notebook that fails where Jupyter runs it in ``folder``."""
+    found = nbformat.read(source, as_version=4)
+    for cell in found.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source += f"\nresults = {str(results)!r}"
+    client = nbclient.NotebookClient(found, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    with pytest.raises(nbclient.exceptions.CellExecutionError):
+        client.execute()
+    return [out for cell in found.cells for out in cell.get("outputs", [])]
+
+
+@pytest.mark.parametrize(("table", "folder"), [("table1", "."), ("table2", "notebooks"), ("table3", "notebooks")])
+def test_run_all_without_scores_is_one_line_that_names_the_command(tmp_path, monkeypatch, table, folder):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    outputs = without_scores(ROOT / "notebooks" / f"{table}.ipynb", ROOT / folder, tmp_path / "results")
+    [error] = [out for out in outputs if out["output_type"] == "error"]
+    [line] = error["traceback"]
+    assert error["ename"] == "UserError" and "\n" not in line
+    assert "no score file" in line and "-m eval reproduce emkit/recipes/mini/" in line and str(ROOT) in line
+
+
+def test_any_other_error_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    source = notebook(tmp_path, "from emkit.errors import UserError\nprint(1 / 0)")
+    shown = re.sub(r"\033\[[0-9;]*m", "", "\n".join(without_scores(source, tmp_path, tmp_path)[-1]["traceback"]))
+    assert "Traceback" in shown and "print(1 / 0)" in shown
+
+
+def test_the_runner_says_what_the_notebook_says_and_leaves_no_output(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(ROOT)
+    plan = Plan("emkit/recipes/mini/internvl.yaml", tmp_path / "results")
+    with pytest.raises(UserError) as caught:
+        notebooks.execute(plan)
+    said = str(caught.value)
+    assert said.startswith("notebooks/table1.ipynb: cell ") and f"run `{plan.command}` in {ROOT}" in said
+    assert "\n" not in said and not list(tmp_path.rglob("*.ipynb*"))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_notebooks_in_the_repository_hold_no_outputs_and_define_no_functions(table):
+    for cell in nbformat.read(ROOT / "notebooks" / f"{table}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and not cell.execution_count and "def " not in cell.source
+
+
+@pytest.mark.parametrize(
+    ("recipe", "results", "command"),
+    [
+        ("mini/internvl", "results", "make reproduce-table1"),
+        ("mini/qwen2_vl", "results", "make reproduce-table2"),
+        ("mini/mistral", "results", "make reproduce-table3"),
+        ("smoke/internvl", "results", "make reproduce-table1 PROFILE=smoke"),
+        ("paper/mistral", "results", "make reproduce-table3 PROFILE=paper"),
+        (
+            "mini/mistral",
+            "elsewhere",
+            ".venv/bin/python -m eval reproduce emkit/recipes/mini/mistral.yaml --results elsewhere",
+        ),
+    ],
+)
+def test_the_command_is_the_one_that_makes_these_results(monkeypatch, recipe, results, command):
+    monkeypatch.chdir(ROOT)
+    plan = Plan(f"emkit/recipes/{recipe}.yaml", results)
+    assert plan.command == command
+    if command.startswith("make"):  # make itself says which recipe that is
+        shown = subprocess.run([*command.split(), "--dry-run"], capture_output=True, text=True, check=True).stdout
+        assert f"emkit/recipes/{recipe}.yaml" in shown
+
+
+def test_every_view_of_results_that_are_not_there_names_the_command(tmp_path):
+    plan = small_plan(tmp_path)
+    views = [
+        lambda: tables.entries(plan),
+        lambda: comparisons.compare(plan, [("base", "task_arithmetic")]),
+        lambda: comparisons.seed_interval(plan, "expert_merging"),
+        lambda: scale.read(plan, "task_arithmetic"),
+        lambda: scale.write(plan, "task_arithmetic"),
+        lambda: plan.needed(plan.cells(plan.jobs[0]) / "coefficients.json"),
+    ]
+    for view in views:
+        with pytest.raises(UserError) as caught:
+            view()
+        assert f"run `{plan.command}` in {ROOT}" in str(caught.value)
+
+
+def test_a_damaged_choice_of_a_scale_is_an_error_that_says_what_to_do(tmp_path):
+    plan = small_plan(tmp_path)
+    path = plan.scale_file("task_arithmetic")
+    path.parent.mkdir(parents=True)
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=f"delete it and run `{re.escape(plan.command)}`"):
+        scale.read(plan, "task_arithmetic")

@@ -3,6 +3,9 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from emkit import cli
 from emkit.errors import UserError
 from eval import pipeline
 from eval.__main__ import main
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -178,3 +183,52 @@ def test_emkit_refuses_in_one_line_too(recipe, refuses, tmp_path):
     refuses(["zoo", "build", "internvl-maxi", "--out", str(tmp_path / "out")], "no zoo recipe", call=cli.main)
     refuses(["zoo", "check", str(tmp_path)], "no zoo in", call=cli.main)
     assert not (tmp_path / "out").exists()
+
+
+# ---- what somebody meets who has just cloned the repository
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "emkit/recipes/foo/internvl.yaml"], ["profiles: mini, paper, smoke"]),
+        (["reproduce", "emkit/recipes/mini/intervl.yaml"], ["backbones: internvl, mistral, qwen2_vl"]),
+    ],
+)
+def test_an_unknown_profile_or_backbone_is_answered_with_those_there_are(refuses, monkeypatch, arguments, words):
+    monkeypatch.chdir(ROOT)
+    refuses(arguments, *words)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("table",), ("scale", "task_arithmetic"), ("curve", "task_arithmetic"), ("row", "base", "0")]
+)
+def test_a_step_before_its_time_names_the_command_that_does_all_of_them(recipe, refuses, arguments):
+    step, *rest = arguments
+    refuses([step, recipe(), *rest], "has not been run to its end", "-m eval reproduce")
+
+
+def test_lost_models_of_the_repository_are_brought_back_by_git(recipe, refuses, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "eval").symlink_to(ROOT / "eval")
+    models = {"base": "results/zoo/internvl/base", "experts": recipe.data["models"]["experts"], "mixture": None}
+    refuses(["reproduce", recipe(models=models)], "results/zoo/internvl/base", "`git checkout results/zoo/internvl`")
+    out = ["--out", str(tmp_path / "out")]
+    refuses(["merge-row", recipe(models=models), "base", *out], "`git checkout results/zoo`", call=cli.main)
+
+
+@pytest.mark.parametrize("module", ["emkit.cli", "eval"])
+def test_without_the_environment_one_line_says_how_to_get_it(module):
+    """A bare Python of the same version: nothing of the environment can be imported."""
+    command = [sys.executable, "-S", "-E", "-m", module, "plan", "emkit/recipes/mini/internvl.yaml"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = run.stderr.splitlines()
+    assert run.returncode == 2 and len(lines) == 1, run.stderr
+    assert lines[0].startswith("error: ") and "`make setup`" in lines[0] and ".venv/bin/emkit" in lines[0]
+
+
+def test_a_missing_module_of_our_own_is_a_bug_and_keeps_its_traceback(monkeypatch):
+    def broken(options):
+        raise ModuleNotFoundError("No module named 'emkit.absent'", name="emkit.absent")
+
+    monkeypatch.setattr(cli, "_plan", broken)
+    with pytest.raises(ModuleNotFoundError, match=r"emkit\.absent"):
+        cli.main(["plan", "x"])

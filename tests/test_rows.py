@@ -316,7 +316,9 @@ def test_failed_cells_end_the_run_with_an_error(plan, fakes, capsys):
     for job in plan.jobs:
         rows.run_job(plan, job)
     assert pipeline.report(plan) == 1
-    assert "4 cells have no score, the first: base/0 GQA: failed: scoring: no" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "4 cells have no score, the first: base/0 GQA: failed: scoring: no" in said
+    assert f"`{plan.command}` tries them again" in said.splitlines()[-1]
 
 
 def test_code_version_ignores_comments_and_docstrings(tmp_path, monkeypatch):

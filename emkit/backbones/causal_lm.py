@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emkit.backbones.output import Output
 from emkit.errors import UserError
+from emkit.progress import passes
 
 VISION = ()
 
@@ -181,12 +182,13 @@ def generate(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = encode(processor, [images[i] for i in rows], [questions[i] for i in rows])
-        tokens = model.generate(
-            **{key: value.to(model.device) for key, value in batch.items()},
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=_padding(processor),
-        )
+        with passes(model, "answers", start, len(order)):
+            tokens = model.generate(
+                **{key: value.to(model.device) for key, value in batch.items()},
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=_padding(processor),
+            )
         texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, text in zip(rows, texts, strict=True):
             answers[i] = text

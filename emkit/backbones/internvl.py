@@ -27,6 +27,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from emkit.backbones.output import Output
+from emkit.progress import passes
 
 VISION = ("pixel_values",)
 
@@ -210,12 +211,13 @@ def generate(
             seen = [features(i, i + 1) for i in rows if images[i] is not None]
             given = {"image": _pooled(model, torch.cat(seen))}
             batch.pop("pixel_values")
-        tokens = model.generate(
-            **{key: value.to(model.device) for key, value in batch.items()},
-            mm_encoder_outputs=given,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-        )
+        with passes(model, "answers", start, len(order)):
+            tokens = model.generate(
+                **{key: value.to(model.device) for key, value in batch.items()},
+                mm_encoder_outputs=given,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
         texts = processor.tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, text in zip(rows, texts, strict=True):
             answers[i] = text.strip()

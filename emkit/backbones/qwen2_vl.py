@@ -30,6 +30,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from emkit.backbones.output import Output
+from emkit.progress import passes
 
 VISION = ("pixel_values", "image_grid_thw")
 
@@ -214,11 +215,12 @@ def generate(
             seen = tuple(features(i, i + 1).to(model.device, model.dtype) for i in rows if images[i] is not None)
             batch |= {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=seen)}}
             del batch["pixel_values"]
-        tokens = model.generate(
-            **{key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()},
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-        )
+        with passes(model, "answers", start, len(order)):
+            tokens = model.generate(
+                **{key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()},
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
         texts = processor.tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, text in zip(rows, texts, strict=True):
             answers[i] = text.strip()
