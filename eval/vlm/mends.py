@@ -63,9 +63,9 @@ def read_as_text(stock_load):
 
 
 def free_answers(stock_check):
-    """MathVista's ``post_check`` with mend 3; options go to the stock function as they are, numbers with a plain minus.
+    """MathVista's ``post_check`` with mend 3; options go to the stock function, numbers with a plain minus.
 
-    As the stock function: with ``prefetch`` the answer in the prediction itself or False, else whether ``res`` is right.
+    With ``prefetch`` the answer in the prediction itself or False, else whether ``res`` is right, as in the stock one.
     """
 
     def post_check(line, prefetch=False):

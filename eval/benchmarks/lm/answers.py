@@ -1,6 +1,6 @@
 r"""Are two answers of MATH the same?  By text after the usual normalisation, by number, by part; nothing is evaluated.
 
-The normalisation is Minerva's as far as an answer in a box needs it: spaces, `$`, `\left`, `\text{}`, units, degrees and
+The normalisation is Minerva's as far as an answer in a box needs it: spaces, `$`, `\left`, `\text{}`, units, degrees,
 per cent, a dot at the end, what stands before `=`. Formulas in a few letters are the same when they have the same
 values at three points.
 """

@@ -59,8 +59,12 @@ def called(tests: list[str]) -> set[str]:
     return {func.id for func in calls if isinstance(func, ast.Name)} - set(dir(builtins))
 
 
-def completed(prompt: str, entry_point: str, reply: str) -> str | None:
-    """``prompt`` with the function that it begins, from a reply that holds it whole or its body; None for neither."""
+def completed(prompt: str, reply: str, entry_point: str | None = None) -> str | None:
+    """``prompt`` with the function that it begins, from a reply that holds it whole or its body; None for neither.
+
+    ``entry_point`` is the function's name; None: that of the last function in the prompt.
+    """
+    entry_point = entry_point or re.findall(r"^(?:async[ \t]+)?def[ \t]+(\w+)", prompt, re.MULTILINE)[-1]
     function = whole(reply, [entry_point])
     if function is not None:
         return _before(prompt, entry_point) + function

@@ -66,7 +66,7 @@ def completed_programs(resps: list[list[str]], docs: list[dict]) -> list[str]:
 
 
 def _completed(reply: str, doc: dict) -> str:
-    found = programs.completed(doc["prompt"], doc["entry_point"], reply)
+    found = programs.completed(doc["prompt"], reply, doc.get("entry_point"))
     return found if found is not None else doc["prompt"] + "    " + programs.last(reply).strip() + "\n"
 
 
@@ -76,7 +76,7 @@ def written_programs(resps: list[list[str]], docs: list[dict]) -> list[str]:
 
 
 def _written(reply: str, doc: dict) -> str:
-    found = programs.whole(reply, programs.called(doc["test_list"]))
+    found = programs.whole(reply, programs.called(doc.get("test_list", [])))
     return found if found is not None else programs.last(reply).strip() + "\n"
 
 
