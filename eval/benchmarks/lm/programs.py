@@ -36,7 +36,7 @@ def whole(reply: str, wanted: Iterable[str]) -> str | None:
     """
     wanted, (fenced, rest) = set(wanted), split(_lines(reply))
     for pieces in (fenced, _unfenced(rest)):
-        pieces = [textwrap.dedent(piece).strip("\n") + "\n" for piece in pieces]
+        pieces = [(piece if parsed(piece) else textwrap.dedent(piece)).strip("\n") + "\n" for piece in pieces]
         trees = [parsed(piece) for piece in pieces]
         defining = [at for at, tree in enumerate(trees) if tree and wanted & _defined(tree)]
         written = [at for at in defining if not _stub(trees[at], wanted)]
