@@ -205,9 +205,13 @@ def _renamed(part: Path, path: Path) -> bool:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write ``value`` as JSON, atomically and always in the same bytes (floats in their shortest exact form)."""
+    """Write ``value`` as JSON, atomically and always in the same bytes (floats in their shortest exact form).
+
+    Half a surrogate pair, which UTF-8 has no bytes for, is written as JSON's own escape.
+    """
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     with atomic_write(path) as part:
-        part.write_text(json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: str | Path) -> object:
@@ -261,4 +265,4 @@ def sha256_file(path: str | Path) -> str:
 def sha256_json(value: object) -> str:
     """Hex SHA-256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()

@@ -24,6 +24,7 @@ from eval.judge.errors import NoJudge
 from eval.lm import client as lm
 from eval.plan import Job, Plan
 from eval.vlm import client
+from eval.workers.text import whole
 
 COUNTED = ("requests", "unparsable")  # what a cell says about its judge: the same, however often replies were kept
 
@@ -82,7 +83,8 @@ class Merged:
         """Its greedy answers to ``questions``, each about its image (or None)."""
         backbone = backbones.get(self.plan.recipe.backbone)
         with_features = {} if kept is None else {"features": kept}
-        return backbone.generate(*self.opened, images, questions, max_new_tokens, **with_features)
+        found = backbone.generate(*self.opened, images, questions, max_new_tokens, **with_features)
+        return [whole(text) for text in found]
 
 
 def ask(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:

@@ -58,7 +58,7 @@ def write_scored(path: str | Path, items: list[dict], **about) -> Cell:
     lines = (json.dumps({key: item[key] for key in sorted(_ITEM_KEYS)}, ensure_ascii=False) for item in items)
     target = items_path(path)
     with atomic_write(target) as part:
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     kept = {"path": target.name, "sha256": sha256_file(target)}
     stderr = None if math.isnan(stderr) else stderr
     return _write(path, Cell(status="ok", value=value, stderr=stderr, n=n, items=kept, **about))

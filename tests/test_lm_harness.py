@@ -56,22 +56,23 @@ def test_a_task_file_is_a_protocol_that_the_readme_explains(name):
     ("reply", "hit"),
     [
         ("3 + 4 = 7\n#### 7", 1),
-        ("#### 8\n#### 7", 1),
-        ("####7", 1),
+        ("#### 7\n#### 8", 1),
+        ("#### 8\n#### 7", 0),  # the harness takes the first
+        ("####7", 0),  # and wants the blank
         ("#### 1,007", 0),
         ("7", 0),
         ("#### 70", 0),
         ("", 0),
     ],
 )
-def test_a_word_problem_is_read_from_its_last_mark(reply, hit):
+def test_a_word_problem_is_read_from_its_first_mark(reply, hit):
     assert scoring.final_number(["2 + 5 = 7\n#### 7"], [reply]) == hit
 
 
 @pytest.mark.parametrize(
     ("reply", "hit"),
     [(r"\boxed{x^2 + 3x}", 1), (r"so $\boxed{x^2+3x}$.", 1), (r"\boxed{1} \boxed{x^2 + 3x}", 1), ("x^2 + 3x", 0)]
-    + [(r"\boxed{x^2 + 3x", 0), (r"\boxed{x^{2} + 3x}", 0), (r"\boxed{}", 0)],
+    + [(r"\boxed{x^2 + 3x", 0), (r"\boxed{x^{2} + 3x}", 1), (r"\boxed{}", 0)],
 )
 def test_a_symbolic_answer_is_read_from_its_last_box(reply, hit):
     assert scoring.boxed_answer(["x^2 + 3x"], [reply]) == hit

@@ -18,6 +18,7 @@ from emkit.errors import UserError
 from eval import stats
 from eval.judge.errors import NoJudge
 from eval.lm import tasks
+from eval.workers.text import whole
 
 ANNOTATOR = "weighted_alpaca_eval_gpt-4o-mini-2024-07-18"
 AT_ONCE = 32  # requests to the judge
@@ -53,6 +54,7 @@ def evaluate(data_dir: str, answers: dict[str, str], judge_base_url: str) -> dic
     request failed or nothing was decided; RuntimeError when the package's win rate is not that of its items.
     """
     rows = tasks.rows(data_dir, tasks.ALPACA)
+    answers = {index: whole(text) for index, text in answers.items()}
     asked = [_apart(row["instruction"]) for row in rows]
     if len(set(asked)) != len(asked):
         raise UserError(f"{tasks.ALPACA}: two items have the same instruction, by which alpaca_eval tells them apart")
@@ -148,7 +150,12 @@ def _scores(annotations: list[dict]) -> dict[str, float | None]:
     """Instruction → preference for the model in [0, 1]; None where the reply names neither answer.
 
     The package's scale goes from 1 (the first output, the reference's, is better) to 2; 1.5 is a draw, and so are two
-    equal texts, over which nobody is asked.
+    equal texts, over which nobody is asked. Its older sign for a draw is 0.
     """
-    preferences = {annotation["instruction"]: annotation["preference"] for annotation in annotations}
-    return {text: None if found is None or math.isnan(found) else found - 1.0 for text, found in preferences.items()}
+    return {annotation["instruction"]: _score(annotation["preference"]) for annotation in annotations}
+
+
+def _score(preference: float | None) -> float | None:
+    if preference is None or not (preference == 0 or 1 <= preference <= 2):  # the package drops all others
+        return None
+    return 0.5 if preference == 0 else float(preference) - 1.0

@@ -33,7 +33,8 @@ class Price:
 
     def bound(self, request: dict) -> float:
         """Dollars that ``request`` cannot exceed: no tokenizer makes more tokens than a text has UTF-8 bytes."""
-        prompt = _PER_MESSAGE * len(request["messages"]) + len(json.dumps(request, ensure_ascii=False).encode())
+        text = json.dumps(request, ensure_ascii=False)
+        prompt = _PER_MESSAGE * len(request["messages"]) + len(text.encode(errors="surrogatepass"))
         limit = request.get("max_completion_tokens", request.get("max_tokens"))
         return self.of(prompt, _LONGEST_REPLY if limit is None else limit)
 

@@ -29,6 +29,7 @@ _NUMBER = re.compile(rf"(?<![\w.*^+/{{\\-])({_DIGITS})(?={_UNIT}|(?![\w*^}}/+(\[
 _MARK = r"(?:answer\s*(?:is|:|=)|=|\bis\b)\s*(?:about|approximately|equal to|:)?\s*\$?\s*"
 _MARKED = re.compile(rf"{_MARK}$", re.IGNORECASE)
 _MARKED_WORD = re.compile(rf"{_MARK}(\S+?)\.?$", re.IGNORECASE)
+_MINUS = re.compile(r"[−–](?=\s?[\d.\\])(?<![\d\w)]–)")  # an en dash between two numbers is a range
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _WORD = re.compile(rf"\b({'|'.join(_WORDS)})\b", re.IGNORECASE)
 _LONGEST_PLAIN_REPLY = 5  # words
@@ -61,6 +62,7 @@ def extract(question: str, response: str) -> str | None:
     """The answer that ``response`` gives to ``question``, in the form the question wants; None if it gives none."""
     if not response:
         return None
+    response = _MINUS.sub("-", response)
     options = parse_options(question)
     if options:
         return _option(options, response)

@@ -82,7 +82,7 @@ def _code_sha256() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     digest, home = hashlib.sha256(), Path(__file__).parents[1]
-    for pattern in ("lm/*.py", "workers/*.py", "benchmarks/lm/*", "sandbox/*.py", "stats.py"):
+    for pattern in ("lm/*.py", "workers/*.py", "benchmarks/lm/*", "sandbox/*.py", "stats.py", "vlm/equality.py"):
         for path in sorted(path for path in home.glob(pattern) if path.is_file()):
             digest.update(path.read_bytes())
     try:

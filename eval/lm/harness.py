@@ -19,6 +19,7 @@ from pathlib import Path
 from emkit.errors import UserError
 from eval import stats
 from eval.lm import execution, tasks
+from eval.workers.text import whole
 
 BATCH = 64  # texts generated at once
 
@@ -101,7 +102,7 @@ def _scored(name: str, log: dict) -> dict:
     items = [
         {
             "index": sample["doc"]["index"],
-            "prediction": sample["resps"][0][0],
+            "prediction": whole(sample["resps"][0][0]),
             "score": float(sample[metric]),
             "groups": [],
         }

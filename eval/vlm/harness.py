@@ -22,6 +22,7 @@ from emkit.errors import UserError
 from eval import stats
 from eval.vlm import benchmarks, mends
 from eval.vlm.benchmarks import JUDGE_MODEL, Benchmark
+from eval.workers.text import whole
 
 JUDGE_THREADS = 64  # the harness waits up to 0.5 s before each call, so many must wait at once
 _MODULES = {
@@ -138,7 +139,7 @@ def evaluate(data_dir: str, name: str, predictions: dict[str, str], judge_url: s
         missing, extra = set(indices) - set(predictions), set(predictions) - set(indices)
         raise UserError(f"{name} needs one prediction per item: {len(missing)} missing, {len(extra)} of unknown items")
     table = rows.drop(columns=[column for column in ("image", "image_path") if column in rows])
-    table = table.assign(prediction=[predictions[index] for index in indices])
+    table = table.assign(prediction=[whole(predictions[index]) for index in indices])
     home, folder = os.getcwd(), tempfile.mkdtemp(prefix="emkit-score-")
     try:
         os.chdir(folder)  # the classes find their files by replacing ".tsv" anywhere in the path

@@ -6,6 +6,9 @@
    are mixed in, as in the published benchmarks, that is what the stock code sees too.
 2. **Nothing the model wrote is evaluated.**  ``utils.mathv.is_equal`` called ``eval()`` on the
    prediction (and on the judge's reply); it is replaced by :func:`eval.vlm.equality.is_equal`.
+3. **Free answers of MathVista can be right.**  ``utils.mathvista.post_check`` compared the text "None" with an answer
+   that is neither option nor number, so no list and no text ever was; :func:`free_answers` compares the extracted
+   answer, lists as lists.  A minus sign (U+2212) or an en dash before a digit is read as "-" in numbers.
 
 Every ``eval``/``exec`` that the ten classes reach (found by reading their modules):
 
@@ -30,9 +33,12 @@ which could bring a key into the worker.
 """
 
 import ast
+import re
 from types import ModuleType, SimpleNamespace
 
 from eval.vlm.equality import is_equal
+
+_MINUS = re.compile(r"[−–](?=\s*[\d.])")
 
 
 def literal(text):
@@ -56,6 +62,35 @@ def read_as_text(stock_load):
     return load
 
 
+def free_answers(stock_check):
+    """MathVista's ``post_check`` with mend 3; options go to the stock function, numbers with a plain minus.
+
+    With ``prefetch`` the answer in the prediction itself or False, else whether ``res`` is right, as in the stock one.
+    """
+
+    def post_check(line, prefetch=False):
+        if line["question_type"] == "multi_choice":
+            return stock_check(line, prefetch)
+        key = "prediction" if prefetch else "res"
+        if line["answer_type"] in ("integer", "float"):
+            return stock_check({**line, key: _MINUS.sub("-", str(line[key]))}, prefetch)
+        response, answer = str(line[key]), str(line["answer"])
+        if response == answer or _list(response) == _list(answer) is not None:
+            return response if prefetch else True
+        return False
+
+    return post_check
+
+
+def _list(text: str) -> list | None:
+    """The Python list in a text, with a plain minus; None where it is none."""
+    try:
+        found = literal(_MINUS.sub("-", text.strip()))
+    except SyntaxError:
+        return None
+    return found if isinstance(found, list) else None
+
+
 class SerialPool:
     """The part of ``multiprocessing.Pool`` the classes use, in this process and in order."""
 
@@ -77,6 +112,7 @@ def apply(modules: dict[str, ModuleType]) -> None:
     for name in ("image_base", "image_vqa", "refcoco", "mathv", "mathvista"):
         modules[name].load = load
     modules["mathv"].is_equal = is_equal
+    modules["mathvista"].post_check = free_answers(modules["mathvista"].post_check)
     for name in ("smp_misc", "mathv", "mathvista", "vqa_eval"):
         modules[name].eval = literal  # shadows the builtin for every function of that module
     modules["image_vqa"].mp = SimpleNamespace(Pool=SerialPool)

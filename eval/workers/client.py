@@ -19,6 +19,7 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import lock
+from eval.workers.text import whole
 from eval.workers.watch import Watch
 
 START_SECONDS = 300.0
@@ -93,7 +94,10 @@ class Service:
         whose message names ``what``. Raises :class:`Refused` for the worker's own kinds of error, else ``UserError``.
         """
         request = request | {"id": uuid.uuid4().hex, "seconds": seconds}
-        line, work = json.dumps(request).encode() + b"\n", self.socket_path.with_suffix(".work")
+        line = (
+            whole(json.dumps(request, ensure_ascii=False)).encode() + b"\n"
+        )  # answers enter here, so none is half a sign
+        work = self.socket_path.with_suffix(".work")
         for _ in range(3):
             connection, worker = self._connect()
             with Watch(worker, work, request["id"], seconds) as watch:

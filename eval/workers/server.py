@@ -19,6 +19,7 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import write_json
+from eval.workers.text import whole
 
 _GLANCE = 1.0  # seconds between looks at the socket file
 _READ = 60.0  # seconds that a client may take to send its request
@@ -57,7 +58,7 @@ def _converse(connection: socket.socket, answer: Answer, folder: str, work: Path
                 connection.settimeout(None)
                 request = json.loads(line)
                 _note(work, request["id"], request["seconds"])
-                text = json.dumps(reply(answer, folder, request)).encode() + b"\n"
+                text = whole(json.dumps(reply(answer, folder, request), ensure_ascii=False)).encode() + b"\n"
                 _note(work, "", _READ)  # the next request is begun, and noted, well within that time
                 stream.write(text)
 

@@ -9,62 +9,75 @@ from __future__ import annotations
 
 import re
 
+from eval.benchmarks.lm import programs
+from eval.benchmarks.lm.answers import same_answer
 from eval.lm import execution
+from eval.workers.text import whole
 
-_NUMBER = re.compile(r"#### *(-?[0-9][0-9,]*(?:\.[0-9]+)?)")
-_FENCE = re.compile(r"```(?:python)?\n(.*?)(?:```|\Z)", re.DOTALL)
+# As the filter `strict-match` and the metric of lm-evaluation-harness's own gsm8k.yaml have them.
+_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+_IGNORED = (r",", r"\$", r"(?s).*#### ", r"\.$")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 
 
-def number_of(text: str) -> str | None:
-    """The number behind the last `#### `, without thousands' commas; None where there is none."""
-    found = _NUMBER.findall(text)
-    return found[-1].replace(",", "") if found else None
+def _bare(text: str) -> str:
+    """What is left of an answer of GSM8K without what the harness's metric ignores."""
+    for ignored in _IGNORED:
+        text = re.sub(ignored, "", text)
+    return text.lower()
 
 
 def final_number(references: list[str], predictions: list[str]) -> float:
-    """GSM8K's strict match: 1 when the numbers behind `####` are the same text."""
-    given = number_of(predictions[0])
-    return float(given is not None and given == number_of(references[0]))
+    """GSM8K's strict match: 1 when the number behind the first `#### ` is the reference's, as the harness has it."""
+    found = _STRICT.search(predictions[0])
+    return float(found is not None and _bare(found[1]) == _bare(references[0]))
 
 
 def box_of(text: str) -> str | None:
-    r"""What stands in the last `\boxed{...}`, braces balanced; None where there is none or it does not end."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    r"""What stands in the last `\boxed{...}` or `\fbox{...}`, braces balanced, or behind `\boxed `.
+
+    None where there is no box or it does not end.
+    """
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         return None
-    depth, begin = 0, start + len("\\boxed")
+    begin = boxes[-1].end()
+    if text[begin : begin + 1] != "{":
+        bare = re.match(r"[^\s$]+", text[begin:])
+        return bare[0] if bare else None
+    depth = 0
     for at in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if text[at - 1] != "\\":
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
         if depth == 0:
             return text[begin + 1 : at]
     return None
 
 
-def _plain(text: str) -> str:
-    """Without spaces, dollar signs and a dot at the end: the part of MATH's normalisation that our answers can need."""
-    return re.sub(r"[\s$]", "", text).rstrip(".")
-
-
 def boxed_answer(references: list[str], predictions: list[str]) -> float:
-    r"""MATH's exact match: 1 when the last `\boxed{}` holds the reference's text but for spaces."""
+    r"""MATH's match: 1 when the last box holds the reference's answer, in whatever of the usual forms."""
     given = box_of(predictions[0])
-    return float(given is not None and _plain(given) == _plain(references[0]))
-
-
-def _code(reply: str) -> str:
-    """The reply, or what stands in its first fence of three backticks."""
-    fenced = _FENCE.search(reply)
-    return fenced[1] if fenced else reply
+    return float(given is not None and same_answer(given, references[0]))
 
 
 def completed_programs(resps: list[list[str]], docs: list[dict]) -> list[str]:
-    """HumanEval: the prompt, then the reply as the function's body, whose first line may lack its indentation."""
-    return [doc["prompt"] + "    " + _code(reply).strip() + "\n" for (reply,), doc in zip(resps, docs, strict=True)]
+    """HumanEval: the prompt's function, which the reply gives whole or as its body (:mod:`.programs`)."""
+    return [_completed(whole(reply), doc) for (reply,), doc in zip(resps, docs, strict=True)]
+
+
+def _completed(reply: str, doc: dict) -> str:
+    found = programs.completed(doc["prompt"], reply, doc.get("entry_point"))
+    return found if found is not None else doc["prompt"] + "    " + programs.last(reply).strip() + "\n"
 
 
 def written_programs(resps: list[list[str]], docs: list[dict]) -> list[str]:
-    """MBPP: the reply is the program."""
-    return [_code(reply).strip() + "\n" for (reply,), _ in zip(resps, docs, strict=True)]
+    """MBPP: the program in the reply that defines what the asserts call (:mod:`.programs`)."""
+    return [_written(whole(reply), doc) for (reply,), doc in zip(resps, docs, strict=True)]
+
+
+def _written(reply: str, doc: dict) -> str:
+    found = programs.whole(reply, programs.called(doc.get("test_list", [])))
+    return found if found is not None else programs.last(reply).strip() + "\n"
 
 
 def completion_passes(doc: dict, results: list[str]) -> dict[str, float]:
