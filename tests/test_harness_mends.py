@@ -14,6 +14,10 @@ from eval.vlm.equality import NotANumber, is_equal, latex_number, plain_number
 
 # where the stock code is right, the mended one says the same: (prediction, reference)
 STOCK_IS_RIGHT = [
+    ("[2, 4]", "[2, 4]"),
+    ("[4, 2]", "[2, 4]"),
+    ("[2, 4]", "[2, 4, 6]"),
+    ("(2, 4)", "[2, 4]"),
     ("7", "7"), ("7", "7.0"), ("07.50", "7.5"), ("042", "42"), ("8", "7"), ("B", "b"), ("A", "B"),
     ("1/2", "0.5"), ("0.5", r"\frac{1}{2}"), (r"\frac{1}{2}", r"\frac{2}{4}"), (r"\dfrac{3}{4}", "0.75"),
     (r"\tfrac{3}{4}", "3/4"), (r"-\frac{1}{2}", "-0.5"), (r"\frac{-1}{2}", "-0.5"), (r"1\frac{1}{2}", "1.5"),
@@ -26,13 +30,15 @@ STOCK_IS_RIGHT = [
     ("7 % 4", "3"), (r"10^{-2}", "0.01"), (r"1.5\times10^3", "1500"), (r"\sqrt[3]{8}", "2"), (r"\binom{5}{2}", "10"),
     (r"\frac{10}{4}", "2.5"), (r"\frac{\frac{1}{2}}{2}", "0.25"), ("1e-7", "0"), ("2e-6", "0"),
     ("5 cm", "5"), ("5 cm", "5 cm"), (r"5\%", "5"), ("(1,2)", "(1,2)"), ("(1,2)", "(2,1)"), (r"\{1,2\}", r"\{1,2\}"),
-    (r"\{1,2\}", r"\{2,1\}"), ("[1, 2]", "[1,2]"), ("5,6", "5"), ("x=5", "5"), ("", "5"), ("nan", "5"), ("none", "5"),
+    (r"\{1,2\}", r"\{2,1\}"), ("5,6", "5"), ("x=5", "5"), ("", "5"), ("nan", "5"), ("none", "5"),
     ("yes", "no"), ("x", "y"), ("1e999", "1e999"), ("1e999", "5"), (r"\frac{1}{0}", "5"), ("1/0", "5"), ("three", "3"),
     (r"\pi", "3"), ("3 apples", "3"), ("1 + 2 = 3", "3"), ("((((", "5"), (r"\frac{1}{", "1"),
 ]  # fmt: skip
 
 # where it is wrong: (prediction, reference, what is right)
 STOCK_IS_WRONG = [
+    ("[2,4]", "[2, 4]", True),  # a list with other blanks, or of equal numbers
+    ("(1/2, 3)", "(0.5,3.0)", True),
     ('len("abc")', "3", False),  # a program, not a number
     ('__import__("os").getpid() * 0', "0", False),
     ("[1, 2, 3].__len__()", "3", False),

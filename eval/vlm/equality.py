@@ -2,7 +2,7 @@
 
 VLMEvalKit's ``is_equal`` calls ``eval()`` on the text the model wrote.  Here the text is *parsed*:
 first as plain arithmetic (the cases Python's ``eval`` got right), then as LaTeX arithmetic (the cases
-``latex2sympy`` got right).  Names, calls, attributes, strings, containers, comparisons and bit
+``latex2sympy`` got right).  Names, calls, attributes, strings, comparisons and bit
 operations are no arithmetic: they parse to nothing, and so equal nothing but their own text.
 
 Where this differs from the stock function, the stock function is wrong:
@@ -11,6 +11,7 @@ Where this differs from the stock function, the stock function is wrong:
 * ``^`` is a power, not Python's XOR: ``2^3`` is 8, not also 1;
 * ``2(3)`` is 6 (stock 5); ``1\\,000`` is 1000 (stock 0); ``3 3`` and ``12 000`` are no numbers (stock 6 and 0);
 * ``a`` and ``b`` are letters; the stock function takes them for its own variables of that name;
+* lists are compared entry by entry: ``[2, 4]`` is ``[2,4]``;
 * ``\\sqrt``, ``\\pi``, ``\\frac12`` and factorials have values (stock: a ``NameError``, hence "different").
 """
 
@@ -30,11 +31,22 @@ class NotANumber(ValueError):
 
 
 def is_equal(answer: str, reference: str) -> bool:
-    """Whether two answers are the same text (ignoring case and outer blanks) or the same number."""
+    """Whether two answers are the same text (ignoring case and outer blanks), the same number, or lists of such."""
     answer, reference = (str(text).lower().strip() for text in (answer, reference))
     if answer == reference:
         return True
+    ours, theirs = (_items(text) for text in (answer, reference))
+    if ours is not None and theirs is not None:
+        return len(ours) == len(theirs) and all(map(is_equal, ours, theirs))
     return any(_same(parse, answer, reference) for parse in (plain_number, latex_number))
+
+
+def _items(text: str) -> list[str] | None:
+    """The entries of "[2, 4]" or "(2, 4)" in order, the bracket first; None for what is no list of several."""
+    if text[:1] + text[-1:] not in ("[]", "()") or any(bracket in text[1:-1] for bracket in "[]()"):
+        return None
+    entries = text[1:-1].split(",")
+    return [text[0], *entries] if len(entries) > 1 else None
 
 
 def _same(parse, answer: str, reference: str) -> bool:
