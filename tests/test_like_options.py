@@ -125,6 +125,23 @@ def test_an_option_that_contradicts_is_refused(run, option, said):
     assert status == 2 and said in err
 
 
+def test_a_contradiction_is_told_before_a_model_is_looked_for(tmp_path, capsys):
+    given = [
+        "merge",
+        "--base",
+        str(tmp_path / "none"),
+        "--expert",
+        f"a={tmp_path / 'none'}",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    given += ["--method", "expert_merging", "--calibration", f"a={tmp_path / 'none.jsonl'}", *LIKE]
+    assert cli.main([*given, "--option", "optimiser.lr=0.1"]) == 2
+    assert "optimiser.lr is 0.1, theirs 0.5" in capsys.readouterr().err
+    assert cli.main([*given, "--option", "optimiser.lr=0.5"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
 def test_every_contradiction_is_told_at_once(run):
     status, err = run({"temperature": 3, "fixed": "stage1", "gamma": 2}, "--dry-run", method="expert_merging_pp")
     assert status == 2 and "temperature is 3, theirs 1.0; fixed is stage1, theirs initial)" in err

@@ -161,7 +161,8 @@ class Variable:
 def authors_sign(initial: Sequence[float], device: torch.device | str) -> np.ndarray:
     """sign(sigmoid(logit(ᾱ)) − ᾱ) of each expert in fp32, where the authors' trainer starts: −1, 0 or 1 by rounding.
 
-    ``initial`` ᾱ [K]; the same operations on a tensor of the same shape on the same device as theirs. On a CPU it is
+    ``initial`` ᾱ [K]; the same operations on a tensor of the same shape on the same device as theirs (of one
+    coefficient a tensor and expert; with many chunks their vectorised sigmoid may round otherwise). On a CPU it is
     0 at 0.1, 0.2 and 0.3, but −1 at 0.17, where their regulariser then pulls every coefficient up in the first step.
     This is their rounding reproduced, not a meaning.
     """

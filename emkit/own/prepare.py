@@ -16,7 +16,7 @@ from emkit import backbones, layouts
 from emkit.checkpoints import Checkpoint
 from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
-from emkit.like import check_method
+from emkit.like import check_given, check_method, imposed
 from emkit.own import checks, differences, hub, resources, tokens
 from emkit.own.adapters import AdapterCheckpoint, WithAdapters, check_base, is_adapter
 from emkit.own.recipe import AUTO, MergeRecipe
@@ -67,6 +67,8 @@ def prepare(
     """
     use = engine or EngineOptions()
     check_method(use.like, given["method"])
+    if use.like is not None:
+        check_given(given.get("options", {}), _known_at_once(given["method"]))
     needed = (*needed, *map(Path, given.get("calibration", {}).get("files", {}).values()))
     recipe, folders, configs, remarks = _fit_together(given, overwrite, needed)
     recipe = recipe.following(use.like)
@@ -100,6 +102,12 @@ def prepare(
     return Prepared(
         recipe, folders, configs["base"], module, vectors, plan, tuple(remarks), left_out, overwrite, tuple(needed)
     )
+
+
+def _known_at_once(method: str) -> dict[str, Any]:
+    """What ``--like`` sets without a model having been opened: all but the number of steps."""
+    found = imposed(method, 1, 1, "causal_lm")
+    return found | {"optimiser": {key: value for key, value in found["optimiser"].items() if key != "steps"}}
 
 
 def _named(base: Checkpoint, layout: layouts.Layout) -> ModuleType | layouts.Named:
