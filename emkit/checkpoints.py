@@ -244,9 +244,10 @@ def check_same_headers(base: Checkpoint, other: Checkpoint, label: str, names: I
 
     These are the merged ones: a merge takes all others from the base, whatever another checkpoint has of them.
     """
+    there = set(other.names)
     for name in names:
-        if name not in other._files:
-            unknown = sorted(set(other.names) - set(base.names))
+        if name not in there:
+            unknown = sorted(there - set(base.names))
             stored = f" (it has '{unknown[0]}', which the base lacks)" if unknown else ""
             raise UserError(
                 f"{label} ({other.path}) does not fit the base ({base.path}): it lacks '{name}', which is merged"

@@ -28,7 +28,7 @@ _BUFFERS = re.compile(
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of a class: its ``parameters``, which of them are ``tied`` to another, and transformers' renaming.
+    """The names of a class: its ``parameters``, which of them are ``tied`` to which other, and transformers' renaming.
 
     ``outline`` is the class on the meta device; None for a kind whose class only its own code has, where names are
     compared as the backbone writes them.
@@ -37,7 +37,7 @@ class Layout:
     backbone: ModuleType
     outline: torch.nn.Module | None = None
     parameters: frozenset[str] = frozenset()
-    tied: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
     _ignored: tuple[re.Pattern, ...] = field(default=(), repr=False)
 
     def parameter(self, name: str) -> str:
@@ -61,7 +61,19 @@ class Layout:
         if self.outline is None or any(_renamed(self.outline, name, convert=True)[1] for name in checkpoint.names):
             return []
         there = {self.parameter(name) for name in checkpoint.names}
-        return sorted(self.parameters - there - self.tied)
+        return sorted(self.parameters - there - set(self.tied))
+
+    def module(self, parameter: str) -> torch.nn.Module | None:
+        """The module that a parameter called ``….weight`` belongs to; None where that cannot be told."""
+        name = parameter.removesuffix(".weight")
+        return dict(self.outline.named_modules()).get(name) if self.outline is not None else None
+
+    def of_vocabulary(self, parameter: str) -> bool:
+        """Whether a parameter has a row for each token: the embedding's or the head's."""
+        found = self.module(parameter)
+        if found is None:
+            return False
+        return found is self.outline.get_input_embeddings() or found is self.outline.get_output_embeddings()
 
 
 def of(folder: Path, backbone: ModuleType) -> Layout:
@@ -76,7 +88,7 @@ def of(folder: Path, backbone: ModuleType) -> Layout:
     except Exception:  # whatever a kind that transformers has no class for raises: no code but its own is run
         return Layout(backbone)
     names = frozenset(name for name, _ in outline.named_parameters(remove_duplicate=False))
-    tied = frozenset(getattr(outline, "all_tied_weights_keys", None) or ())
+    tied = dict(getattr(outline, "all_tied_weights_keys", None) or {})
     ignored = tuple(map(re.compile, outline._keys_to_ignore_on_load_unexpected or ()))
     return Layout(backbone, outline, names, tied, ignored)
 
@@ -87,7 +99,15 @@ def _renamed(outline: torch.nn.Module, name: str, convert: bool = False) -> tupl
     from transformers.core_model_loading import rename_source_key
 
     renamings, converters, state = _rules(outline)
-    return rename_source_key(name, renamings, converters if convert else [], outline.base_model_prefix, state)
+    prefix = outline.base_model_prefix
+    made, rule = rename_source_key(name, renamings, converters, prefix, state)
+    if convert or rule is None:
+        return made, rule
+    # the prefix that what is made of this tensor gets or loses is the tensor's too
+    bare, plain = rename_source_key(name, renamings, converters)[0], rename_source_key(name, renamings, [])[0]
+    if made == f"{prefix}.{bare}":
+        return f"{prefix}.{plain}", rule
+    return (plain.removeprefix(f"{prefix}.") if bare == f"{prefix}.{made}" else plain), rule
 
 
 @functools.lru_cache(maxsize=4)  # modules are told apart by identity

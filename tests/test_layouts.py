@@ -174,6 +174,76 @@ def test_a_tied_head_that_the_expert_untied(tmp_path, capsys):
     assert "`--tensors backbone` merges the blocks alone" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("writes", [("base",), ("expert",), ("base", "expert")])
+def test_a_tied_head_written_out_is_the_embedding(tmp_path, capsys, writes):
+    """Whatever the class calls its embedding; the copy is left out, so that nothing is merged twice."""
+    for name, seed in (("base", 0), ("expert", 1)):
+        tiny.save(gpt2(seed), tmp_path / name)
+    for name in writes:
+        store(
+            tmp_path / name, str, **{"lm_head.weight": own.tensors(tmp_path / name)["transformer.wte.weight"].clone()}
+        )
+    assert merged(tmp_path, "--tensors", "all") == 0
+    found, wanted = (GPT2LMHeadModel.from_pretrained(tmp_path / name).state_dict() for name in ("out", "expert"))
+    assert "lm_head.weight" not in own.tensors(tmp_path / "out")
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-6)
+    store(tmp_path / writes[0], str, drop=("lm_head.weight",), **{"lm_head.weight": torch.ones(261, 16)})
+    assert merged(tmp_path, "--overwrite") == 2
+    assert "has a lm_head.weight that is not its embedding" in capsys.readouterr().err
+
+
+def test_buffers_are_no_weights(tmp_path, capsys):
+    """Masks of old files may hold anything, infinity too; they are neither merged nor compared nor told of."""
+    for name, seed in (("base", 0), ("expert", 1)):
+        tiny.save(gpt2(seed), tmp_path / name)
+    for name, size in (("base", -1e4), ("expert", -float("inf"))):
+        masks = {f"transformer.h.{i}.attn.masked_bias": torch.tensor(size) for i in range(2)}
+        store(tmp_path / name, str, **masks, **{"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8)})
+    for more in ((), ("--tensors", "all", "--overwrite")):
+        assert merged(tmp_path, *more) == 0
+        error = capsys.readouterr().err
+        assert ".attn.bias" not in error and "masked_bias" not in error and "nan" not in error
+    found, wanted = (GPT2LMHeadModel.from_pretrained(tmp_path / name).state_dict() for name in ("out", "expert"))
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-6)
+
+
+def test_the_prefix_of_a_mixture(tmp_path):
+    """Its experts are put together when it is loaded; the prefix is added before that."""
+    for name, seed in (("base", 0), ("expert", 1)):
+        tiny.save(tiny.language_model("mixtral", seed=seed), tmp_path / name)
+    expert = own.tensors(tmp_path / "expert")
+    store(tmp_path / "expert", without("model."))
+    assert merged(tmp_path) == 0
+    name = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    torch.testing.assert_close(own.tensors(tmp_path / "out")[name], expert[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ours, theirs", [("type", "rope_type"), ("rope_type", "both"), ("both", "type")])
+def test_rotary_settings_have_two_names(tmp_path, ours, theirs):
+    for name, seed, spelling in (("base", 0, ours), ("expert", 1, theirs)):
+        tiny.save(tiny.language_model(seed=seed), tmp_path / name)
+        keys = ("type", "rope_type") if spelling == "both" else (spelling,)
+        scaling = {**dict.fromkeys(keys, "linear"), "factor": 2.0}
+        own.set_json(tmp_path / name / "config.json", rope_parameters=None, rope_theta=1e4, rope_scaling=scaling)
+    assert merged(tmp_path) == 0
+
+
+def test_more_tokens_than_positions_is_one_line(tmp_path, capsys):
+    for name, seed in (("base", 0), ("expert", 1)):
+        model = gpt2(seed)
+        model.config.n_positions = 8
+        model.transformer.wpe.weight.data = model.transformer.wpe.weight.data[:8].clone()
+        tiny.save(model, tmp_path / name)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a prompt that is longer than eight"}\n', encoding="utf-8")
+    given = ["merge", "--base", str(tmp_path / "base"), "--expert", str(tmp_path / "expert"), "--method"]
+    given += ["expert_merging", "--calibration", f"expert={tmp_path / 'p.jsonl'}", "--out", str(tmp_path / "out")]
+    assert cli.main(given) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "a calibration sequence does not fit a model" in error and "calibration.max_new_tokens" in error
+
+
 def test_names_that_no_class_reads_are_refused_with_what_they_are(tmp_path, capsys):
     for name, seed in (("base", 0), ("expert", 1)):
         tiny.save(tiny.language_model(seed=seed), tmp_path / name)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from emkit import cli
+from emkit import cli, layouts
 from emkit.backbones import causal_lm, qwen2_vl
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
@@ -54,7 +54,7 @@ def models(tmp_path_factory):
 
 
 def opened(folder, base, backbone=causal_lm):
-    return AdapterCheckpoint(folder, Checkpoint.open(base), backbone.parameter_name, "lora")
+    return AdapterCheckpoint(folder, Checkpoint.open(base), layouts.of(Path(base), backbone), "lora")
 
 
 @pytest.mark.parametrize(
@@ -240,6 +240,69 @@ def test_everything_in_an_adapter_is_read_as_peft_merges_it(models, tmp_path, co
     assert adapter.beyond == []
     for name in adapter.names:
         torch.testing.assert_close(adapter.read(name).float(), expected[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("targets", [["attn.c_proj", "lm_head"], ["c_attn", "lm_head"], ["c_fc"]])
+def test_the_layer_says_how_a_weight_is_stored(tmp_path, targets):
+    """PEFT writes ``fan_in_fan_out`` as it was for the last layer, and goes by the layer itself."""
+    sizes = {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 32, "vocab_size": len(tiny.tokenizer())}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(GPT2Config(**sizes, tie_word_embeddings=False))
+    tiny.save(tiny.spread(model, 1), tmp_path / "base")
+    expected = peft_adapter(tmp_path, tmp_path / "a", target_modules=targets)
+    for said in (True, False):
+        own.set_json(tmp_path / "a" / "adapter_config.json", fan_in_fan_out=said)
+        adapter = opened(tmp_path / "a", tmp_path / "base")
+        assert len(adapter.adapted) >= 2
+        for name in adapter.names:
+            torch.testing.assert_close(adapter.read(name), expected[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("form", [".modules_to_save.default.", ".modules_to_save.", "."])
+def test_modules_saved_whole_under_every_name(models, tmp_path, form):
+    folder = write_adapter(tmp_path / "a", None, {Q: (16, 16)})
+    saved = torch.full((261, 16), 2.0)
+    keys = {
+        f"base_model.model.lm_head{form}weight": saved,
+        "base_model.model.lm_head.original_module.weight": saved + 1,
+    }
+    save_file({**own.tensors(folder), **keys}, folder / "adapter_model.safetensors")
+    adapter = opened(folder, models / "base")
+    assert adapter.beyond == [] and torch.equal(adapter.read("lm_head.weight"), saved)
+
+
+@pytest.mark.parametrize("kind", ["embedding", "head"])
+def test_an_adapted_vocabulary_of_another_size_stays_out(models, tmp_path, capsys, kind):
+    folder = write_adapter(tmp_path / "a", None, {Q: (16, 16)})
+    if kind == "embedding":
+        key = "base_model.model.model.embed_tokens.lora_embedding_"
+        more = {f"{key}A": torch.ones(RANK, 263), f"{key}B": torch.ones(16, RANK)}
+    else:
+        more = {f"base_model.model.lm_head.lora_{s}.weight": torch.ones(shape) for s, shape in HEAD.items()}
+    save_file({**own.tensors(folder), **more}, folder / "adapter_model.safetensors")
+    given = ["merge", "--base", str(models / "base"), "--expert", f"a={folder}", "--method", "ties", "--dry-run"]
+    assert cli.main([*given, "--out", str(tmp_path / "out")]) == 0
+    assert "of 263 tokens, where the base has 261" in capsys.readouterr().err
+
+
+HEAD = {"A": (RANK, 16), "B": (263, RANK)}
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_on_a_tied_base_that_writes_its_head(tmp_path, target):
+    """The copy of the head is no second tensor: what is merged is the embedding, and the result stays tied."""
+    tiny.save(tiny.language_model(seed=1, tie_word_embeddings=True), tmp_path / "base")
+    stored = own.tensors(tmp_path / "base")
+    own.rewrite(tmp_path / "base", {"lm_head.weight": stored["model.embed_tokens.weight"].clone()})
+    peft_adapter(tmp_path, tmp_path / "a", target_modules=["q_proj", target])
+    given = ["merge", "--base", str(tmp_path / "base"), "--expert", f"a={tmp_path / 'a'}", "--method"]
+    given += ["task_arithmetic", "--scale", "1", "--tensors", "all", "--out", str(tmp_path / "out")]
+    assert cli.main(given) == 0
+    found = own.tensors(tmp_path / "out")
+    assert "lm_head.weight" not in found
+    moved = not torch.equal(found["model.embed_tokens.weight"], stored["model.embed_tokens.weight"])
+    told = json.loads((tmp_path / "out" / "emkit_merge.json").read_text())["left_out"].get("a", [])
+    assert moved == (target == "embed_tokens") and bool(told) == (target == "lm_head")
 
 
 def test_an_adapted_head_is_told_of_or_merged(models, tmp_path, capsys):

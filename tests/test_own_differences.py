@@ -79,6 +79,50 @@ def test_an_expert_with_a_token_more(models, tmp_path, capsys):
     assert "has 262 tokens, the base 261: learned methods compare logits token by token" in capsys.readouterr().err
 
 
+def damage(folder, file: str, **changes) -> None:
+    path = folder / file
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps({**found, **changes}), encoding="utf-8")
+
+
+MORE = {
+    "a padding token": ("tokenizer_config.json", {"pad_token": "[PAD]"}),
+    "a token in the configuration": (
+        "tokenizer_config.json",
+        {"added_tokens_decoder": {"261": {"content": "<z>", "special": True}}},
+    ),
+    "a token of one's own": ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<image>"}}),
+}
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_a_token_more_wherever_it_is_written(models, tmp_path, capsys, kind):
+    file, changes = MORE[kind]
+    damage(models / "math", file, **changes)
+    assert len(AutoTokenizer.from_pretrained(models / "math")) == 262
+    assert cli.main(own.flags(models, tmp_path / "out", "ties", "--tokenizer", "math")) == 2
+    assert "tokens more than the merged model has rows" in capsys.readouterr().err
+    own.merge(models, tmp_path / "out")
+
+
+def test_a_base_without_a_tokenizer(models, tmp_path, capsys):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (models / "base" / file).unlink()
+    assert cli.main(own.flags(models, tmp_path / "out")) == 2
+    assert "has no tokenizer, without which the result cannot run: `--tokenizer math`" in capsys.readouterr().err
+    own.merge(models, tmp_path / "out", "ties", "--tokenizer", "math")
+
+
+@pytest.mark.parametrize(
+    "file, changes", [("config.json", {"model_type": ["llama"]}), ("tokenizer.json", {"added_tokens": 3, "model": 4})]
+)
+def test_files_of_the_wrong_kind_are_one_line(models, tmp_path, capsys, file, changes):
+    damage(models / "math", file, **changes)
+    assert cli.main(own.flags(models, tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert file in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("size, far", [(0.01, False), (2.0, True)])
 def test_the_distance_of_an_expert(models, tmp_path, capsys, size, far):
     """‖τ‖/‖θ‖ over the merged tensors, by its definition, and a warning where it is another model's."""
@@ -125,6 +169,8 @@ def test_further_chat_templates_are_copied_or_told_of(models, tmp_path, capsys):
     own.merge(models, tmp_path / "base")
     told = "its further chat templates (tool_use): `--tokenizer` chooses whose are taken"
     assert f"left out of math: {told}" in capsys.readouterr().err
+    words.save_pretrained(models / "base")
+    own.merge(models, tmp_path / "same")
     own.merge(models, tmp_path / "mine", "task_arithmetic", "--tokenizer", "math")
     assert "further chat templates" not in capsys.readouterr().err
     assert AutoTokenizer.from_pretrained(tmp_path / "mine").chat_template == words.chat_template

@@ -83,8 +83,8 @@ def code(missing: list[str], base: str) -> str | None:
     if not missing:
         return None
     return (
-        f"config.json names code of the model's own ({', '.join(missing)}), which emkit neither runs nor copies; what "
-        f"loads the merged model with that code needs the files beside it: copy them from {base}"
+        f"the configuration names code of the model's own ({', '.join(missing)}), which emkit neither runs nor copies; "
+        f"what loads the merged model with that code needs the files beside it: copy them from {base}"
     )
 
 

@@ -16,7 +16,6 @@ from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.layouts import Layout
 
-HEAD = "lm_head.weight"
 MULTIMODAL = {"qwen2_vl": "qwen2_vl", "internvl": "internvl", "internvl_chat": "internvl"}
 # settings that make the same weights another function; value: how a person calls it
 _SAME = {
@@ -31,8 +30,8 @@ _SAME = {
 # settings of training, saving and answering: a forward pass of the merged model does not depend on them
 _INERT = re.compile(
     r"_name_or_path|architectures|auto_map|transformers_version|(?:torch_)?dtype|use_cache|(?:bos|eos|pad|sep)_token_id"
-    r"|vocab_size|tie_word_embeddings|rope_\w+|rotary_pct|partial_rotary_factor|initializer\w*|\w*dropout\w*|\w+_pdrop"
-    r"|gradient_checkpointing|output_\w+|return_dict|id2label|label2id|num_labels|problem_type|task_specific_params"
+    r"|vocab_size|tie_word_embeddings|rope_(?:parameters|theta|scaling)|rotary_pct|partial_rotary_factor|initializer\w*|\w*dropout\w*|\w+_pdrop"
+    r"|gradient_checkpointing|output_(?:attentions|hidden_states|router_logits)|return_dict|id2label|label2id|num_labels|problem_type|task_specific_params"
     r"|_?attn_implementation\w*|summary_\w+|router_aux_loss_coef|pretraining_tp|is_encoder_decoder|chunk_size_feed_forward"
     r"|unsloth\w*"
 )
@@ -56,6 +55,8 @@ def config(folder: Path, label: str) -> Config:
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = raw["model_type"]
+        if not isinstance(kind, str):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{label}: {folder} has no usable config.json: is it a model's folder, fully downloaded?"
@@ -135,7 +136,7 @@ def compare(base: Config, expert: Config, label: str, rotary: bool = False, ever
             f"{who}: its head {says[not expert.tied]}, the base's {says[not base.tied]} (tie_word_embeddings): "
             "`--tensors backbone` merges the blocks alone, or untie the one or the other"
         )
-    ours, theirs = ({key: c.text.get(key) for key in _ROTARY} for c in (base, expert))
+    ours, theirs = ({key: _one_name(c.text.get(key)) for key in _ROTARY} for c in (base, expert))
     if ours != theirs and not rotary:
         key = next(key for key in _ROTARY if ours[key] != theirs[key])
         raise UserError(
@@ -145,41 +146,39 @@ def compare(base: Config, expert: Config, label: str, rotary: bool = False, ever
     return _others(base, expert, label)
 
 
+def _one_name(value: Any) -> Any:
+    """Rotary settings with their kind under its name of today; older files say ``type``, some both."""
+    if not isinstance(value, Mapping) or "type" not in value:
+        return value
+    return {"rope_type": value["type"]} | {key: entry for key, entry in value.items() if key != "type"}
+
+
 def _others(base: Config, expert: Config, label: str) -> list[str]:
     """A remark for each setting that differs, but for those that say nothing of what a model computes."""
     differ = []
     for key in sorted({*base.settings, *expert.settings}):
         ours, theirs = base.settings.get(key), expert.settings.get(key)
-        if ours != theirs and not _INERT.fullmatch(key.rpartition(".")[2]):
+        if ours != theirs and not any(map(_INERT.fullmatch, key.split("."))):
             differ.append(f"{key} is {theirs} there, {ours} in the base")
     if not differ:
         return []
     return [f"expert '{label}' has other settings, and the merged model the base's: {'; '.join(differ)}"]
 
 
-def same_heads(
-    base: Checkpoint, experts: Mapping[str, Checkpoint], tied: Mapping[str, bool]
-) -> tuple[Checkpoint, dict[str, Checkpoint]]:
-    """The checkpoints without the head that some savers write although it is tied, where not all have it.
+def without_copies(checkpoint: Checkpoint, layout: Layout, who: str) -> Checkpoint:
+    """A checkpoint without the copies that some savers write of tensors that are tied to another (the head's).
 
-    ``tied``: whether the configuration of "base" and of each expert says so. ``UserError`` where such a head is not the
-    embedding after all: either the one or the other is not what was trained.
+    ``layout`` is its own. A parameter that is merged twice may end as two. ``UserError`` where a copy is none: either
+    the one tensor or the other is not what was trained.
     """
-    everyone = {"base": base, **experts}
-    for label, checkpoint in everyone.items():
-        if not tied[label] or HEAD not in checkpoint.names:
-            continue
-        embedding = next((name for name in checkpoint.names if name.endswith("embed_tokens.weight")), None)
-        if embedding is None or not torch.equal(checkpoint.read(HEAD), checkpoint.read(embedding)):
-            who = "the base" if label == "base" else f"expert '{label}'"
+    stored = {layout.parameter(name): name for name in checkpoint.names}
+    copies = {stored[copy]: stored.get(source) for copy, source in layout.tied.items() if copy in stored}
+    for copy, source in copies.items():
+        if source is None or not torch.equal(checkpoint.read(copy), checkpoint.read(source)):
             raise UserError(
-                f"{who} ({checkpoint.path}) has a {HEAD} that is not its embedding, yet says it is tied to it"
+                f"{who} ({checkpoint.path}) has a {copy} that is not its embedding, yet says it is tied to it"
             )
-    if not tied["base"] or all(HEAD in checkpoint.names for checkpoint in everyone.values()):
-        return base, dict(experts)
-    plain = {label: c.without([HEAD]) if tied[label] and HEAD in c.names else c for label, c in everyone.items()}
-    base = plain.pop("base")
-    return base, plain
+    return checkpoint.without(copies)
 
 
 def identical(base: Checkpoint, expert: Checkpoint, names: list[str]) -> bool:

@@ -25,11 +25,13 @@ def left_out(
     layout: Layout,
     merged: Iterable[str],
     rows: tuple[int | None, int | None],
-    owner: bool,
+    tied: tuple[bool, bool],
+    owner: Path,
 ) -> list[str]:
     """What of an expert does not reach the merged model, as far as names and headers tell; each with what helps.
 
-    ``rows``: of its vocabulary and of the base's. ``owner``: the model gets this expert's tokenizer.
+    ``rows`` of its vocabulary and of the base's; ``tied``: whether its head and the base's are the embedding;
+    ``owner``: whose tokenizer the model gets.
     """
     found = []
     if isinstance(expert, AdapterCheckpoint):
@@ -45,8 +47,11 @@ def left_out(
     ours, theirs = rows[1], rows[0]
     if None not in rows and theirs != ours:
         found.append(f"the {theirs} rows of its embeddings: the base has {ours}, which the merged model keeps")
-    templates = tokens.further_templates(expert.path)
-    if templates and not owner:
+    if tied == (True, False):
+        found.append("its head, which is its embedding: the base has one of its own, which the merged model keeps")
+    taken = tokens.further_templates(owner)
+    templates = [name for name, text in tokens.further_templates(expert.path).items() if taken.get(name) != text]
+    if templates:
         found.append(f"its further chat templates ({', '.join(templates)}): `--tokenizer` chooses whose are taken")
     return found
 
@@ -90,9 +95,12 @@ class Distance:
     theta: float = 0.0
     others: list[str] = field(default_factory=list)
 
+    def __post_init__(self):
+        self.known = frozenset(self.base.names)
+
     def look(self, name: str, tensor: torch.Tensor) -> None:
         """Take one tensor of the expert's, under the base's name, into account."""
-        if name not in self.base._files or self.base.info(name).shape != tuple(tensor.shape):
+        if name not in self.known or self.base.info(name).shape != tuple(tensor.shape):
             return
         base = self.base.read(name)
         if name in self.merged:

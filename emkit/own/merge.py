@@ -99,10 +99,15 @@ def _write(
     recipe, vectors = prepared.recipe, prepared.vectors
     base, owner = prepared.folders["base"], prepared.folders[recipe.tokenizer]
     tokens.side_files(base, owner if tokens.has_tokenizer(owner) else base, side)
-    merge = recipe.method.run(context)
-    report = _report(prepared, context, merge, survey, side, command)
-    if report["missing_code"]:
-        say(f"warning: {card.code(report['missing_code'], prepared.recipe.given['base'])}")
+    try:
+        merge = recipe.method.run(context)
+    except IndexError as error:  # a position or a token that the model has no row for
+        places = prepared.config.text.get("max_position_embeddings", prepared.config.text.get("n_positions"))
+        raise UserError(
+            f"a calibration sequence does not fit a model ({error}); it has {places} positions: give shorter prompts, "
+            "or lower calibration.max_new_tokens"
+        ) from error
+    report = _report(prepared, context, merge, survey, command)
     like = vectors.base.with_side_files(side)
 
     def finish(part: Path) -> None:
@@ -139,7 +144,6 @@ def _report(
     context: Context,
     merge: Merge,
     survey: Mapping[str, differences.Distance],
-    side: Path,
     command: str,
 ) -> dict[str, Any]:
     """What the merged model was made from and how, as a JSON value."""
@@ -170,7 +174,7 @@ def _report(
             for label in survey
             if (found := [*prepared.left_out.get(label, []), *survey[label].left_out()])
         },
-        "missing_code": differences.missing_code(side),
+        "missing_code": list(prepared.missing_code),
         "tokenizer": recipe.tokenizer,
         "tensors": len(vectors.base.names),
         "merged_tensors": len(vectors.names),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +18,7 @@ from emkit.checkpoints import Checkpoint
 from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.like import check_given, check_method, imposed
-from emkit.own import checks, differences, hub, resources, tokens
+from emkit.own import card, checks, differences, hub, resources, tokens
 from emkit.own.adapters import AdapterCheckpoint, WithAdapters, check_base, is_adapter
 from emkit.own.recipe import AUTO, MergeRecipe
 from emkit.own.verify import OWN_CODE
@@ -34,7 +35,8 @@ class Prepared:
     """A merge whose inputs were opened and found to fit: nothing of their weights has been read but what had to be.
 
     ``folders``: where base and experts lie; ``config``: the base's; ``plan``: what will be done, in words; ``remarks``:
-    what differs but may; ``left_out``: by expert, what the merged model will lack of it.
+    what differs but may; ``left_out``: by expert, what the merged model will lack of it; ``missing_code``: files that
+    its configuration names.
     """
 
     recipe: MergeRecipe
@@ -45,6 +47,7 @@ class Prepared:
     plan: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     left_out: Mapping[str, list[str]] = field(default_factory=dict)
+    missing_code: tuple[str, ...] = ()
     overwrite: bool = False
     needed: tuple[Path, ...] = ()
 
@@ -82,11 +85,12 @@ def prepare(
     module = _named(base, layout)
     adapters = {label: expert for label, expert in experts.items() if isinstance(expert, AdapterCheckpoint)}
     merged = partial(_names, base, module, given.get("tensors", "backbone"))
-    vectors = TaskVectors(base, layouts.aligned(base, experts, layout.backbone, layout), merged)
+    vectors = _vectors(base, layouts.aligned(base, experts, layout.backbone, layout), merged, given)
     if recipe.method.learned:
         _check_learnable(recipe, configs, layout, vectors, experts)
     remarks += _compare_weights(recipe, vectors)
-    left_out = _left_out(recipe, configs, layout, vectors, experts)
+    left_out = _left_out(recipe, folders, configs, layout, vectors, experts)
+    code = _missing_code(recipe, folders)
     calibration = recipe.data["calibration"]
     needs = resources.estimate(recipe.method, vectors, dict(configs["base"].text), calibration, use, recipe.device)
     plan = (
@@ -96,11 +100,21 @@ def prepare(
         f"{resources.check_memory(needs.memory, recipe.allows('memory'))}",
         *(f"left out of {label}: {what}" for label, whats in left_out.items() for what in whats),
     )
-    for remark in remarks:
+    for remark in [*remarks, *([card.code(code, given["base"])] if code else [])]:
         say(f"warning: {remark}")
     module = WithAdapters(module, adapters) if adapters else module
     return Prepared(
-        recipe, folders, configs["base"], module, vectors, plan, tuple(remarks), left_out, overwrite, tuple(needed)
+        recipe,
+        folders,
+        configs["base"],
+        module,
+        vectors,
+        plan,
+        tuple(remarks),
+        left_out,
+        tuple(code),
+        overwrite,
+        needed,
     )
 
 
@@ -133,8 +147,28 @@ def _check_learnable(
         checks.can_teach(expert, layout, label, (theirs, ours))
 
 
+def _vectors(
+    base: Checkpoint, experts: Mapping[str, Checkpoint], merged: Callable, given: Mapping[str, Any]
+) -> TaskVectors:
+    try:
+        return TaskVectors(base, experts, merged)
+    except UserError as error:
+        if given.get("tensors") != "all":
+            raise
+        raise UserError(f"{error}; `--tensors backbone` merges the blocks alone") from error
+
+
+def _missing_code(recipe: MergeRecipe, folders: Mapping[str, Path]) -> list[str]:
+    """Code files that the merged model's configurations will name."""
+    owner = folders[recipe.tokenizer]
+    with tempfile.TemporaryDirectory() as side:
+        tokens.side_files(folders["base"], owner if tokens.has_tokenizer(owner) else folders["base"], Path(side))
+        return differences.missing_code(Path(side))
+
+
 def _left_out(
     recipe: MergeRecipe,
+    folders: Mapping[str, Path],
     configs: Mapping[str, checks.Config],
     layout: layouts.Layout,
     vectors: TaskVectors,
@@ -143,8 +177,9 @@ def _left_out(
     ours, found = configs["base"].text.get("vocab_size"), {}
     for label, expert in experts.items():
         rows = (configs[label].text.get("vocab_size") if label in configs else None, ours)
-        owner = recipe.tokenizer == label
-        if out := differences.left_out(vectors.base, expert, layout, vectors.names, rows, owner):
+        tied = (configs[label].tied, configs["base"].tied) if label in configs else (False, False)
+        owner = folders[recipe.tokenizer]
+        if out := differences.left_out(vectors.base, expert, layout, vectors.names, rows, tied, owner):
             found[label] = out
     return found
 
@@ -166,7 +201,11 @@ def _fit_together(
     recipe = MergeRecipe(given, checks.backbone_of(configs["base"], given.get("backbone", AUTO)))
     _check_device(recipe.device)
     remarks += tokens.compare(folders["base"], {label: folders[label] for label in recipe.experts}, recipe.tokenizer)
-    owner = recipe.tokenizer if tokens.has_tokenizer(folders[recipe.tokenizer]) else "base"
+    having = [label for label, folder in folders.items() if tokens.has_tokenizer(folder)]
+    if not {"base", recipe.tokenizer} & set(having):
+        way = f"`--tokenizer {having[0]}` takes that of {having[0]}" if having else "put its files beside the weights"
+        raise UserError(f"the base ({folders['base']}) has no tokenizer, without which the result cannot run: {way}")
+    owner = recipe.tokenizer if recipe.tokenizer in having else "base"
     rows = configs["base"].text.get("vocab_size")
     remarks += tokens.check_rows(_who(owner), folders[owner], rows, recipe.allows("tokenizer"))
     return _check_calibration(recipe, configs["base"]), folders, configs, remarks
@@ -230,15 +269,19 @@ def _open(
     recipe: MergeRecipe, folders: Mapping[str, Path], configs: Mapping[str, checks.Config], layout: layouts.Layout
 ) -> tuple[Checkpoint, dict[str, Checkpoint]]:
     """Base and experts, adapters among them, with their headers read."""
-    base = Checkpoint.open(folders["base"])
-    whole = {label: Checkpoint.open(folders[label]) for label in recipe.experts if not is_adapter(folders[label])}
-    base, whole = checks.same_heads(base, whole, {label: config.tied for label, config in configs.items()})
+    whole = {}
+    for label, config in configs.items():
+        own = layouts.of(folders[label], layout.backbone) if config.tied != configs["base"].tied else layout
+        stored = Checkpoint.open(folders[label])
+        buffers = [name for name in stored.names if layout.outline is not None and layout.unused(name)]
+        whole[label] = checks.without_copies(stored.without(buffers), own, _who(label))
+    base = whole.pop("base")
     experts: dict[str, Checkpoint] = {}
     for label in recipe.experts:
         if label in whole:
             experts[label] = whole[label]
             continue
-        adapter = AdapterCheckpoint(folders[label], base, layout.parameter, label, layout.parameters)
+        adapter = AdapterCheckpoint(folders[label], base, layout, label)
         if not recipe.allows("adapter_base"):
             check_base(adapter, recipe.given["base"], folders["base"])
         experts[label] = adapter

@@ -30,12 +30,25 @@ def has_tokenizer(folder: Path) -> bool:
     return any(_one_of(file, ("tokenizer.json", "tokenizer_config.json", "*.model")) for file in folder.iterdir())
 
 
-def further_templates(folder: Path) -> list[str]:
-    """Names of chat templates beside the default one (for tools, for retrieval), wherever transformers keeps them."""
+def further_templates(folder: Path) -> dict[str, str]:
+    """Chat templates beside the default one (for tools, for retrieval) by name, wherever transformers keeps them."""
     listed = _json(folder / "tokenizer_config.json").get("chat_template")
-    names = {entry.get("name") for entry in listed if isinstance(entry, dict)} if isinstance(listed, list) else set()
-    names |= {file.stem for file in (folder / TEMPLATES).glob("*.jinja")}
-    return sorted(str(name) for name in names - {"default", None})
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    found = {str(entry.get("name")): str(entry.get("template")) for entry in entries if entry.get("name") != "default"}
+    for file in sorted((folder / TEMPLATES).glob("*.jinja")):
+        found[file.stem] = file.read_text(encoding="utf-8", errors="replace")
+    return found
+
+
+def _known(folder: Path) -> dict[str, int]:
+    """Token → id of all that a folder's tokenizer knows, wherever it is written (six files may add tokens)."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_vocab()
+    except Exception:  # whatever a tokenizer that only its own code builds raises: the file has to do
+        ordinary, added = vocabulary(folder)
+        return ordinary | added
 
 
 def check_rows(owner: str, folder: Path, rows: int | None, allowed: bool) -> list[str]:
@@ -43,8 +56,7 @@ def check_rows(owner: str, folder: Path, rows: int | None, allowed: bool) -> lis
 
     ``UserError`` otherwise: such a token ends in an index out of range in whoever meets it.
     """
-    every = [pair for words in vocabulary(folder) for pair in words.items()]
-    beyond = sorted((i, token) for token, i in every if rows is not None and i >= rows)
+    beyond = sorted((i, token) for token, i in _known(folder).items() if rows is not None and i >= rows)
     if not beyond:
         return []
     i, token = beyond[0]
@@ -78,10 +90,14 @@ def template(folder: Path) -> str | None:
 def vocabulary(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Token → id of ``tokenizer.json``: the ordinary ones, and those that were added; empty without that file."""
     found = _json(folder / "tokenizer.json")
-    added = {entry["content"]: entry["id"] for entry in found.get("added_tokens", [])}
-    words = found.get("model", {}).get("vocab", {})
-    if isinstance(words, list):  # a Unigram model lists pieces with their prices
-        words = {piece: i for i, (piece, _) in enumerate(words)}
+    try:
+        added = {entry["content"]: entry["id"] for entry in found.get("added_tokens") or []}
+        words = (found.get("model") or {}).get("vocab") or {}
+        if isinstance(words, list):  # a Unigram model lists pieces with their prices
+            words = {piece: i for i, (piece, _) in enumerate(words)}
+        words = dict(words)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / 'tokenizer.json'} cannot be read: download it again") from error
     return {token: i for token, i in words.items() if token not in added}, added
 
 

@@ -46,6 +46,8 @@ def _pass(folder: Path, written: Checkpoint, merged: list[str], backbone: Module
         parameters = dict(model.named_parameters())
         image = Image.new("RGB", (64, 64), (127, 127, 127)) if backbone.VISION else None
         batch = backbone.encode(processor, [image], [PROMPT])
+        if not batch["input_ids"].shape[1]:  # a tokenizer that knows nothing of the prompt
+            batch |= {"input_ids": torch.zeros(1, 1, dtype=torch.int64), "attention_mask": torch.ones(1, 1).long()}
         output = backbone.forward(model, {name: value.to(device) for name, value in batch.items()})
     except UserError:
         raise
