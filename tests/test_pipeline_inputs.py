@@ -94,8 +94,12 @@ def test_an_expert_with_another_shape_is_refused(recipe, refuses, tmp_path):
 
 
 def test_an_expert_with_another_name_is_refused(recipe, refuses, tmp_path):
-    broken(tmp_path, "VQA", lambda tensors: tensors.update(extra=torch.zeros(1)))
-    refuses(["reproduce", recipe()], "VQA", "'extra'")
+    def rename(tensors):
+        name = next(name for name in tensors if name.endswith("q_proj.weight"))
+        tensors["extra"] = tensors.pop(name)
+
+    broken(tmp_path, "VQA", rename)
+    refuses(["reproduce", recipe()], "VQA", "it lacks", "q_proj.weight', which is merged")
 
 
 def test_nan_is_refused(recipe, refuses, tmp_path):
