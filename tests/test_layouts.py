@@ -107,7 +107,7 @@ def test_both_layouts_of_qwen2_vl(tmp_path, of_base, of_expert):
         torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-5)
 
 
-def test_a_learned_method_on_the_hubs_names(tmp_path, capsys):
+def test_a_learned_method_on_the_hubs_names(tmp_path):
     """The fit finds each tensor's parameter: the merged model is the base plus the coefficients' sum."""
     for name, seed in (("base", 0), ("expert", 1)):
         tiny.save(gpt2(seed), tmp_path / name)
@@ -115,10 +115,7 @@ def test_a_learned_method_on_the_hubs_names(tmp_path, capsys):
     (tmp_path / "p.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n', encoding="utf-8")
     given = ["merge", "--base", str(tmp_path / "base"), "--expert", str(tmp_path / "expert"), "--method"]
     given += ["expert_merging", "--calibration", f"expert={tmp_path / 'p.jsonl'}", "--out", str(tmp_path / "out")]
-    status = cli.main([*given, "--option", "optimiser.steps=2"])
-    if status:  # transformers' GPT-2 gives positions a place since some version; without it a fit is refused
-        assert "takes no positions" in capsys.readouterr().err
-        return
+    assert cli.main([*given, "--option", "optimiser.steps=2"]) == 0
     base, expert, found = (own.tensors(tmp_path / name) for name in ("base", "expert", "out"))
     name = "h.1.mlp.c_fc.weight"
     moved = (found[name] - base[name]) / (expert[f"transformer.{name}"] - base[name])
