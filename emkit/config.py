@@ -77,10 +77,8 @@ def _reached(data: Any, loc: tuple) -> tuple[tuple, Any]:
     """The part of pydantic's path that is a path in ``data`` (a union's branch names are not), and the value there."""
     path: list = []
     for part in loc:
-        if isinstance(data, Mapping) and part in data:
-            path.append(part)
-            data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+        there = part in data if isinstance(data, Mapping) else isinstance(data, list) and part in range(len(data))
+        if there:
             path.append(part)
             data = data[part]
     return tuple(path), data
