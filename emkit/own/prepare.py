@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from emkit import backbones, layouts
+from emkit.alignment.like import check_given, check_method, imposed
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.sources import JsonlSource
 from emkit.checkpoints import Checkpoint
-from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
-from emkit.like import check_given, check_method, imposed
 from emkit.own import card, checks, differences, hub, resources, tokens
 from emkit.own.adapters import AdapterCheckpoint, WithAdapters, check_base, is_adapter
 from emkit.own.recipe import AUTO, MergeRecipe
 from emkit.own.verify import OWN_CODE
-from emkit.sources import JsonlSource
 from emkit.task_vectors import TaskVectors
 
 
