@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from emkit.alignment.options import EngineOptions
 from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.determinism import deterministic
-from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import file_mode, lock, sha256_file, unwritable, write_json
 from emkit.methods.key import content_key

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from emkit import backbones
-from emkit.engine.options import EngineOptions
+from emkit.alignment.like import check_given, check_method, imposed
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.sources import JsonlSource
 from emkit.errors import UserError
-from emkit.like import check_given, check_method, imposed
 from emkit.own import card, checks, differences, resources, tokens
 from emkit.own.models import AUTO, Described, Models, describe, folders_of, open_models, who
 from emkit.own.recipe import MergeRecipe
 from emkit.own.verify import OWN_CODE
-from emkit.sources import JsonlSource
 
 
 def say_to_stderr(line: str) -> None:
