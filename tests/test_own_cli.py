@@ -163,8 +163,8 @@ def test_coefficients_are_drawn_as_a_picture(coefficients, capsys):
     file = coefficients / "heat.png"
     assert cli.main(["coefficients", "show", str(coefficients / "coefficients.json"), "--out", str(file)]) == 0
     assert Image.open(file).size[0] > 200
-    rows, _, values = show.grid(Coefficients.load(coefficients / "coefficients.json"), 1)
-    assert rows == ["0", "10", "other"] and values[1, 0] == -1.0 and np.isnan(values[1, 1])
+    rows, _, values = Coefficients.load(coefficients / "coefficients.json").grid()
+    assert rows == ["0", "10", "other"] and values[1][1, 0] == -1.0 and np.isnan(values[1][1, 1])
     assert cli.main(["coefficients", "show", str(coefficients), "--out", str(coefficients / "heat.xyz")]) == 2
     assert "end the name in .png" in capsys.readouterr().err and not (coefficients / "heat.xyz").exists()
 

@@ -250,6 +250,7 @@ def _place(into: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _show(options) -> None:
+    from emkit import pictures
     from emkit.coefficients import Coefficients
     from emkit.own import show
 
@@ -257,5 +258,5 @@ def _show(options) -> None:
     if options.out is None:
         print(show.text(coefficients))
         return
-    show.picture(coefficients, options.out)
+    pictures.save(coefficients.plot(), options.out)
     print(f"{options.out} written")
