@@ -47,7 +47,7 @@ class Kept(Checkpoint):
     """A checkpoint of which every tensor is read once and then kept in memory, for merges that are asked for again."""
 
     def __init__(self, stored: Checkpoint):
-        super().__init__(stored.path, {name: stored.path for name in stored.names})
+        super().__init__(stored.path, dict.fromkeys(stored.names, stored.path))
         self.stored = stored
         self._held: dict[str, torch.Tensor] = {}
 
