@@ -10,7 +10,7 @@ from emkit import pictures
 
 class History(Sequence):
     """The steps of a fit in order, as flat rows: ``stage`` (of Expert Merging++: 0, then 1), ``step``,
-    ``loss``, ``regulariser``, ``learning_rate``, of every task its terms (``math hidden``), and of every expert its mean
+    ``loss``, ``regulariser``, ``learning_rate``, of every task its terms (``math hidden``), of every expert its mean
     coefficient (``math mean α``). ``pandas.DataFrame(history)`` is a table of them."""
 
     def __init__(self, stages: Sequence[Mapping[str, Any]]):
