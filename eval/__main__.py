@@ -100,7 +100,7 @@ def _zoo(options) -> None:
 
 def _data(options) -> None:
     from emkit.files import atomic_write
-    from eval.benchmarks.writer import write
+    from eval.items.writer import write
 
     plan = _load(options)
     out = options.out or plan.data(options.split)

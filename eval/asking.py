@@ -54,10 +54,10 @@ def opened_judge(plan: Plan, benchmarks: list[str]) -> Iterator[Judged]:
     """The judge, while a judged benchmark is among those to score; one that cannot be costs those cells alone."""
     with contextlib.ExitStack() as stack:
         judged = Judged()
-        if any(plan.protocol["benchmarks"][name]["judge"] for name in benchmarks):
-            upstream, model = plan.protocol["judge_upstream"], plan.protocol.get("judge_model")
+        if any(plan.protocol.columns[name].judge for name in benchmarks):
+            upstream, model = plan.protocol.judge_upstream, plan.protocol.judge_model
             try:
-                opened = judge.opened(plan.judge, upstream, model, plan.protocol.get("judge_max_usd"))
+                opened = judge.opened(plan.judge, upstream, model, plan.protocol.judge_max_usd)
                 judged = Judged(stack.enter_context(opened))
             except UserError as error:
                 judged = Judged(why=str(error))
@@ -94,28 +94,28 @@ def ask(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dic
 
 def _vlmevalkit(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:
     """Answer in batches and let the benchmark's own class score the answers."""
-    plan, settings = merged.plan, merged.plan.protocol["benchmarks"][benchmark]
-    data, limit = plan.data(merged.job.split), plan.protocol.get("request_seconds", client.REQUEST_SECONDS)
+    plan, column = merged.plan, merged.plan.protocol.columns[benchmark]
+    data, limit = plan.data(merged.job.split), plan.protocol.request_seconds or client.REQUEST_SECONDS
     report("prompts from VLMEvalKit")
-    prompts = client.prompts(data, benchmark, limit, settings.get("prompt_rule", "dataset"))
+    prompts = client.prompts(data, column, limit)
     images = [prompt.image for prompt in prompts]
-    questions = [prompt.text + settings["suffix"] for prompt in prompts]
+    questions = [prompt.text + column.suffix for prompt in prompts]
     seen = _image_features(merged, benchmark, images)
-    answers = merged.answers(images, questions, settings["max_new_tokens"], seen)
+    answers = merged.answers(images, questions, column.max_new_tokens, seen)
     predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
     report("scored by VLMEvalKit")
-    if not settings["judge"]:
-        result = client.evaluate(data, benchmark, predictions, None, limit)
+    if not column.judge:
+        result = client.evaluate(data, column, predictions, None, limit)
         return result.items, result.harness
     with judged.counted() as (opened, counts):
-        result = client.evaluate(data, benchmark, predictions, opened.url, limit)
+        result = client.evaluate(data, column, predictions, opened.url, limit)
     return result.items, {**result.harness, "judge": counts}
 
 
 def _image_features(merged: Merged, benchmark: str, images: list):
     """The images' features where the protocol keeps them for all rows, else None: they come with each answer."""
     plan, split = merged.plan, merged.job.split
-    if not plan.protocol.get("keep_image_features", False):
+    if not plan.protocol.keep_image_features:
         return None
     identity = {"items": plan.items_identity(split, benchmark), "versions": keys.versions("vlmevalkit")}
     folder = plan.run / "features" / split / benchmark
@@ -124,27 +124,25 @@ def _image_features(merged: Merged, benchmark: str, images: list):
 
 def _lm_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:
     """Let lm-evaluation-harness ask the model in the folder, and score its replies."""
-    plan = merged.plan
-    limit = plan.protocol.get("request_seconds", lm.REQUEST_SECONDS)
+    plan, column = merged.plan, merged.plan.protocol.columns[benchmark]
+    limit = plan.protocol.request_seconds or lm.REQUEST_SECONDS
     report("asked and scored by lm-evaluation-harness")
-    found = lm.evaluate(plan.data(merged.job.split), [benchmark], merged.folder, plan.dtype, plan.recipe.device, limit)[
-        benchmark
-    ]
+    data = plan.data(merged.job.split)
+    found = lm.evaluate(data, [column], merged.folder, plan.dtype, plan.recipe.device, limit)[benchmark]
     return found.items, found.harness
 
 
 def _alpaca_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:
     """Answer in batches and let AlpacaEval compare the answers with the reference's."""
-    plan, settings = merged.plan, merged.plan.protocol["benchmarks"][benchmark]
-    data, limit = plan.data(merged.job.split), plan.protocol.get("request_seconds", alpaca.REQUEST_SECONDS)
-    prompts = alpaca.prompts(data)
+    plan, column = merged.plan, merged.plan.protocol.columns[benchmark]
+    data, limit = plan.data(merged.job.split), plan.protocol.request_seconds or alpaca.REQUEST_SECONDS
+    prompts = alpaca.prompts(data, column)
     texts = [prompt.text for prompt in prompts]
-    answers = merged.answers([None] * len(texts), texts, settings["max_new_tokens"])
+    answers = merged.answers([None] * len(texts), texts, column.max_new_tokens)
     report("compared by AlpacaEval")
     with judged.counted() as (opened, counts):
-        result = alpaca.evaluate(
-            data, {prompt.index: answer for prompt, answer in zip(prompts, answers)}, opened.base_url, limit
-        )
+        given = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
+        result = alpaca.evaluate(data, column, given, opened.base_url, limit)
     return result.items, {**result.harness, "judge": counts}
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 from emkit.methods.registry import AUTHORS_ONE
+from eval.columns import Column
 from eval.plan import EVALUATION, VALIDATION, Plan
 
 
 def listing(plan: Plan) -> str:
     """One paragraph per stage; needs neither models nor network."""
-    recipe, benchmarks = plan.recipe, plan.protocol["benchmarks"]
+    recipe, columns = plan.recipe, plan.protocol.columns
     points = [point for row in plan.scale_rows for point in plan.points(row)]
     lines = [
         f"{plan.paper.title}, profile {recipe.profile}, backbone {recipe.backbone}, recipe {plan.path}",
@@ -18,11 +19,8 @@ def listing(plan: Plan) -> str:
         f"models: {recipe.data.get('zoo') or 'as they are'}",
         *(f"  {role:<18} {recipe.model(role)}" for role in _roles(plan)),
         "",
-        f"data: {'validation and ' if points else ''}evaluation items ({recipe.data['protocol']})",
-        *(
-            f"  {name:<18} {_asked_as(benchmarks[name]):<22} {_items(plan, benchmarks[name], bool(points))}"
-            for name in plan.benchmarks
-        ),
+        f"data: {'validation and ' if points else ''}evaluation items (eval/columns)",
+        *(f"  {name:<18} {_asked_as(column):<22} {_items(column, bool(points))}" for name, column in columns.items()),
         "",
         f"scale: {len(points)} jobs" + (f" ({recipe.data['scale']['rule']})" if points else ", every scale is given"),
         *(f"  {point.name}" for point in points),
@@ -38,9 +36,9 @@ def listing(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _asked_as(settings: dict) -> str:
-    """The harness's own name of a benchmark: its data set, or its task."""
-    return settings.get("harness_dataset") or f"{settings['harness']} {settings['task']}"
+def _asked_as(column: Column) -> str:
+    """The harness's own name of a column: its data set, or its task."""
+    return column.source if column.harness == "vlmevalkit" else f"{column.harness} {column.source}"
 
 
 def _roles(plan: Plan) -> list[str]:
@@ -48,10 +46,10 @@ def _roles(plan: Plan) -> list[str]:
     return ["base", *models["experts"], *(["mixture"] if models.get("mixture") else [])]
 
 
-def _items(plan: Plan, settings: dict, with_validation: bool) -> str:
-    counts = {EVALUATION: settings["n"]} | ({VALIDATION: settings["validation_n"]} if with_validation else {})
+def _items(column: Column, with_validation: bool) -> str:
+    counts = {EVALUATION: column.n} | ({VALIDATION: column.validation_n} if with_validation else {})
     text = ", ".join(f"{split} {n}" for split, n in counts.items())
-    return text + f", at most {settings['max_new_tokens']} new tokens" + (", judged" if settings["judge"] else "")
+    return text + f", at most {column.max_new_tokens} new tokens" + (", judged" if column.judge else "")
 
 
 def _row(plan: Plan, row: str) -> str:

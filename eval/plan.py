@@ -16,7 +16,7 @@ from emkit import recipe as recipes
 from emkit.alignment.learner import SCALE
 from emkit.errors import UserError
 from emkit.files import sha256_json
-from eval import benchmarks, keys, published, scores
+from eval import columns, keys, published, scores
 
 VALIDATION, EVALUATION = "validation", "evaluation"
 
@@ -54,23 +54,18 @@ class Plan:
 
     def harness(self, benchmark: str) -> str:
         """Who scores a benchmark, by its name in the protocol."""
-        return benchmarks.harness(self.protocol["benchmarks"][benchmark])
+        return self.protocol.columns[benchmark].harness
 
     @cached_property
-    def protocol(self) -> dict:
-        """How each benchmark is asked; raises ``UserError`` when a benchmark of the recipe is not in it."""
-        path = self.recipe.data["protocol"]
-        settings = benchmarks.load(path)
-        for benchmark in self.benchmarks:
-            if benchmark not in settings["benchmarks"]:
-                known = ", ".join(settings["benchmarks"])
-                raise UserError(f"{self.path}: unknown benchmark '{benchmark}': {path} has {known}")
-        return settings
+    def protocol(self) -> columns.Protocol:
+        """How each column is asked; raises ``UserError`` for one that there is not."""
+        said, where = self.recipe.data["protocol"], f"{self.path}: protocol"
+        return columns.protocol(self.recipe.profile, self.recipe.backbone, self.benchmarks, said, where)
 
     @property
     def dtype(self) -> str:
         """The number format, by torch's name, in which a merged model answers; merging and fits have their own."""
-        return self.protocol.get("generation", {}).get("dtype", "float32")
+        return self.protocol.generation.dtype
 
     def method(self, row: str) -> methods.Method:
         """The method of a row that runs."""
@@ -146,7 +141,7 @@ class Plan:
 
     def data_key(self, split: str) -> str:
         """What a split's files are drawn from: the protocol and the code."""
-        return sha256_json([self.protocol, split, keys.code_version(keys.DRAWING)])
+        return sha256_json([self.protocol.drawn(), split, keys.code_version(keys.DRAWING)])
 
     def items_identity(self, split: str, benchmark: str) -> str | None:
         """sha256 of a benchmark's items, None before they exist."""
@@ -254,7 +249,7 @@ class Plan:
     def expected(self, job: Job, benchmark: str) -> dict:
         """The hashes that a valid score file of this cell carries; ``data_sha256`` is None before the data exist."""
         recipe, row, method = self.recipe, self.rows[job.row], self.method(job.row)
-        asked = {key: value for key, value in self.protocol["benchmarks"][benchmark].items() if key != "judge_tokens"}
+        protocol, asked = self.protocol, self.protocol.columns[benchmark]
         part = {
             "backbone": recipe.backbone,
             "method": row["method"],
@@ -266,10 +261,10 @@ class Plan:
             "calibration": self._calibration_identity() if method.learned else None,
             "device": recipe.device,
             "dtype": self.dtype,
-            "judge_upstream": self.protocol["judge_upstream"] if asked["judge"] else None,
-            "judge_model": self.protocol.get("judge_model") if asked["judge"] else None,
-            "benchmark": asked,
-            "image_features": "kept" if self.protocol.get("keep_image_features") else "computed with each answer",
+            "judge_upstream": protocol.judge_upstream if asked.judge else None,
+            "judge_model": protocol.judge_model if asked.judge else None,
+            "benchmark": asked.asked(),
+            "image_features": "kept" if protocol.keep_image_features else "computed with each answer",
         }
         models = {role: keys.model_identity(name) for role, name in self.model_names(job.row).items()}
         return {

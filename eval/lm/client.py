@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
-from eval.lm import tasks
+from eval.columns import LMEval
 from eval.workers.client import ENVIRONMENT, Evaluation, Service, carried
 
 REQUEST_SECONDS = 3600.0  # for all benchmarks of one model
@@ -24,23 +24,23 @@ SLOTS = 64  # workers at once over one data folder
 
 def evaluate(
     data_dir: str | Path,
-    benchmarks: list[str],
+    columns: list[LMEval],
     model: str | Path,
     dtype: str = "float32",
     device: str = "cpu",
     seconds: float = REQUEST_SECONDS,
 ) -> dict[str, Evaluation]:
-    """Let the harness ask the model in the folder ``model`` and score it, benchmark by benchmark.
+    """Let the harness ask the model in the folder ``model`` and score it, column by column.
 
     ``dtype`` (torch's name) is the model's while it answers. Raises :class:`UserError` for whatever fails, also for
-    taking more than ``seconds``, and for HumanEval and MBPP where there is no sandbox.
+    taking more than ``seconds``, and where programs are to be run and there is no sandbox.
     """
-    for name in benchmarks:
-        tasks.settings(name)
-    about = {"benchmarks": list(benchmarks), "model": str(Path(model).resolve()), "dtype": dtype, "device": device}
+    names = [column.name for column in columns]
+    asked = [column.model_dump(mode="json") for column in columns]
+    about = {"columns": asked, "model": str(Path(model).resolve()), "dtype": dtype, "device": device}
     with _free(_service(_folder(data_dir))) as service:
-        found = service.ask({"do": "evaluate", **about}, seconds, ", ".join(benchmarks))
-    return {name: Evaluation(**found[name]) for name in benchmarks}
+        found = service.ask({"do": "evaluate", **about}, seconds, ", ".join(names))
+    return {name: Evaluation(**found[name]) for name in names}
 
 
 def versions(data_dir: str | Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The columns that VLMEvalKit's dataset classes read, for each sub-task's questions.
+"""A drawn image item as a row of the table that VLMEvalKit's dataset class reads, by sub-task.
 
 Sources: `vlmeval/dataset/image_vqa.py` (ImageVQADataset, VizWiz, MathVista, MathVision) and `refcoco.py` of
 ms-vlmeval 0.0.20. `index`, `image` and `question` stand in every table; lists are written as Python literals.
@@ -59,7 +59,7 @@ def _refcoco(qa: QA, view: View) -> Row:
     return {"answer": qa.answer, **corners, "width": view.width, "height": view.height}
 
 
-COLUMNS: dict[str, Callable[[QA, View], Row]] = {
+ROWS: dict[str, Callable[[QA, View], Row]] = {
     "vizwiz": _vizwiz,
     "gqa": _short_answer,
     "mathvista": _mathvista,

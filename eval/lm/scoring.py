@@ -1,4 +1,4 @@
-"""Metrics and filters that the task files name by `!function`. Nothing here runs what a model wrote.
+"""Metrics and filters that columns name by `!function`. Nothing here runs what a model wrote.
 
 lm-evaluation-harness calls a metric with one reference and one prediction, `process_results` with one item and its
 filtered reply, and a filter with the replies of all items of a task. Programs are handed to :mod:`eval.lm.execution`,
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 
-from eval.benchmarks.lm import programs
-from eval.benchmarks.lm.answers import same_answer
-from eval.lm import execution
+from eval.lm import execution, programs
+from eval.lm.answers import same_answer
 from eval.workers.text import whole
 
 # As the filter `strict-match` and the metric of lm-evaluation-harness's own gsm8k.yaml have them.

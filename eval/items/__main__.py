@@ -1,4 +1,4 @@
-"""`python -m eval.benchmarks PROTOCOL.yaml`: draw a protocol's items and rewrite their committed content hashes."""
+"""`python -m eval.items RECIPE.yaml`: draw the items of a recipe's columns and rewrite their committed hashes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import tempfile
 
 from emkit.errors import UserError
 from emkit.files import atomic_write
-from eval.benchmarks.protocol import load
-from eval.benchmarks.writer import hash_file, write
+from eval.items.writer import SPLITS, hash_file, write
+from eval.plan import Plan
 
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        print("usage: python -m eval.benchmarks PROTOCOL.yaml", file=sys.stderr)
+        print("usage: python -m eval.items RECIPE.yaml", file=sys.stderr)
         return 2
     try:
-        protocol = load(arguments[0])
+        protocol = Plan(arguments[0]).protocol
         lines = []
-        for split in ("evaluation", "validation"):
+        for split in SPLITS:
             with tempfile.TemporaryDirectory() as folder:
                 entries = write(protocol, split, folder)["benchmarks"]
             lines += [f"{entry['sha256']}  {split}/{name}\n" for name, entry in entries.items()]
-        with atomic_write(hash_file(protocol["name"])) as part:
+        with atomic_write(hash_file(protocol.name)) as part:
             part.write_text("".join(lines), encoding="utf-8")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
