@@ -22,19 +22,20 @@ SILENT = ("emkit.cli", "emkit.config", "emkit.errors", "emkit.explain", "emkit.p
 
 @cache
 def code_sha256(roots: tuple[str, ...], aside: tuple[str, ...] = SILENT, home: Path = HOME) -> str:
-    """Hash of the code that ``roots`` reach: of syntax trees, so that comments, docstrings and layout change nothing."""
+    """Hash of the code that ``roots`` reach: of syntax trees, in which comments, docstrings and layout do not show."""
     files = reached(roots, aside, home)
-    return sha256_json({name: _content(path) for name, path in files.items()})
+    return sha256_json({name: _content(path.read_text(encoding="utf-8")) for name, path in files.items()})
 
 
 def reached(roots: Iterable[str], aside: Iterable[str] = (), home: Path = HOME) -> dict[str, Path]:
-    """The modules that ``roots`` reach within their own top packages, by name, with their files; ``roots`` included.
+    """The modules that ``roots`` reach within emkit and their own top packages, by name, with their files; ``roots``
+    included.
 
     ``aside`` are modules, or packages with all that is in them, that are neither taken nor followed.
     ``ModuleNotFoundError`` for a root that there is not.
     """
     aside, roots = tuple(aside), list(roots)
-    packages = {root.partition(".")[0] for root in roots}
+    packages = {"emkit", *(root.partition(".")[0] for root in roots)}
     for root in roots:
         if _file(root, home) is None:
             raise ModuleNotFoundError(f"there is no module {root}", name=root)
@@ -60,7 +61,7 @@ def _file(name: str, home: Path) -> Path | None:
 def _imported(name: str, path: Path) -> Iterator[str]:
     """What a module imports: for ``from a import b`` both ``a`` and, where it is a module, ``a.b``."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in _run(_tree(path)):
+    for node in _run(_tree(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -83,14 +84,14 @@ def _run(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 @cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def _tree(code: str) -> ast.Module:
+    return ast.parse(code)
 
 
 @cache
-def _content(path: Path) -> str:
+def _content(code: str) -> str:
     """A module's syntax tree without docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(code)
     for node in ast.walk(tree):
         documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         if documented and ast.get_docstring(node, clean=False) is not None:

@@ -1,13 +1,14 @@
-"""Who asks a merged model a benchmark's questions, and who scores its answers: one function per harness.
+"""Who asks a merged model a column's questions, and who scores its answers: the module ``asking`` of its harness.
 
 VLMEvalKit and AlpacaEval score answers that the backbone gives here, in batches; lm-evaluation-harness asks the model
-itself, in a process of its own. Each function returns ``(items, harness)``: the items as :mod:`eval.scores` keeps them,
-and what the score file says of the harness.
+itself, in a process of its own. Each ``ask(merged, column, judged)`` returns ``(items, harness)``: the items as
+:mod:`eval.scores` keeps them, and what the score file says of the harness.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +19,9 @@ import torch
 from emkit import backbones
 from emkit.errors import UserError
 from emkit.progress import report
-from eval import features, judge, keys
-from eval.alpaca import client as alpaca
+from eval import judge
 from eval.judge.errors import NoJudge
-from eval.lm import client as lm
 from eval.plan import Job, Plan
-from eval.vlm import client
 from eval.workers.text import whole
 
 COUNTED = ("requests", "unparsable")  # what a cell says about its judge: the same, however often replies were kept
@@ -88,62 +86,6 @@ class Merged:
 
 
 def ask(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:
-    """Ask and score one benchmark by the harness that the protocol names for it."""
-    return _HARNESSES[merged.plan.harness(benchmark)](merged, benchmark, judged)
-
-
-def _vlmevalkit(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:
-    """Answer in batches and let the benchmark's own class score the answers."""
-    plan, column = merged.plan, merged.plan.protocol.columns[benchmark]
-    data, limit = plan.data(merged.job.split), plan.protocol.request_seconds or client.REQUEST_SECONDS
-    report("prompts from VLMEvalKit")
-    prompts = client.prompts(data, column, limit)
-    images = [prompt.image for prompt in prompts]
-    questions = [prompt.text + column.suffix for prompt in prompts]
-    seen = _image_features(merged, benchmark, images)
-    answers = merged.answers(images, questions, column.max_new_tokens, seen)
-    predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
-    report("scored by VLMEvalKit")
-    if not column.judge:
-        result = client.evaluate(data, column, predictions, None, limit)
-        return result.items, result.harness
-    with judged.counted() as (opened, counts):
-        result = client.evaluate(data, column, predictions, opened.url, limit)
-    return result.items, {**result.harness, "judge": counts}
-
-
-def _image_features(merged: Merged, benchmark: str, images: list):
-    """The images' features where the protocol keeps them for all rows, else None: they come with each answer."""
-    plan, split = merged.plan, merged.job.split
-    if not plan.protocol.keep_image_features:
-        return None
-    identity = {"items": plan.items_identity(split, benchmark), "versions": keys.versions("vlmevalkit")}
-    folder = plan.run / "features" / split / benchmark
-    return features.kept(folder, identity, backbones.get(plan.recipe.backbone), *merged.opened, images)
-
-
-def _lm_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:
-    """Let lm-evaluation-harness ask the model in the folder, and score its replies."""
-    plan, column = merged.plan, merged.plan.protocol.columns[benchmark]
-    limit = plan.protocol.request_seconds or lm.REQUEST_SECONDS
-    report("asked and scored by lm-evaluation-harness")
-    data = plan.data(merged.job.split)
-    found = lm.evaluate(data, [column], merged.folder, plan.dtype, plan.recipe.device, limit)[benchmark]
-    return found.items, found.harness
-
-
-def _alpaca_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:
-    """Answer in batches and let AlpacaEval compare the answers with the reference's."""
-    plan, column = merged.plan, merged.plan.protocol.columns[benchmark]
-    data, limit = plan.data(merged.job.split), plan.protocol.request_seconds or alpaca.REQUEST_SECONDS
-    prompts = alpaca.prompts(data, column)
-    texts = [prompt.text for prompt in prompts]
-    answers = merged.answers([None] * len(texts), texts, column.max_new_tokens)
-    report("compared by AlpacaEval")
-    with judged.counted() as (opened, counts):
-        given = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
-        result = alpaca.evaluate(data, column, given, opened.base_url, limit)
-    return result.items, {**result.harness, "judge": counts}
-
-
-_HARNESSES = {"alpaca_eval": _alpaca_eval, "vlmevalkit": _vlmevalkit, "lm-eval": _lm_eval}
+    """Ask and score one column by its harness (:mod:`eval.vlm.asking`, :mod:`eval.lm.asking`, …)."""
+    column = merged.plan.protocol.columns[benchmark]
+    return importlib.import_module(f"{column.room}.asking").ask(merged, column, judged)

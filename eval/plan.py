@@ -52,10 +52,6 @@ class Plan:
         """The paper's table that this one stands beside."""
         return published.of(self.recipe.backbone)
 
-    def harness(self, benchmark: str) -> str:
-        """Who scores a benchmark, by its name in the protocol."""
-        return self.protocol.columns[benchmark].harness
-
     @cached_property
     def protocol(self) -> columns.Protocol:
         """How each column is asked; raises ``UserError`` for one that there is not."""
@@ -141,7 +137,7 @@ class Plan:
 
     def data_key(self, split: str) -> str:
         """What a split's files are drawn from: the protocol and the code."""
-        return sha256_json([self.protocol.drawn(), split, keys.code_version(keys.DRAWING)])
+        return sha256_json([self.protocol.drawn(), split, keys.drawing()])
 
     def items_identity(self, split: str, benchmark: str) -> str | None:
         """sha256 of a benchmark's items, None before they exist."""
@@ -218,7 +214,7 @@ class Plan:
         """Calibration sets and fits, apart for every state of the code, the libraries and the models' files."""
         names = {"base": self.recipe.model("base"), **self.recipe.experts}
         models = {role: keys.model_identity(name) for role, name in names.items()}
-        return self.run / "cache" / sha256_json([keys.versions(), models, self.recipe.device])[:16]
+        return self.run / "cache" / sha256_json([keys.fits(self.recipe.backbone), models, self.recipe.device])[:16]
 
     def _calibration_identity(self) -> dict:
         """The recipe's calibration section, with the content of the files that it names."""
@@ -271,8 +267,15 @@ class Plan:
             "recipe_sha256": sha256_json(part),
             "model_sha256": sha256_json(models),
             "data_sha256": self.items_identity(job.split, benchmark),
-            "versions": keys.versions(self.harness(benchmark)),
+            "versions": self._versions(job.row, asked),
         }
+
+    def _versions(self, row: str, column: columns.Column) -> dict[str, str]:
+        """Libraries and code behind a cell."""
+        method = self.method(row)
+        drawn = method.learned and self.recipe.data["calibration"].get("source", "zoo") == "zoo"
+        merged = keys.merging(method.run.__module__, self.recipe.backbone, method.learned, drawn)
+        return keys.versions(column.libraries) | {"merging": merged, "scoring": keys.scoring(column)}
 
     def is_valid(self, job: Job, benchmark: str) -> bool:
         """Whether the cell stands, scored from exactly what this run would score it from."""

@@ -25,6 +25,11 @@ def small_plan(folder: Path, **changes) -> Plan:
     return Plan(path, folder / "results")
 
 
+def asked_otherwise(plan: Plan, **changes) -> None:
+    """Ask every column otherwise: ``changes`` of the protocol."""
+    plan.protocol = plan.protocol.model_copy(update=changes)
+
+
 def items(*values: float) -> list[dict]:
     """Per-item scores in [0, 1] as a score file keeps them."""
     return [{"index": str(i), "prediction": "x", "score": value, "groups": []} for i, value in enumerate(values)]

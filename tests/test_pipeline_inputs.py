@@ -65,7 +65,7 @@ def refuses(tmp_path, capfd):
         ({"seeds": ["one"]}, ["seeds[0]", "'one' is not a whole number"]),
         ({"calibration": {"samples": "five", "response_tokens": 8}}, ["calibration.samples", "'five'"]),
         ({"rows": [{"id": "a", "label": "A", "method": "task_aritmetic"}]}, ["task_aritmetic", "task_arithmetic"]),
-        ({"protocol": "eval/benchmarks/absent.yaml"}, ["absent.yaml"]),
+        ({"protocol": {"judge": "rules"}}, ["protocol: unknown key 'judge'", "judge_upstream"]),
     ],
     ids=["backbone", "benchmark", "key", "type", "nested type", "method", "protocol"],
 )

@@ -146,7 +146,7 @@ def test_the_rows_are_the_papers_table_in_its_order(profile, backbone):
     assert [*plan.benchmarks, "Avg"] == list(rows["Task Arithmetic"])
     assert plan.benchmarks == list(plan.paper.experts)
     assert set(plan.recipe.experts) == set(plan.paper.experts.values())
-    assert set(plan.protocol["benchmarks"]) == set(plan.benchmarks)
+    assert set(plan.protocol.columns) == set(plan.benchmarks)
 
 
 @BACKBONES

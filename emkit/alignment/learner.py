@@ -174,7 +174,7 @@ class Learner:
                 "format": FORMAT,
                 "backbone": self.backbone.__name__,
                 "models": {name: checkpoint.sha256() for name, checkpoint in checkpoints.items()},
-                "surroundings": surroundings(self.recipe.device),
+                "surroundings": surroundings(self.recipe.device, __name__, self.backbone.__name__),
                 "transforms": list(self.task_vectors.identity),
                 "calibration": calibration.keys,
                 "start": start.to_json(),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from emkit.content import code_sha256, processor
+from emkit.content import processor
 from emkit.files import sha256_json
-from emkit.methods.registry import Context, Merge
+from emkit.imports import SILENT, code_sha256
+from emkit.methods.registry import Context, Merge, get
 
 
 def content_key(ctx: Context, method: str, merge: Merge) -> str:
-    """Hash over the method with all its values, the input files, emkit's code, and what else may decide a bit.
+    """Hash over the method with all its values, the input files, the code behind it, and what else may decide a bit.
 
     Input files count as the same while nobody has touched them (:meth:`emkit.checkpoints.Checkpoint.identity`).
     Threads and processor are in it because matrix products and SVDs add in an order that may depend on them.
     """
+    code = (get(method).run.__module__, ctx.backbone.__name__, "emkit.methods.row")
     checkpoints = [merge.like, ctx.base, *ctx.task_vectors.checkpoints.values()]
     return sha256_json(
         {
@@ -27,7 +29,7 @@ def content_key(ctx: Context, method: str, merge: Merge) -> str:
             "experts": ctx.task_vectors.experts,
             "inputs": [checkpoint.identity() for checkpoint in checkpoints],
             "names": ctx.task_vectors.names,
-            "code": code_sha256(),
+            "code": code_sha256(code, (*SILENT, "emkit.zoo")),
             "machine": [torch.__version__, torch.get_num_threads(), processor(ctx.device)],
         }
     )

@@ -5,17 +5,15 @@ One worker a machine and data folder serves all processes (:mod:`eval.workers.cl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
 from eval.columns import AlpacaEval
 from eval.items.lines import rows
 from eval.judge.errors import NoJudge
-from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried
+from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried, code
 
 REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
 
@@ -69,28 +67,8 @@ def _service(data_dir: Path) -> Service:
     if not data_dir.is_dir():
         raise UserError(f"no data folder {data_dir}: write it with `python -m eval data RECIPE --split SPLIT`")
     own = {"OPENAI_API_KEY": "none", "OPENAI_API_KEYS": "none", "HF_DATASETS_OFFLINE": "1"}
-    return Service("alpaca_eval", "eval.alpaca.worker", data_dir, _code_sha256(), carried() | ENVIRONMENT | own)
+    return Service("alpaca_eval", "eval.alpaca.worker", data_dir, _code(), carried() | ENVIRONMENT | own)
 
 
-@cache
-def _code_sha256() -> str:
-    """Hash of all code that the worker runs, and the package's version."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    digest, home = hashlib.sha256(), Path(__file__).parents[1]
-    used = (
-        "alpaca/*.py",
-        "workers/*.py",
-        "judge/errors.py",
-        "lm/tasks.py",
-        "benchmarks/lm/alpaca_eval.yaml",
-        "stats.py",
-    )
-    for pattern in used:
-        for path in sorted(home.glob(pattern)):
-            digest.update(path.read_bytes())
-    try:
-        digest.update(version("alpaca_eval").encode())
-    except PackageNotFoundError as error:
-        raise UserError("AlpacaEval is not installed: run `make setup` (package alpaca-eval)") from error
-    return digest.hexdigest()
+def _code() -> str:
+    return code(("eval.alpaca.worker",), "AlpacaEval", "alpaca-eval")

@@ -12,9 +12,11 @@ Nothing else has to be told of a new column: a table that names it asks it. READ
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
@@ -26,6 +28,7 @@ from emkit.zoo.subtasks import SUBTASKS, TEXT_SUBTASKS
 
 FOLDER = Path(__file__).parent
 _BY_BACKBONE, _BY_PROFILE = "backbones", "profiles"
+SANDBOX = ("eval.sandbox", "eval.sandbox.child", "eval.sandbox.seccomp", "eval.sandbox.walls")  # which runs as files
 _WORDS = {"group", "metric", "judge_tokens"}  # what a column says to a reader: no number depends on it
 
 
@@ -37,7 +40,13 @@ class JudgeTokens(Settings):
 
 
 class Column(Settings):
-    """One benchmark as one backbone is asked it on one profile: what all harnesses need to know."""
+    """One benchmark as one backbone is asked it on one profile: what all harnesses need to know.
+
+    ``room`` is the package that asks and scores it, ``libraries`` what a number depends on besides its code.
+    """
+
+    room: ClassVar[str]
+    libraries: ClassVar[tuple[str, ...]]
 
     name: str = option(..., "its column in a table: the file's name")
     harness: str = option(..., "who scores it")
@@ -76,6 +85,11 @@ class Column(Settings):
         """The harness's own name of what it asks."""
         raise NotImplementedError
 
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The modules that ask and score it and are imported by name, which no import statement shows."""
+        return (f"{self.room}.asking", f"{self.room}.worker")
+
     def asked(self) -> dict[str, Any]:
         """Everything that its score depends on, as plain values."""
         return self.model_dump(mode="json", exclude=_WORDS)
@@ -83,6 +97,9 @@ class Column(Settings):
 
 class VLMEvalKit(Column):
     """A data set of a class of VLMEvalKit, which puts the questions and scores the answers."""
+
+    room = "eval.vlm"
+    libraries = ("ms-vlmeval",)
 
     harness: Literal["vlmevalkit"] = option(..., "VLMEvalKit")
     dataset: str = option(..., "VLMEvalKit's name of the data set; its TSV is <dataset>.tsv")
@@ -132,6 +149,9 @@ class _Text(Column):
 class LMEval(_Text):
     """A task of lm-evaluation-harness, which asks the model itself."""
 
+    room = "eval.lm"
+    libraries = ("lm_eval", "datasets")
+
     harness: Literal["lm-eval"] = option(..., "lm-evaluation-harness")
     task: str | dict[str, Any] = option(
         ...,
@@ -149,12 +169,20 @@ class LMEval(_Text):
         return judge
 
     @property
+    def code(self) -> tuple[str, ...]:
+        named = re.findall(r"!function ([\w.]+)\.\w+", json.dumps(self.task))
+        return (*super().code, *sorted(set(named)), *(SANDBOX if self.runs_programs else ()))
+
+    @property
     def source(self) -> str:
         return self.task if isinstance(self.task, str) else self.task.get("include", self.name)
 
 
 class AlpacaEval(_Text):
     """Instructions whose replies alpaca_eval compares with a reference's, by asking the judge."""
+
+    room = "eval.alpaca"
+    libraries = ("alpaca_eval",)
 
     harness: Literal["alpaca_eval"] = option(..., "the package alpaca_eval")
     reference: str | None = option(None, "whose replies a published set is compared with")

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
-from eval.columns import LMEval
-from eval.workers.client import ENVIRONMENT, Evaluation, Service, carried
+from eval.columns import SANDBOX, LMEval
+from eval.workers.client import ENVIRONMENT, Evaluation, Service, carried, code
 
 REQUEST_SECONDS = 3600.0  # for all benchmarks of one model
 SLOTS = 64  # workers at once over one data folder
@@ -73,20 +71,10 @@ def _free(service: Service) -> Iterator[Service]:
 
 def _service(data_dir: Path) -> Service:
     environment = carried() | ENVIRONMENT | {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_OFFLINE": "1"}
-    return Service("lm-evaluation-harness", "eval.lm.worker", data_dir, _code_sha256(), environment)
+    return Service("lm-evaluation-harness", "eval.lm.worker", data_dir, _code(), environment)
 
 
-@cache
-def _code_sha256() -> str:
-    """Hash of all code that the worker runs, and the harness's version."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    digest, home = hashlib.sha256(), Path(__file__).parents[1]
-    for pattern in ("lm/*.py", "workers/*.py", "benchmarks/lm/*", "sandbox/*.py", "stats.py", "vlm/equality.py"):
-        for path in sorted(path for path in home.glob(pattern) if path.is_file()):
-            digest.update(path.read_bytes())
-    try:
-        digest.update(version("lm_eval").encode())
-    except PackageNotFoundError as error:
-        raise UserError("lm-evaluation-harness is not installed: run `make setup` (package lm-eval)") from error
-    return digest.hexdigest()
+def _code() -> str:
+    """Of the whole package: a task may name any function of it."""
+    modules = sorted(f"eval.lm.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
+    return code((*modules, *SANDBOX), "lm-evaluation-harness", "lm_eval")

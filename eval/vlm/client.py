@@ -5,11 +5,9 @@ One worker a machine and data folder serves all processes (:mod:`eval.workers.cl
 
 import base64
 import csv
-import hashlib
 import io
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -18,7 +16,7 @@ from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file
 from eval.columns import VLMEvalKit
 from eval.judge.errors import NoJudge
-from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried
+from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried, code
 
 REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
 
@@ -44,7 +42,7 @@ def prompts(data_dir: str | Path, column: VLMEvalKit, seconds: float = REQUEST_S
     if not tsv.is_file():
         raise UserError(f"no benchmark data {tsv}: write it with `python -m eval data RECIPE --split SPLIT`")
     asked = column.model_dump(mode="json")
-    header = {"column": asked, "tsv_sha256": sha256_file(tsv), "harness": _code_sha256()}
+    header = {"column": asked, "tsv_sha256": sha256_file(tsv), "harness": _code()}
     lines = _kept(kept, header)
     if lines is None:
         lines = _ask(data_dir, {"do": "prompts", "column": asked}, seconds)
@@ -116,7 +114,7 @@ def _decode(images: list[str], row: int, tsv: Path) -> Image.Image:
 
 # -------------------------------------------------------------------------------------------- worker
 def _service(data_dir: Path) -> Service:
-    return Service("VLMEvalKit", "eval.vlm.worker", data_dir, _code_sha256(), _environment(data_dir))
+    return Service("VLMEvalKit", "eval.vlm.worker", data_dir, _code(), _environment(data_dir))
 
 
 def _ask(data_dir: Path, request: dict, seconds: float):
@@ -132,24 +130,11 @@ def socket_path(data_dir: Path) -> Path:
     return _service(data_dir).socket_path
 
 
-@cache
-def _code_sha256() -> str:
-    """Hash of the code of this package and the worker's, and the harness's version: with any changed, worker and
-    prompts are others."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    digest = hashlib.sha256()
-    home = Path(__file__).parents[1]
-    for file in [*sorted(home.glob("vlm/*.py")), *sorted(home.glob("workers/*.py")), home / "stats.py"]:
-        digest.update(file.read_bytes())
-    try:
-        digest.update(version("ms-vlmeval").encode())
-    except PackageNotFoundError as error:
-        raise UserError("VLMEvalKit is not installed: run `make setup` (package ms-vlmeval)") from error
-    return digest.hexdigest()
-
-
 def _environment(data_dir: Path) -> dict[str, str]:
     """The worker's whole environment: no key but a dummy, no proxy, no network for the hub, one thread."""
     own = {"LMUData": str(data_dir), "OPENAI_API_KEY": "none", "PRED_FORMAT": "tsv", "EVAL_FORMAT": "csv"}
     return carried() | ENVIRONMENT | own | {"MPLBACKEND": "Agg"}
+
+
+def _code() -> str:
+    return code(("eval.vlm.worker",), "VLMEvalKit", "ms-vlmeval")
