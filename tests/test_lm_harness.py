@@ -1,4 +1,4 @@
-"""lm-evaluation-harness over our task files: its log, our items and a count by hand agree."""
+"""lm-evaluation-harness over the columns: its log, our items and a count by hand agree."""
 
 from pathlib import Path
 
