@@ -1,4 +1,4 @@
-"""``emkit explain``: what a method is, from its own docstrings and declared options, and the numbers in use."""
+"""``emkit explain``: what a method is, from its own docstrings and declared options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from emkit.methods import FAMILIES, REGISTRY, REQUIRED, Method, get
 from emkit.methods.registry import AUTHORS_ONE, VALIDATION
 from emkit.own import defaults
 from emkit.own.recipe import METHODS
-from emkit.recipe import Recipe
 
 WIDTH = 100
 _SCALE = {
@@ -34,19 +33,14 @@ def methods() -> str:
     )
 
 
-def method(name: str, recipe: Recipe | None = None) -> str:
-    """Formula, parts, options with defaults and sources, and with a ``recipe`` the values in use.
-
-    ``UserError`` for an unknown method.
-    """
+def method(name: str) -> str:
+    """Formula, parts, options with defaults and sources; ``UserError`` for an unknown method."""
     found = get(name)
     sections = [f"{name}\n{'=' * len(name)}\n{inspect.getdoc(found.run)}", _facts(found)]
     if found.parts:
         sections.append("Made of\n-------\n" + "\n\n".join(_part(part) for part in found.parts))
     if found.options:
         sections.append("Options\n-------\n" + "\n".join(_option(key, found) for key in found.options))
-    if recipe is not None:
-        sections.append(_in_use(found, recipe))
     return "\n\n".join(sections)
 
 
@@ -74,34 +68,6 @@ def _option(key: str, found: Method) -> str:
         default += f"; `emkit merge` takes {_value(own.value)} unless told otherwise ({own.source})"
     about = textwrap.fill(option.about, WIDTH, initial_indent="    ", subsequent_indent="    ")
     return f"  {key}: {default}\n{about}"
-
-
-def _in_use(found: Method, recipe: Recipe) -> str:
-    """The values of every row with this method, each with the recipe's source for it."""
-    lines = [f"In {recipe.path}", "-" * (3 + len(str(recipe.path)))]
-    rows = [row for row in recipe.rows if row["method"] == found.name]
-    if not rows:
-        return "\n".join([*lines, "no row has this method"])
-    for row in rows:
-        lines.append(f"row {row['id']} ({row['label']})")
-        if "scale" in row:
-            lines.append(f"  scale = {row['scale']:g}  (given in the row)")
-        elif found.scale == VALIDATION:
-            lines.append(f"  scale = one of {recipe.data['scale']['grid']}  ({recipe.data['scale']['rule']})")
-        for key, value in recipe.settings(row).items():
-            lines.append(f"  {key} = {_value(value)}  ({_source(found, key, row, recipe)})")
-    return "\n".join(lines)
-
-
-def _source(found: Method, key: str, row: dict, recipe: Recipe) -> str:
-    """Where the value comes from: the row, a ``methods`` section with its stated source, or the default."""
-    if key in row.get("options", {}):
-        return "given in the row"
-    for name in (found.name, found.inherits):
-        if name and key in recipe.data["methods"].get(name, {}):
-            dotted = f"methods.{name}.{key}"
-            return recipe.data.get("sources", {}).get(dotted, dotted)
-    return "default"
 
 
 def _value(value: Any) -> str:

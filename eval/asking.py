@@ -22,7 +22,8 @@ from eval import features, judge, keys
 from eval.alpaca import client as alpaca
 from eval.judge.errors import NoJudge
 from eval.lm import client as lm
-from eval.plan import Job, Plan
+from eval.places import Job
+from eval.plan import Plan
 from eval.vlm import client
 from eval.workers.text import whole
 
@@ -74,14 +75,14 @@ class Merged:
 
     @cached_property
     def opened(self) -> tuple:
-        """``(model, processor)`` in the protocol's dtype, on the recipe's device."""
+        """``(model, processor)`` in the protocol's dtype, on the profile's device."""
         report("loading the merged model")
-        backbone, dtype = backbones.get(self.plan.recipe.backbone), getattr(torch, self.plan.dtype)
-        return backbone.load(self.folder, dtype=dtype, device=self.plan.recipe.device)
+        backbone, dtype = backbones.get(self.plan.profile.backbone), getattr(torch, self.plan.dtype)
+        return backbone.load(self.folder, dtype=dtype, device=self.plan.profile.device)
 
     def answers(self, images: list, questions: list[str], max_new_tokens: int, kept=None) -> list[str]:
         """Its greedy answers to ``questions``, each about its image (or None)."""
-        backbone = backbones.get(self.plan.recipe.backbone)
+        backbone = backbones.get(self.plan.profile.backbone)
         with_features = {} if kept is None else {"features": kept}
         found = backbone.generate(*self.opened, images, questions, max_new_tokens, **with_features)
         return [whole(text) for text in found]
@@ -119,7 +120,7 @@ def _image_features(merged: Merged, benchmark: str, images: list):
         return None
     identity = {"items": plan.items_identity(split, benchmark), "versions": keys.versions("vlmevalkit")}
     folder = plan.run / "features" / split / benchmark
-    return features.kept(folder, identity, backbones.get(plan.recipe.backbone), *merged.opened, images)
+    return features.kept(folder, identity, backbones.get(plan.profile.backbone), *merged.opened, images)
 
 
 def _lm_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict], dict]:
@@ -127,9 +128,8 @@ def _lm_eval(merged: Merged, benchmark: str, judged: Judged) -> tuple[list[dict]
     plan = merged.plan
     limit = plan.protocol.get("request_seconds", lm.REQUEST_SECONDS)
     report("asked and scored by lm-evaluation-harness")
-    found = lm.evaluate(plan.data(merged.job.split), [benchmark], merged.folder, plan.dtype, plan.recipe.device, limit)[
-        benchmark
-    ]
+    data, device = plan.data(merged.job.split), plan.profile.device
+    found = lm.evaluate(data, [benchmark], merged.folder, plan.dtype, device, limit)[benchmark]
     return found.items, found.harness
 
 

@@ -151,7 +151,7 @@ def recipe(tiny_zoo, tmp_path):
     data["rows"] += [
         {"id": "adamerging", "label": "AdaMerging", "method": "adamerging"},
         {"id": "adamerging_pp", "label": "AdaMerging++", "method": "adamerging_pp", "options": {"density": 0.4}},
-        {"id": "whole", "label": "AdaMerging++", "method": "adamerging_pp", "options": {"density": 1.0}},
+        {"id": "whole", "label": "AdaMerging++, whole", "method": "adamerging_pp", "options": {"density": 1.0}},
     ]
     return save_recipe(tmp_path, data)
 

@@ -21,7 +21,7 @@ def test_the_help_leads_from_init_to_merge_to_show(arguments, capsys):
     except SystemExit as stop:
         assert stop.code == 0
     text = capsys.readouterr().out
-    places = [text.index(f"\n  {name} ") for name in ("init", "merge", "coefficients", "explain", "plan", "zoo")]
+    places = [text.index(f"\n  {name} ") for name in ("init", "merge", "coefficients", "explain", "zoo")]
     assert places == sorted(places)
     examples = [line.split() for line in text.splitlines() if line.startswith("  emkit ")]
     assert [words[1] for words in examples] == ["init", "merge", "coefficients", "merge"]

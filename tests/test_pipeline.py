@@ -21,12 +21,14 @@ from small_plan import SMOKE
 
 from emkit.files import read_json
 from eval import scores
-from eval.plan import EVALUATION, VALIDATION, Job, Plan
+from eval.places import EVALUATION, VALIDATION, Job
+from eval.plan import Plan
 from eval.vlm import client
 from eval.workers import client as workers
 
 ROOT = Path(__file__).parent.parent
-RECIPE, SIZES, TEXT = (Path(f"emkit/recipes/smoke/few-{name}.yaml") for name in ("images", "sizes", "text"))
+RECIPE, SIZES, TEXT = (Path(f"few/table{number}.yaml") for number in (1, 2, 3))
+PROFILE = "few"  # the folder holds the profile's files, too
 KEPT_ROWS = (
     "base",
     "vqa",
@@ -44,33 +46,38 @@ LIMIT = 900  # seconds that one stage may take on a busy machine
 
 
 def clone(folder: Path) -> Path:
-    """What a fresh clone of the working tree would hold, with two recipes more."""
+    """What a fresh clone of the working tree would hold, with three tables more."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     for name in names:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    few(folder / RECIPE, "internvl", KEPT_ROWS, ["VizWiz", "MathVista", "ChartQA", "RefCOCO"])
-    few(folder / SIZES, "qwen2_vl", SIZES_ROWS, ["VizWiz", "OCRVQA", "RefCOCO"])
-    few(folder / TEXT, "mistral", TEXT_ROWS, ["AlpacaEval", "MATH", "MBPP"])
+    few(folder / RECIPE, "table1", KEPT_ROWS, ["VizWiz", "MathVista", "ChartQA", "RefCOCO"])
+    few(folder / SIZES, "table2", SIZES_ROWS, ["VizWiz", "OCRVQA", "RefCOCO"])
+    few(folder / TEXT, "table3", TEXT_ROWS, ["AlpacaEval", "MATH", "MBPP"])
     return folder
 
 
-def few(recipe: Path, backbone: str, rows: Sequence[str], benchmarks: Sequence[str]) -> None:
-    """The smoke recipe of ``backbone`` with some of its rows and benchmarks; ``ties`` is a row that is not run yet."""
-    data = yaml.safe_load(SMOKE.with_name(f"{backbone}.yaml").read_text(encoding="utf-8"))
+def few(path: Path, table: str, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """The table ``table`` with some of its rows and columns, and its smoke profile with one seed beside it; ``ties`` is
+    a row that is not run yet."""
+    data = yaml.safe_load((ROOT / "eval" / "tables" / f"{table}.yaml").read_text(encoding="utf-8"))
     data["rows"] = [row | {"method": None} if row["id"] == "ties" else row for row in data["rows"] if row["id"] in rows]
-    data |= {"benchmarks": list(benchmarks), "seeds": [0]}
-    recipe.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    data["compare"] = [pair for pair in data["compare"] if set(pair) <= set(rows)]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(data | {"columns": list(columns)}, sort_keys=False), encoding="utf-8")
+    text = (SMOKE.parent / f"{data['backbone']}.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"^seeds: .*$", "seeds: [0]", text, flags=re.MULTILINE)
+    (path.parent / f"{data['backbone']}.yaml").write_text(text, encoding="utf-8")
 
 
 def plan_of(folder: Path, monkeypatch, recipe: Path = RECIPE) -> Plan:
     monkeypatch.chdir(folder)
-    return Plan(recipe)
+    return Plan(recipe, PROFILE)
 
 
-REPRODUCE = ("reproduce", str(RECIPE), str(SIZES), str(TEXT), "--jobs", "2")
+REPRODUCE = ("reproduce", str(RECIPE), str(SIZES), str(TEXT), "--profile", PROFILE, "--jobs", "2")
 
 
 def start(folder: Path, step: Sequence[str] = REPRODUCE) -> subprocess.Popen:
@@ -122,7 +129,7 @@ def stages(folder: Path, plan: Plan, sizes: Plan, text: Plan) -> dict:
         "scale": lambda: plan.cell(point, "VizWiz").is_file(),
         "fit": lambda: any((plan.run / "cache").rglob("*.state.json")),
         "scoring": lambda: plan.cell(Job("expert_merging", 0), "MathVista").is_file(),
-        "notebook": lambda: plan.table.is_file() and not plan.notebook.is_file(),
+        "notebook": lambda: plan.csv.is_file() and not plan.notebook.is_file(),
         "the second table's fit": lambda: any((sizes.run / "cache").rglob("*.state.json")),
         "the third table's scoring": lambda: text.cell(Job("chat", 0), "MATH").is_file(),
     }
@@ -153,7 +160,7 @@ def undisturbed(fresh, tmp_path_factory):
 def test_killed_at_every_stage_it_ends_with_the_identical_results(fresh, undisturbed, tmp_path, monkeypatch):
     folder = shutil.copytree(fresh, tmp_path / "clone")
     plan = plan_of(folder, monkeypatch)
-    for stage, reached in stages(folder, plan, Plan(SIZES), Plan(TEXT)).items():
+    for stage, reached in stages(folder, plan, Plan(SIZES, PROFILE), Plan(TEXT, PROFILE)).items():
         kill_when(folder, reached)
         print(f"killed in stage {stage}")
     # a row that is taken up again is merged again, and what its merge leaves is written again; its scores are not
@@ -171,14 +178,14 @@ def test_killed_while_a_cell_is_being_scored_it_ends_with_the_identical_table(un
     plan = plan_of(folder, monkeypatch)
     monkeypatch.setattr(workers, "_PACKAGE_ROOT", folder)  # the worker of that copy
     work = client.socket_path(folder / plan.data(EVALUATION)).with_suffix(".work")
-    cell, row = plan.cell(Job("base", 0), "MathVista"), ("row", str(RECIPE), "base", "0")
-    for path in (cell, scores.items_path(cell), plan.table):
+    cell, row = plan.cell(Job("base", 0), "MathVista"), ("row", str(RECIPE), "base", "0", "--profile", PROFILE)
+    for path in (cell, scores.items_path(cell), plan.csv):
         path.unlink()
     kill_when(folder, lambda: work.is_file() and read_json(work)["id"], row)
     assert not cell.exists() and list(plan.run.glob("tmp/**/*.safetensors"))
     finish(folder, row)
-    finish(folder, ("table", str(RECIPE)))
-    assert plan.table.read_bytes() == (undisturbed / plan.table).read_bytes()
+    finish(folder, ("table", str(RECIPE), "--profile", PROFILE))
+    assert plan.csv.read_bytes() == (undisturbed / plan.csv).read_bytes()
     assert results(folder) == results(undisturbed)
     assert not list(plan.run.glob("tmp/**/*.safetensors"))
 
@@ -227,15 +234,17 @@ def test_published_files_come_back_when_they_are_lost(undisturbed):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("recipe", ["smoke/few-images", "mini/internvl", "mini/qwen2_vl", "mini/mistral"])
-def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkeypatch, recipe):
-    folder, recipe = shutil.copytree(fresh, tmp_path / "clone"), Path(f"emkit/recipes/{recipe}.yaml")
+@pytest.mark.parametrize(
+    ("table", "profile"), [(RECIPE, PROFILE), ("table1", "mini"), ("table2", "mini"), ("table3", "mini")]
+)
+def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkeypatch, table, profile):
+    folder = shutil.copytree(fresh, tmp_path / "clone")
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--nolock"]
-    command += ["--config", f"recipe={recipe}", f"python={sys.executable}"]
+    command += ["--config", f"table={table}", f"profile={profile}", f"python={sys.executable}"]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     monkeypatch.chdir(folder)
-    plan = Plan(recipe)
+    plan = Plan(table, profile)
     points = [point for row in plan.scale_rows for point in plan.points(row)]
     lines = re.findall(r"^ +output: (.*)$", run.stdout + run.stderr, re.MULTILINE)
     planned = {file for line in lines for file in line.split(", ")}

@@ -16,7 +16,7 @@ from emkit import methods
 from emkit.files import write_json
 from emkit.progress import passes, report, section, told
 from eval import progress, rows, signs
-from eval.plan import EVALUATION, Job
+from eval.places import EVALUATION, Job
 from eval.progress import Display
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def test_a_learned_row_reports_every_sample_every_step_and_every_tensor(tiny_zoo
     recipe = save_recipe(tmp_path, recipe_data(tiny_zoo))
     row = ("expert_merging", 0, tmp_path / "out" / "model", tmp_path / "cache", 0.3)
     found = heard(lambda: methods.merge_row(recipe, *row))
-    steps = recipe.data["methods"]["expert_merging"]["optimiser"]["steps"]
+    steps = recipe.plan.profile.methods["expert_merging"]["optimiser"]["steps"]
     assert [sign[1:] for sign in found if sign[0] == "fit step"] == [(step, steps) for step in range(steps)]
     samples = [sign[0] for sign in found if sign[0].startswith("calibration ")]
     wanted = [f"calibration {task}, sample {n} of 2" for task in ("VQA", "Chart") for n in (1, 2)]

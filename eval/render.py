@@ -1,4 +1,4 @@
-"""A table from score files: as data (``table1.csv``) and to read, beside the published one (``table1.md``).
+"""A table drawn from score files: as data (``table1.csv``) and to read, beside the published one (``table1.md``).
 
 A row's value on a benchmark is the mean over its seeds; its standard error joins what the items and what the seeds
 leave uncertain: √(mean over seeds of the items' squared standard errors + s²/S), with s the standard deviation over S
@@ -20,8 +20,9 @@ import numpy as np
 from emkit.errors import UserError
 from emkit.files import atomic_write
 from eval import scale, scores
-from eval.plan import Job, Plan
-from eval.published import PaperTable
+from eval.places import Job
+from eval.plan import Plan
+from eval.table import Table, published
 
 AVERAGE = "Avg"
 NOT_RUN = "not run yet"
@@ -75,17 +76,23 @@ def average(label: str, cells: Sequence[Sequence[scores.Cell]]) -> Entry:
 
 
 def entries(plan: Plan) -> list[Entry]:
-    """Every line of the table, in the recipe's order; raises ``UserError`` when a score file is missing."""
-    lines, benchmarks = [], plan.benchmarks
-    for row in plan.recipe.rows:
-        if not plan.runs(row["id"]):
-            lines += [Entry(row["label"], name) for name in [*benchmarks, AVERAGE]]
-            continue
-        jobs = [Job(row["id"], seed) for seed in plan.seeds(row["id"])]
-        cells = [[scores.read_cell(plan.needed(plan.cell(job, name))) for job in jobs] for name in benchmarks]
-        lines += [column(row["label"], name, of) for name, of in zip(benchmarks, cells)]
-        lines.append(average(row["label"], cells))
+    """Every line of the table, in its order; ``UserError`` when there is no score file of it at all."""
+    lines = [entry for row in plan.rows for entry in row_entries(plan, row)]
+    if plan.jobs and all(entry.status == NOT_RUN for entry in lines):
+        plan.needed(plan.cell(plan.jobs[0], plan.benchmarks[0]))
     return lines
+
+
+def row_entries(plan: Plan, row: str) -> list[Entry]:
+    """A row's line for every benchmark and its average; "not run yet" where the score file of a seed is missing."""
+    label, found = plan.rows[row].label, {}
+    for name in plan.benchmarks if plan.runs(row) else []:
+        paths = [plan.cell(Job(row, seed), name) for seed in plan.seeds(row)]
+        if all(path.is_file() for path in paths):
+            found[name] = [scores.read_cell(path) for path in paths]
+    lines = [column(label, name, found[name]) if name in found else Entry(label, name) for name in plan.benchmarks]
+    complete = len(found) == len(plan.benchmarks)
+    return [*lines, average(label, list(found.values())) if complete else Entry(label, AVERAGE)]
 
 
 def as_csv(lines: Sequence[Entry]) -> str:
@@ -125,16 +132,16 @@ def ours(lines: Sequence[Entry]) -> str:
     return _markdown(columns, {method: [_ours(row[name]) for name in columns] for method, row in table.items()})
 
 
-def theirs(paper: PaperTable) -> str:
-    """A published table in Markdown."""
-    scores = paper.scores()
+def theirs(table: Table) -> str:
+    """The published table in Markdown."""
+    scores = published(table)
     columns = list(next(iter(scores.values())))
     return _markdown(columns, {method: [_score(row[name]) for name in columns] for method, row in scores.items()})
 
 
-def averages(lines: Sequence[Entry], paper: PaperTable, profile: str) -> str:
+def averages(lines: Sequence[Entry], table: Table, profile: str) -> str:
     """Our averages and the published ones beside each other, in Markdown."""
-    theirs = {method: row.get(AVERAGE) for method, row in paper.scores().items()}
+    theirs = {method: row.get(AVERAGE) for method, row in published(table).items()}
     rows = {method: [_ours(row[AVERAGE]), _score(theirs.get(method))] for method, row in grid(lines).items()}
     return _markdown([f"ours (`{profile}`)", "published"], rows)
 
@@ -146,29 +153,23 @@ def scales(plan: Plan) -> str:
     return _markdown(["scale", "from"], shown)
 
 
-def as_markdown(lines: Sequence[Entry], paper: PaperTable, profile: str, scales: str) -> str:
+def as_markdown(lines: Sequence[Entry], table: Table, profile: str, scales: str = "") -> str:
     """Our table, named with its profile, what its rows were scaled by, and the published one beside it."""
-    return f"""# {paper.title}, profile `{profile}`
+    text = f"""# {table.title}, profile `{profile}`
 
-Scores in percent on the `{profile}` models and benchmarks, `±` one standard error. They stand beside the paper's
-numbers, which are of other models on other data, and do not reproduce them.
-
-## Ours (`{profile}`)
-
-{ours(lines)}
-
-## What task vectors were scaled by
-
-{scales}
-
-## Published ({paper.models}, the paper's {paper.title})
-
-{theirs(paper)}
-
-## Averages beside each other
-
-{averages(lines, paper, profile)}
-"""
+Scores in percent on the `{profile}` models and benchmarks, `±` one standard error."""
+    if table.published is not None:
+        text += """ They stand beside the paper's
+numbers, which are of other models on other data, and do not reproduce them."""
+    text += f"\n\n## Ours (`{profile}`)\n\n{ours(lines)}\n"
+    if scales:
+        text += f"\n## What task vectors were scaled by\n\n{scales}\n"
+    if table.published is not None:
+        heading = f"Published ({table.published.models}, the paper's {table.title})"
+        text += f"\n## {heading}\n\n{theirs(table)}\n"
+        if table.columns:
+            text += f"\n## Averages beside each other\n\n{averages(lines, table, profile)}\n"
+    return text
 
 
 def _markdown(columns: Sequence[str], rows: dict[str, list[str]]) -> str:
@@ -194,8 +195,8 @@ def write(plan: Plan) -> None:
 def _texts(plan: Plan) -> dict[Path, str]:
     """What each of the table's files says."""
     lines = entries(plan)
-    text = as_markdown(lines, plan.paper, plan.recipe.profile, scales(plan))
-    return {plan.table.with_suffix(".md"): text, plan.table: as_csv(lines)}
+    text = as_markdown(lines, plan.table, plan.profile.name, scales(plan))
+    return {plan.csv.with_suffix(".md"): text, plan.csv: as_csv(lines)}
 
 
 def is_current(plan: Plan) -> bool:

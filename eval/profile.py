@@ -1,0 +1,151 @@
+"""A profile as data: what the rows of any table are computed with, for one backbone.
+
+Models, calibration, the values of a free scale, seeds, benchmark items, and where a method's options differ from its
+defaults, each with its source. A profile is a folder with one file a backbone, such as ``eval/profiles/mini``, or a
+single file of the same keys. Nothing in the code asks which profile it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from emkit import backbones
+from emkit.config import Settings, option, parse
+from emkit.errors import UserError
+from emkit.methods import REQUIRED, get
+from emkit.recipe import check_options, method_settings
+from emkit.schema import fail, load_yaml, nearest
+
+FOLDER = Path(__file__).parent / "profiles"
+
+
+class Models(Settings):
+    """The checkpoints: folders or hub ids."""
+
+    base: str = option(..., "the model that the experts were trained from")
+    experts: dict[str, str] = option(..., "expert → checkpoint, in the order of the task vectors", min_length=1)
+    mixture: str | None = option(None, "the model trained on the experts' data together; none: it is not public")
+
+
+class Samples(Settings):
+    """The unlabeled samples of the learned methods."""
+
+    samples: int = option(..., "N, samples of each expert's task", ge=1)
+    response_tokens: int = option(..., "response tokens that a sample is filled up to", ge=1)
+    split: Literal["train", "validation"] = option("train", "the drawn items that they are taken from")
+    source: Literal["zoo", "jsonl"] = option("zoo", "drawn as the miniatures' data are, or read from files")
+    files: dict[str, str] = option({}, "of jsonl: expert → file of prompts")
+    max_new_tokens: int | None = option(None, "longest response of an expert", ge=1)
+
+
+class Profile(Settings):
+    """What a table's rows depend on besides the table; paths are relative to the working folder."""
+
+    name: str = option(..., "the folder of its results below results/", pattern=r"^[\w.+-]+$")
+    backbone: str = option(..., "the family of the models")
+    zoo: str | None = option(None, "the miniature zoo (emkit/recipes/zoo) to train where models are missing")
+    device: str = option("cpu", "where fits and answers run")
+    models: Models = option(..., "the checkpoints")
+    calibration: Samples = option(..., "the samples of the learned methods")
+    grid: list[float] = option(..., "the values of a free scale that are tried on validation items", min_length=1)
+    scales: dict[str, float] = option({}, "row → its scale, given and not searched")
+    leave_out: list[str] = option([], "rows of a table that are neither run nor shown")
+    seeds: list[int] = option(..., "for rows with something random; the others run with the first", min_length=1)
+    protocol: str = option(..., "how the benchmarks are asked")
+    methods: dict[str, dict[str, Any]] = option({}, "method → options that differ from its defaults")
+    sources: dict[str, str] = option({}, "dotted key → where its value is from")
+
+    @cached_property
+    def checkpoints(self) -> dict[str, str]:
+        """Role (``base``, ``mixture`` where there is one, experts) → folder or hub id."""
+        mixture = {"mixture": self.models.mixture} if self.models.mixture is not None else {}
+        return {"base": self.models.base, **mixture, **self.models.experts}
+
+    def options(self, method: str, own: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of every option of a method: its defaults, the profile's, then a row's ``own``."""
+        return method_settings(self.methods, method) | own
+
+
+def find(name: str | Path, backbone: str) -> Path:
+    """The file of a profile for a backbone: in a shipped folder by its name, in a folder of one's own, or the file."""
+    folder = next((folder for folder in (FOLDER / str(name), Path(name)) if folder.is_dir()), None)
+    if folder is not None:
+        path = folder / f"{backbone}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(found.stem for found in path.parent.glob("*.yaml")))
+            raise UserError(f"the profile {name} has no file for the backbone '{backbone}': it has {known}")
+        return path
+    if Path(name).suffix not in (".yaml", ".yml"):
+        known = [found.name for found in FOLDER.iterdir() if found.is_dir()]
+        raise UserError(f"there is no profile '{name}': {nearest(str(name), known)}, or give a folder or YAML file")
+    return Path(name)
+
+
+def load(path: Path) -> Profile:
+    """Read and check a profile; ``UserError`` naming file, key and, for a typing error, the nearest valid key."""
+    where = f"{path}: "
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the profile {path}: {error.strerror}") from error
+    data = load_yaml(content, str(path))
+    profile = parse(Profile, data, where)
+    if profile.backbone not in backbones.NAMES:
+        known = nearest(profile.backbone, backbones.NAMES)
+        raise fail(f"{where}backbone", f"unknown backbone '{profile.backbone}': {known}")
+    _check_methods(profile, where)
+    _check_experts(profile, where)
+    _check_sources(data, where)
+    return profile
+
+
+def check_row(profile: Profile, method: str, own: Mapping[str, Any], where: str) -> None:
+    """``UserError`` for options of a row that its method has not, and where one of the method's has no value."""
+    found, settings = get(method), profile.options(method, own)
+    if own:
+        check_options(found, own, f"{where}.options", required=())
+    missing = next((key for key in found.options if key not in settings), None)
+    if missing is not None:
+        raise fail(where, f"the method {method} needs its option '{missing}'")
+
+
+def _check_methods(profile: Profile, where: str) -> None:
+    """``methods``: options that their method has, of the right type, and every one that has no default."""
+    for name, given in profile.methods.items():
+        method = get(name)
+        inherited: Iterable[str] = get(method.inherits).options if method.inherits else {}
+        required = [k for k, found in method.options.items() if found.default is REQUIRED and k not in inherited]
+        check_options(method, given, f"{where}methods.{name}", required)
+
+
+def _check_experts(profile: Profile, where: str) -> None:
+    """Per-expert values must name experts, and a jsonl source must have a file for each."""
+    experts = profile.models.experts
+    for method, settings in profile.methods.items():
+        for key in ("beta", "initial"):
+            if isinstance(settings.get(key), dict):
+                here = f"{where}methods.{method}.{key}"
+                for name in settings[key]:
+                    if name not in experts:
+                        raise fail(here, f"unknown expert '{name}': {nearest(name, experts)}")
+                missing = sorted(set(experts) - set(settings[key])) if key == "initial" else []
+                if missing:
+                    raise fail(here, f"the expert '{missing[0]}' has no value")
+    if profile.calibration.source == "jsonl":
+        for name in experts:
+            if name not in profile.calibration.files:
+                raise fail(f"{where}calibration.files", f"the task '{name}' has no file")
+
+
+def _check_sources(data: Mapping[str, Any], where: str) -> None:
+    """A source must belong to a value that is there."""
+    for dotted in data.get("sources", {}):
+        at: Any = data
+        for key in dotted.split("."):
+            if not isinstance(at, dict) or key not in at:
+                known = at if isinstance(at, dict) else []
+                raise fail(f"{where}sources", f"'{dotted}' is no key of this profile: {nearest(key, known)}")
+            at = at[key]
