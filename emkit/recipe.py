@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from emkit.fit import FitOptions, Optimiser
+from emkit.alignment.fit import FitOptions, Optimiser
 from emkit.methods import REQUIRED, Method, get
 from emkit.schema import Key, fail, mapping
 

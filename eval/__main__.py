@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from emkit.alignment import options as engine
 from emkit.cli import run
-from emkit.engine import options as engine
 from emkit.errors import UserError
 
 

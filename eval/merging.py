@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from emkit import methods
+from emkit.alignment.fit import FitOptions
+from emkit.alignment.like import imposed, resolved
 from emkit.files import sha256_json
-from emkit.fit import FitOptions
-from emkit.like import imposed, resolved
 from emkit.recipe import fit_options
 from eval.places import Job
 from eval.plan import Plan
@@ -18,7 +18,7 @@ from eval.plan import Plan
 
 @dataclass(frozen=True)
 class RowMerge:
-    """What a row asks of the merge job; ``like``: whose conventions stand in place of its own (:mod:`emkit.like`)."""
+    """What a row asks of the merge job; ``like``: whose options stand in place of its own (``--like``)."""
 
     plan: Plan
     id: str

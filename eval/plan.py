@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 
 from emkit import methods
+from emkit.alignment.learner import SCALE
 from emkit.config import parse
 from emkit.errors import UserError
 from emkit.files import sha256_json
-from emkit.learning import SCALE
 from emkit.schema import fail, nearest
 from eval import benchmarks, keys, published, scores
 from eval import profile as profiles

@@ -10,12 +10,12 @@ import torch
 from safetensors import safe_open
 
 from emkit import backbones
+from emkit.alignment.calibration import Settings, calibrate
+from emkit.alignment.sequences import collate, fold
+from emkit.alignment.sources import source
 from emkit.backbones import causal_lm, mistral
-from emkit.calibration import Settings, calibrate
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
-from emkit.sequences import collate, fold
-from emkit.sources import source
 from emkit.task_vectors import TaskVectors
 
 KINDS = ("llama", "mistral", "qwen2", "gpt_neox")

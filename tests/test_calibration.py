@@ -12,11 +12,11 @@ import torch
 from conftest import open_task_vectors
 from PIL import Image
 
-from emkit import teaching
+from emkit.alignment import teacher as teaching
+from emkit.alignment.calibration import Settings, calibrate
+from emkit.alignment.sources import JsonlSource, ZooSource, source
 from emkit.backbones import internvl
-from emkit.calibration import Settings, calibrate
 from emkit.errors import UserError
-from emkit.sources import JsonlSource, ZooSource, source
 from emkit.zoo import data
 
 SETTINGS = Settings(samples=3, response_tokens=20, hidden_layer=1, max_new_tokens=4)

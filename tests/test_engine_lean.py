@@ -4,8 +4,8 @@ import pytest
 import tiny_models as tiny
 import torch
 
+from emkit.alignment.lean import at_positions, lean
 from emkit.backbones import causal_lm
-from emkit.engine.lean import at_positions, lean
 
 
 def batch_of(model, rows=3, length=20):

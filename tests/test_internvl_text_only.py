@@ -8,9 +8,9 @@ import torch
 from conftest import open_task_vectors
 from PIL import Image
 
+from emkit.alignment.calibration import Settings, calibrate
+from emkit.alignment.sources import source
 from emkit.backbones import internvl
-from emkit.calibration import Settings, calibrate
-from emkit.sources import source
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from conftest import recipe_data, save_recipe
 from engine_toys import toy
 from torch.func import functional_call
 
+from emkit.alignment.fit import FitOptions, Optimiser, fit
+from emkit.alignment.like import imposed, resolved
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.order import authors_order, authors_steps, authors_turns, pieces, pull
+from emkit.alignment.sequences import collate
 from emkit.coefficients import Coefficients
-from emkit.engine.options import EngineOptions
-from emkit.engine.order import authors_order, authors_steps, authors_turns, pieces, pull
-from emkit.fit import FitOptions, Optimiser, fit
-from emkit.like import imposed, resolved
-from emkit.sequences import collate
 from eval.__main__ import main
 
 BETA, GAMMA = {"VQA": 1.0, "Chart": 2.5}, 0.7

@@ -9,7 +9,7 @@ import torch
 from conftest import opened, recipe_data, save_recipe
 from safetensors.torch import load_file, save_file
 
-from emkit import fit as fitting
+from emkit.alignment import fit as fitting
 from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emkit.alignment.sequences import Folded, batches, collate, fold
 from emkit.backbones import internvl
-from emkit.sequences import Folded, batches, collate, fold
 from emkit.zoo.data import example, prompt
 
 
