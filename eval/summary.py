@@ -81,7 +81,7 @@ def _shipped(plan: Plan) -> list[Plan]:
 def _agree(plan: Plan, other: Plan) -> None:
     if plan.home != other.home or plan.backbone != other.backbone:
         return
-    for row in plan.rows.keys() & other.rows.keys():
+    for row in {*plan.rows, *plan.scale_rows} & {*other.rows, *other.scale_rows}:
         mine, theirs = plan.content(row), other.content(row)
         if mine is not None and theirs is not None and mine != theirs:
             keys = ", ".join(key for key in mine if mine[key] != theirs[key])

@@ -5,6 +5,7 @@ All three tables are run in one go, as `make reproduce-tables` does; between the
 """
 
 import contextlib
+import csv
 import os
 import re
 import shutil
@@ -56,6 +57,8 @@ def clone(folder: Path) -> Path:
     few(folder / RECIPE, "table1", KEPT_ROWS, ["VizWiz", "MathVista", "ChartQA", "RefCOCO"])
     few(folder / SIZES, "table2", SIZES_ROWS, ["VizWiz", "OCRVQA", "RefCOCO"])
     few(folder / TEXT, "table3", TEXT_ROWS, ["AlpacaEval", "MATH", "MBPP"])
+    for path, text in MORE.items():
+        (folder / path).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -77,7 +80,60 @@ def plan_of(folder: Path, monkeypatch, recipe: Path = RECIPE) -> Plan:
     return Plan(recipe, PROFILE)
 
 
-REPRODUCE = ("reproduce", str(RECIPE), str(SIZES), str(TEXT), "--profile", PROFILE, "--jobs", "2")
+# Tables like the paper's 8 and 11 (sweeps that share a row with the first table) and 4 (averages), and one of models of
+# one's own, with a backbone of which the paper has no table: a file each, but for the models' profile.
+MORE = {
+    "few/table8.yaml": """
+title: Table 8
+backbone: internvl
+columns: [VizWiz, MathVista, ChartQA, RefCOCO]
+published: {file: eval/paper/table8.csv, models: InternVL2.5-1B}
+rows:
+  - {id: gamma, label: "{}", method: expert_merging, vary: {options.gamma: [0, 0.2]}}
+  - {id: expert_merging, label: "5", method: expert_merging}
+compare: [[gamma_0, expert_merging]]
+learned: [gamma_0.2]
+""",
+    "few/table11.yaml": """
+title: Table 11
+backbone: internvl
+columns: [VizWiz, MathVista, ChartQA, RefCOCO]
+rows:
+  - {id: samples, label: "N = {}", method: expert_merging, vary: {calibration.samples: [1]}}
+""",
+    "few/table4.yaml": """
+title: Table 4
+averages: {InternVL2.5: few/table1.yaml, Qwen2-VL: few/table2.yaml, Mistral: few/table3.yaml}
+published: {file: eval/paper/table4.csv, models: the published models}
+rows:
+  - {id: expert_merging, label: Expert Merging}
+  - {id: expert_merging_pp, label: Expert Merging++}
+  - {id: ties, label: TIES Merging}
+""",
+    "few/own.yaml": """
+title: Our own models
+backbone: causal_lm
+columns: [MATH]
+rows:
+  - {id: start, label: Start, method: checkpoint, model: base}
+  - {id: half, label: Half of both, method: task_arithmetic, scale: 0.5}
+""",
+    "few/causal_lm.yaml": """
+name: smoke
+backbone: causal_lm
+zoo: mistral-smoke
+models:
+  base: results/smoke/zoo/mistral/base
+  experts: {left: results/smoke/zoo/mistral/math, right: results/smoke/zoo/mistral/code}
+calibration: {samples: 1, response_tokens: 8}
+grid: [0.1]
+seeds: [0]
+protocol: eval/benchmarks/mistral-smoke.yaml
+""",
+}
+SWEPT = {"few/table8.yaml": {"gamma_0", "gamma_0.2"}, "few/table11.yaml": {"samples_1"}}
+REPRODUCE = ("reproduce", str(RECIPE), str(SIZES), str(TEXT), *(path for path in MORE if path != "few/causal_lm.yaml"))
+REPRODUCE += ("--profile", PROFILE, "--jobs", "2")
 
 
 def start(folder: Path, step: Sequence[str] = REPRODUCE) -> subprocess.Popen:
@@ -216,6 +272,39 @@ def test_every_cell_is_there_and_merged_weights_are_not(undisturbed, monkeypatch
     assert len(found) == lines
     assert {line.split(",")[-1] for line in found[1:]} == statuses
     assert (undisturbed / f"results/smoke/notebooks/{table}.ipynb").is_file()
+
+
+@pytest.mark.parametrize("table", list(SWEPT))
+def test_a_sweep_is_scored_row_by_row_and_a_shared_row_once(undisturbed, monkeypatch, table):
+    plan = plan_of(undisturbed, monkeypatch, Path(table))
+    assert {job.row for job in plan.jobs} == SWEPT[table] | set(plan.rows) and all(map(plan.is_done, plan.jobs))
+    found = {row: read_json(plan.cells(Job(row, 0)) / "coefficients.json") for row in plan.rows}
+    assert len({str(coefficients) for coefficients in found.values()}) == len(found)
+    log = (plan.run / "log" / f"{plan.name}.log").read_text()
+    assert "rule row" in log and f"eval row {table} expert_merging 0" not in log  # scored for the first table
+    text = (undisturbed / f"results/smoke/tables/{plan.name}.md").read_text(encoding="utf-8")
+    assert ("| 0.2 | 29.75 |" in text) == (plan.table.published is not None)  # Table 8 as published
+
+
+def test_a_table_of_averages_has_the_averages_of_its_tables(undisturbed):
+    found = csv.DictReader((undisturbed / "results/smoke/tables/table4.csv").read_text().splitlines())
+    cells = {(line["method"], line["benchmark"]): (line["score"], line["status"]) for line in found}
+    for column, table in (("InternVL2.5", "table1"), ("Qwen2-VL", "table2"), ("Mistral", "table3")):
+        lines = csv.DictReader((undisturbed / f"results/smoke/tables/{table}.csv").read_text().splitlines())
+        averages = {line["method"]: line["score"] for line in lines if line["benchmark"] == "Avg"}
+        assert cells["Expert Merging", column] == (averages["Expert Merging"], "ok")
+        assert cells["TIES Merging", column] == ("", "not run yet")
+    text = (undisturbed / "results/smoke/tables/table4.md").read_text(encoding="utf-8")
+    assert "| Expert Merging | 58.11 | 63.34 | 47.43 |" in text and "Avg" not in text
+
+
+def test_a_table_of_ones_own_models_of_any_backbone(undisturbed):
+    text = (undisturbed / "results/smoke/tables/own.md").read_text(encoding="utf-8")
+    assert text.startswith("# Our own models, profile `smoke`") and "Published" not in text and "paper" not in text
+    assert (
+        re.search(r"\| Half of both \| \d+\.\d\d ± ", text) and "| Half of both | 0.5 | given by the recipe |" in text
+    )
+    assert (undisturbed / "results/smoke/causal_lm/half/0/MATH.json").is_file()
 
 
 def test_one_display_shows_every_table(undisturbed):
