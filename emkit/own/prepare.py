@@ -91,7 +91,7 @@ def prepare(
     remarks += _compare_weights(recipe, vectors)
     left_out = _left_out(recipe, folders, configs, layout, vectors, experts)
     code = _missing_code(recipe, folders)
-    calibration = recipe.data["calibration"]
+    calibration = recipe.calibration
     needs = resources.estimate(recipe.method, vectors, dict(configs["base"].text), calibration, use, recipe.device)
     plan = (
         f"{recipe.method.name} of {', '.join(experts)} on {given['base']}, backbone {recipe.backbone}: "
@@ -249,7 +249,7 @@ def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecip
             f"{recipe.method.name} has to run the models, and a {config.kind} needs its own code for that, which emkit "
             "never runs: convert them to transformers' layout, or use a method that needs no prompts"
         )
-    given, settings = recipe.given["calibration"], recipe.data["calibration"]
+    given, settings = recipe.given["calibration"], recipe.calibration
     counts = []
     for label, file in settings["files"].items():
         lines = JsonlSource(settings["files"]).lines(label)
