@@ -43,7 +43,8 @@ def test_what_methods_need():
     assert {name for name, method in registry().items() if method.learned} == learned
     assert {name for name, method in registry().items() if method.random} == learned | {"ta_dare", "ties_dare"}
     assert registry()["task_arithmetic"].needs == {"scale"}
-    assert all(not registry()[name].needs for name in ("checkpoint", "reset_expert", "weight_average"))
+    assert registry()["weight_average"].needs == set() and not registry()["checkpoint"].merges
+    assert (registry()["checkpoint"].needs, registry()["reset_expert"].needs) == ({"model"}, {"expert"})
 
 
 def test_checkpoint_rows_are_the_checkpoints(run, tiny_zoo):

@@ -107,10 +107,8 @@ def test_trying_another_method_leaves_the_first_ones_settings_out(tmp_path, caps
     file = str(tmp_path / "merge.yaml")
     experts = [word for name in own.EXPERTS for word in ("--expert", str(tmp_path / name))]
     assert cli.main(["init", file, "--base", str(tmp_path / "base"), *experts]) == 0
-    text = (
-        (tmp_path / "merge.yaml").read_text(encoding="utf-8").replace("# scale:", "scale:").replace("# gamma", "gamma")
-    )
-    (tmp_path / "merge.yaml").write_text(text, encoding="utf-8")
+    text = (tmp_path / "merge.yaml").read_text(encoding="utf-8").replace("# scale:", "scale:")
+    (tmp_path / "merge.yaml").write_text(text.replace("# gamma", "gamma"), encoding="utf-8")
     assert cli.main(["merge", file, "--method", "ties", "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     assert "note: scale and options of" in capsys.readouterr().err
     assert cli.main(["merge", file, "--method", "tis"]) == 2

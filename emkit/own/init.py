@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from emkit.config import Settings, about, default
 from emkit.errors import UserError
@@ -83,9 +84,7 @@ def _calibration(experts: Mapping[str, str], backbone: str) -> str:
     ]
     lines += [f"    {_line(label, f'{label}.jsonl')}" for label in experts]
     for key, field in Calibration.model_fields.items():
-        if key != "files":
-            value, source = default(field, backbone)
-            lines.append(f"  # {key}: {value}    # {about(field)}. {source}")
+        lines += [] if key == "files" else _option(key, field, backbone)
     return "\n".join(lines)
 
 
@@ -93,11 +92,17 @@ def _options(method: Method, backbone: str) -> str:
     """Every option with its default, which holds anyway: only what a person uncomments is given."""
     lines = ["# Options of the method. To change one, take the # from its line.", "options:"]
     for key, field in method.options.model_fields.items():
-        value, source = default(field, backbone)
-        value = value.model_dump(exclude_unset=True) if isinstance(value, Settings) else value
-        said = f"{about(field).rstrip('.')}." + (f" Default: {source}." if source else "")
-        lines += [_comment(said, "  "), f"  {_line(key, None)}" if value is ... else f"  # {_line(key, value)}"]
+        lines += _option(key, field, backbone)
     return "\n".join(lines)
+
+
+def _option(key: str, field: FieldInfo, backbone: str) -> list[str]:
+    value, source = default(field, backbone)
+    if value is ...:
+        return [_comment(f"{about(field).rstrip('.')}. It has to be given.", "  "), f"  {key}:"]
+    value = value.model_dump(exclude_unset=True) if isinstance(value, Settings) else value
+    said = f"{about(field).rstrip('.')}." + (f" Default: {source}." if source else "")
+    return [_comment(said, "  "), f"  # {_line(key, value)}"]
 
 
 def _line(key: str, value: Any) -> str:

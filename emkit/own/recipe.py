@@ -197,7 +197,7 @@ def check(data: Mapping, where: str) -> None:
         raise fail(f"{where}experts", f"an expert cannot be called '{reserved}': give it another name")
     method = get(data["method"])
     if "scale" in data and "scale" not in method.needs:
-        fixed = ": its factor is the option `scale`" if "scale" in method.options else ": leave it out"
+        fixed = ": its factor is the option `scale`" if "scale" in method.options.model_fields else ": leave it out"
         raise fail(f"{where}scale", f"the method {method.name} has no free scale{fixed}")
     owner, owners = data.get("tokenizer", "base"), ("base", *data["experts"])
     if owner not in owners:
