@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from emkit.methods.registry import AUTHORS_ONE
-from emkit.methods.registry import VALIDATION as VALIDATION_SCALE
+from emkit.config import default
+from emkit.methods import AUTHORS_ONE
+from emkit.methods import VALIDATION as CHOSEN
 from eval.keys import ROOT
 from eval.places import EVALUATION, VALIDATION
 from eval.plan import Plan
@@ -47,10 +48,10 @@ def explained(plan: Plan, row: str) -> str:
     """Every option of a row with its value and where that is from: the table, the profile's source, or the default."""
     method, entry = plan.method(row), plan.entry(row)
     lines = [f"{row} ({entry.label}): {method.name}"]
-    if method.scale == VALIDATION_SCALE:
+    if method.scale_from == CHOSEN:
         given = plan.given_scale(row)
         lines.append(f"  scale = one of {plan.grid}  ({RULE})" if given is None else f"  scale = {given:g}  (given)")
-    for key, value in plan.settings(row).items():
+    for key, value in plan.settings(row).model_dump().items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         lines.append(f"  {key} = {shown}  ({_source(plan, row, key)})")
     return "\n".join(lines) + "\n"
@@ -62,7 +63,10 @@ def _source(plan: Plan, row: str, key: str) -> str:
     method, sources = plan.method(row), plan.profile.sources
     owners = [name for name in (method.name, method.inherits) if name and key in plan.profile.methods.get(name, {})]
     dotted = f"methods.{owners[0]}.{key}" if owners else ""
-    return sources.get(dotted, dotted) or "default"
+    if owners:
+        return sources.get(dotted, dotted)
+    source = default(method.options.model_fields[key], plan.backbone)[1]
+    return f"default: {source}" if source else "default"
 
 
 def _shown(path: Path) -> Path:
@@ -85,8 +89,8 @@ def _row(plan: Plan, row: str) -> str:
     values = {"method": entry.method, "model": entry.model, "scale": plan.given_scale(row)}
     if source:
         values["scale"] = "chosen on its own validation curve" if source == row else f"that of {source}"
-    elif plan.method(row).scale == AUTHORS_ONE:
-        values["scale"] = f"{plan.settings(row)['scale']:g} (its authors fix it at 1)"
+    elif plan.method(row).scale_from == AUTHORS_ONE:
+        values["scale"] = f"{plan.settings(row).scale:g} (its authors fix it at 1)"
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
@@ -96,7 +100,7 @@ def _settings(plan: Plan) -> list[str]:
     learned = any(plan.method(row).learned for row in runs)
     calibration = plan.profile.calibration.model_dump(exclude_none=True)
     lines = ["calibration: " + _values(calibration)] if learned else []
-    return lines + [f"{row}: {_values(settings)}" for row in runs if (settings := plan.settings(row))]
+    return lines + [f"{row}: {_values(settings)}" for row in runs if (settings := plan.settings(row).model_dump())]
 
 
 def _values(settings: dict) -> str:

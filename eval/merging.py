@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emkit import methods
-from emkit.alignment.fit import FitOptions
-from emkit.alignment.like import imposed, resolved
+from emkit.config import Settings
 from emkit.files import sha256_json
-from emkit.recipe import fit_options
+from emkit.methods.row import merge_row
 from eval.places import Job
 from eval.plan import Plan
 
@@ -50,7 +48,13 @@ class RowMerge:
     def sha256(self) -> str:
         """Hash of the row's values, wherever they were written."""
         models = {name: self.model(name) for name in ("base", *self.experts)}
-        values = [self.plan.entry(self.id).content, self.plan.settings(self.id), models, self.data, self.device]
+        values = [
+            self.plan.entry(self.id).content,
+            self.plan.settings(self.id).model_dump(),
+            models,
+            self.data,
+            self.device,
+        ]
         return sha256_json(values)
 
     def row(self, row: str) -> dict[str, Any]:
@@ -63,29 +67,15 @@ class RowMerge:
         """Checkpoint of ``base``, ``mixture`` or an expert."""
         return self.plan.profile.checkpoints[name]
 
-    def settings(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The value of every option of the row's method; with ``like`` what that puts in their place."""
-        return self._like(row["method"], self.plan.entry(row["id"]).options)
+    def settings(self, row: Mapping[str, Any]) -> Settings:
+        """Every option of the row's method."""
+        return self.plan.settings(row["id"], self.like)
 
-    def method_settings(self, method: str) -> dict[str, Any]:
-        """:meth:`settings` of a row of another method, without options of its own."""
-        return self._like(method, {})
-
-    def fit_options(self, settings: Mapping[str, Any]) -> FitOptions:
-        """The part of :meth:`settings` that is the fit's."""
-        return fit_options(settings)
-
-    def _like(self, method: str, own: Mapping[str, Any]) -> dict[str, Any]:
-        profile = self.plan.profile
-        found = profile.options(method, own)
-        if self.like is None:
-            return found
-        inherited = methods.get(method).inherits
-        given = {*own, *(key for name in (method, inherited) if name for key in profile.methods.get(name, {}))}
-        samples = self.plan.calibration(self.id).samples
-        return resolved(found, given, imposed(method, samples, len(self.experts), self.backbone))
+    def method_settings(self, method: str) -> Settings | None:
+        """The options of the method that the row's own builds on."""
+        return self.plan.first(self.id, self.like)
 
 
 def merge(plan: Plan, job: Job, out: Path, cache: Path, **more: Any) -> dict:
     """Merge a row into the checkpoint folder ``out``; ``job.scale`` is the chosen λ. Returns the job's report."""
-    return methods.merge_row(RowMerge(plan, job.row), job.row, job.seed, out, cache=cache, scale=job.scale, **more)
+    return merge_row(RowMerge(plan, job.row), job.row, job.seed, out, cache=cache, scale=job.scale, **more)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from emkit import methods
 from emkit.alignment.learner import SCALE
-from emkit.config import parse
+from emkit.config import Settings, parse
 from emkit.errors import UserError
 from emkit.files import sha256_json
 from emkit.schema import fail, nearest
@@ -52,15 +52,15 @@ class Plan(Places):
         here, profile = f"{self.path}: row '{row.id}'", self.profile
         if row.model is not None and row.model not in ("mixture", *profile.checkpoints):
             raise fail(here, f"there is no model '{row.model}': {nearest(row.model, profile.checkpoints)}")
-        if row.method == "reset_expert" and row.model not in profile.models.experts:
-            raise fail(here, f"reset_expert needs an expert: {nearest(str(row.model), profile.models.experts)}")
-        if row.method is not None:
-            if row.id in profile.scales and "scale" not in methods.get(row.method).needs:
-                raise fail(
-                    here, f"the method {row.method} has no free scale: remove it from {self.profile_path}: scales"
-                )
-            profiles.check_row(profile, row.method, row.options, here)
-            self.calibration(row.id)
+        method = None if row.method is None else methods.get(row.method)
+        if method is not None and "expert" in method.needs and row.model not in profile.models.experts:
+            raise fail(here, f"{method.name} needs an expert: {nearest(str(row.model), profile.models.experts)}")
+        if method is not None:
+            if row.id in profile.scales and "scale" not in method.needs:
+                raise fail(here, f"the method {row.method} has no free scale: remove it from 'scales'")
+            if row.options:
+                methods.check_options(method, row.options, f"{here}.options", profile.models.experts)
+            self.settings(row.id)
 
     # ---- what runs
     def entry(self, row: str) -> tables.Row:
@@ -109,10 +109,15 @@ class Plan(Places):
         """The profile's seeds for a random method, the first alone for the others."""
         return self.profile.seeds if self.method(row).random else self.profile.seeds[:1]
 
-    def settings(self, row: str) -> dict:
-        """The value of every option of the row's method; empty for a method without options."""
-        entry = self.entry(row)
-        return self.profile.options(str(entry.method), entry.options)
+    def settings(self, row: str, like: str | None = None) -> Settings:
+        """Every option of the row's method; with ``like`` what that puts in place of what else holds."""
+        entry, samples = self.entry(row), self.calibration(row).samples
+        return self.profile.options(str(entry.method), entry.options, like, samples, f"{self.path}: row '{row}': ")
+
+    def first(self, row: str, like: str | None = None) -> Settings | None:
+        """The options of the method that the row's own builds on, without those of the row; None if there is none."""
+        inherits, samples = self.method(row).inherits, self.calibration(row).samples
+        return self.profile.options(inherits, {}, like, samples) if inherits else None
 
     def calibration(self, row: str) -> profiles.Samples:
         """The samples that a learned row is fitted on."""
@@ -135,7 +140,7 @@ class Plan(Places):
             return None
         if self.given_scale(row) is not None or not self.method(row).learned:
             return row
-        if self.settings(row)["initial"] != SCALE:
+        if self.settings(row).initial != SCALE:
             return None
         shown = (name for name, entry in self.rows.items() if entry.method == _SCALED.method)
         return next(shown, _SCALED.id)
@@ -238,7 +243,8 @@ class Plan(Places):
     def model_names(self, row: str) -> dict[str, str]:
         """The checkpoints that a row reads: folder or hub id by role."""
         entry, profile = self.entry(row), self.profile
-        roles = {"checkpoint": [], "reset_expert": ["base"]}.get(str(entry.method), ["base", *profile.models.experts])
+        method = self.method(row)
+        roles = ["base", *profile.models.experts] if method.merges else ["base"] if "expert" in method.needs else []
         return {role: profile.checkpoints[role] for role in [*roles, *([entry.model] if entry.model else [])]}
 
     def expected(self, job: Job, benchmark: str) -> dict:
@@ -249,10 +255,10 @@ class Plan(Places):
             "backbone": profile.backbone,
             "method": row.method,
             "model": row.model,
-            "settings": self.settings(job.row),
+            "settings": self.settings(job.row).model_dump(),
             "seed": job.seed,
             "scale": job.scale,
-            "first_stage": profile.options(method.inherits, {}) if method.inherits else None,
+            "first_stage": first.model_dump() if (first := self.first(job.row)) else None,
             "calibration": self._calibration_identity(job.row) if method.learned else None,
             "device": profile.device,
             "dtype": self.dtype,

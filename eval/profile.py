@@ -7,16 +7,16 @@ single file of the same keys. Nothing in the code asks which profile it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from emkit import backbones
+from emkit.alignment.like import imposed, layer
 from emkit.config import Settings, option, parse
 from emkit.errors import UserError
-from emkit.methods import REQUIRED, get
-from emkit.recipe import check_options, method_settings
+from emkit.methods import check_options, get, resolved
 from emkit.schema import fail, load_yaml, nearest
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -64,9 +64,17 @@ class Profile(Settings):
         mixture = {"mixture": self.models.mixture} if self.models.mixture is not None else {}
         return {"base": self.models.base, **mixture, **self.models.experts}
 
-    def options(self, method: str, own: Mapping[str, Any]) -> dict[str, Any]:
-        """The value of every option of a method: its defaults, the profile's, then a row's ``own``."""
-        return method_settings(self.methods, method) | own
+    def options(
+        self, name: str, own: Mapping[str, Any], like: str | None = None, samples: int = 1, where: str = ""
+    ) -> Settings:
+        """Every option of a method: its defaults, the profile's (of the method that it inherits from first), a row's
+        ``own``, and with ``like`` what that puts in their place (``samples`` of each task are its one epoch)."""
+        method = get(name)
+        layers = [self.methods.get(method.inherits or "", {}), self.methods.get(name, {}), own]
+        if like is not None:
+            theirs = imposed(name, samples, len(self.models.experts), self.backbone)
+            layers.append(layer({*layers[0], *layers[1], *layers[2]}, theirs))
+        return resolved(method, *layers, backbone=self.backbone, where=f"{where}methods.{name}")
 
 
 def find(name: str | Path, backbone: str) -> Path:
@@ -96,48 +104,14 @@ def load(path: Path) -> Profile:
     if profile.backbone not in backbones.NAMES:
         known = nearest(profile.backbone, backbones.NAMES)
         raise fail(f"{where}backbone", f"unknown backbone '{profile.backbone}': {known}")
-    _check_methods(profile, where)
-    _check_experts(profile, where)
-    _check_sources(data, where)
-    return profile
-
-
-def check_row(profile: Profile, method: str, own: Mapping[str, Any], where: str) -> None:
-    """``UserError`` for options of a row that its method has not, and where one of the method's has no value."""
-    found, settings = get(method), profile.options(method, own)
-    if own:
-        check_options(found, own, f"{where}.options", required=())
-    missing = next((key for key in found.options if key not in settings), None)
-    if missing is not None:
-        raise fail(where, f"the method {method} needs its option '{missing}'")
-
-
-def _check_methods(profile: Profile, where: str) -> None:
-    """``methods``: options that their method has, of the right type, and every one that has no default."""
     for name, given in profile.methods.items():
-        method = get(name)
-        inherited: Iterable[str] = get(method.inherits).options if method.inherits else {}
-        required = [k for k, found in method.options.items() if found.default is REQUIRED and k not in inherited]
-        check_options(method, given, f"{where}methods.{name}", required)
-
-
-def _check_experts(profile: Profile, where: str) -> None:
-    """Per-expert values must name experts, and a jsonl source must have a file for each."""
-    experts = profile.models.experts
-    for method, settings in profile.methods.items():
-        for key in ("beta", "initial"):
-            if isinstance(settings.get(key), dict):
-                here = f"{where}methods.{method}.{key}"
-                for name in settings[key]:
-                    if name not in experts:
-                        raise fail(here, f"unknown expert '{name}': {nearest(name, experts)}")
-                missing = sorted(set(experts) - set(settings[key])) if key == "initial" else []
-                if missing:
-                    raise fail(here, f"the expert '{missing[0]}' has no value")
+        check_options(get(name), given, f"{where}methods.{name}", profile.models.experts)
     if profile.calibration.source == "jsonl":
-        for name in experts:
+        for name in profile.models.experts:
             if name not in profile.calibration.files:
                 raise fail(f"{where}calibration.files", f"the task '{name}' has no file")
+    _check_sources(data, where)
+    return profile
 
 
 def _check_sources(data: Mapping[str, Any], where: str) -> None:

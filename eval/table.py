@@ -17,7 +17,7 @@ from pydantic import model_validator
 
 from emkit.config import Settings, option, parse
 from emkit.errors import UserError
-from emkit.methods import get
+from emkit.methods import get, registry
 from emkit.schema import fail, load_yaml, nearest
 
 FOLDER = Path(__file__).parent / "tables"
@@ -163,8 +163,9 @@ def _check_row(row: Row, here: str) -> None:
         method = get(row.method)
     except UserError as error:
         raise fail(here, str(error)) from error
-    if (row.method in ("checkpoint", "reset_expert")) != (row.model is not None):
-        raise fail(here, "the methods checkpoint and reset_expert, and no others, need the key 'model'")
+    if method.merges != (row.model is None):
+        alone = " and ".join(found.name for found in registry().values() if not found.merges)
+        raise fail(here, f"the methods {alone}, and no others, need the key 'model'")
     if row.scale is not None and "scale" not in method.needs:
         raise fail(here, f"the method {method.name} has no free scale: remove the key 'scale'")
     if row.calibration and not method.learned:

@@ -23,9 +23,9 @@ def test_committed_profiles_are_of_their_folder_and_file(path):
 @pytest.mark.parametrize("shown", table.names())
 def test_the_rows_of_a_committed_table_have_methods(shown, name):
     plan = Plan(shown, name)
-    assert all(row.method in methods.REGISTRY for row in plan.rows.values())
+    assert all(row.method in methods.registry() for row in plan.rows.values())
     for row in ("expert_merging", "expert_merging_pp"):
-        assert plan.settings(row)["optimiser"]["steps"] > 0
+        assert plan.settings(row).optimiser.steps > 0
 
 
 def test_an_unknown_method_is_one_line():
@@ -63,9 +63,8 @@ def changed(data, dotted, value):
         ),
         ("methods.expert_merging.gamma", "much", r"methods.expert_merging.gamma: 'much' is not a number"),
         ("methods.expert_merging.gamma", True, "gamma: True is not a number"),
-        ("methods.expert_merging.gamma", -1, "gamma: -1 is not a number from 0 to inf"),
-        ("methods.expert_merging.gamma", float("nan"), "gamma: nan is not a number from"),
-        ("methods.expert_merging.gamma", ..., "methods.expert_merging: the key 'gamma' is missing"),
+        ("methods.expert_merging.gamma", -1, "gamma: -1 is less than 0"),
+        ("methods.expert_merging.gamma", float("nan"), "gamma: nan is not a finite number"),
         ("methods.expert_merging.initial", "scale", "methods.expert_merging.initial: 'scale' is not a number"),
         ("methods.expert_merging.initial", {"VQA": 0.1}, "initial: the expert 'Chart' has no value"),
         ("methods.expert_merging.beta", {"Vqa": 1}, r"beta: unknown expert 'Vqa': did you mean 'VQA'\?"),
@@ -94,12 +93,12 @@ def changed(data, dotted, value):
             r"row 'ties'.options: unknown key 'densty': did you mean 'density'\?",
         ),
         ("rows.5.options", {"density": "0.2"}, "options.density: '0.2' is not a number"),
-        ("rows.5.options", {"density": 0}, "options.density: 0 is not a number from 0.0001 to 1"),
+        ("rows.5.options", {"density": 0}, "options.density: 0 is less than 0.0001"),
         ("rows.5.options", {"scope": "layer"}, "options.scope: unknown value 'layer': choose one of model, tensor"),
         ("rows.5.options", {"second_trim": True}, "options: unknown key 'second_trim'"),
         ("methods.ties", {"merge": "median"}, "methods.ties.merge: unknown value 'median'"),
         ("methods.ties_dare", {"second_trim": "yes"}, "second_trim: 'yes' is neither true nor false"),
-        ("methods.ties_dare", {"drop": 1.0}, "methods.ties_dare.drop: 1.0 is not a number from 0 to 0.9999"),
+        ("methods.ties_dare", {"drop": 1.0}, "methods.ties_dare.drop: 1.0 is more than 0.9999"),
         ("methods.wudi", {"iterations": 2.5}, "methods.wudi.iterations: 2.5 is not a whole number"),
         ("methods.wudi", {"solver": "sgd"}, "methods.wudi.solver: unknown value 'sgd'"),
         ("methods.wudi_v2", {"lr": "fast"}, "methods.wudi_v2.lr: 'fast' is not a number"),
@@ -108,7 +107,6 @@ def changed(data, dotted, value):
         ("methods.adamerging", {"gamma": 1}, "methods.adamerging: unknown key 'gamma'"),
         ("methods.ties", [], r"methods.ties: \[\] is not a mapping"),
         ("methods.weight_average", {}, "the method weight_average has no options"),
-        ("methods.expert_merging", ..., "row 'expert_merging': the method expert_merging needs its option 'initial'"),
         ("methods.tise", {}, r"unknown method 'tise': did you mean 'ties'\?"),
         ("rows.3.label", "Base", r"\('base'\): this label is given to more than one row"),
         ("rows.3.id", "a/b", r"rows\[3\].id: 'a/b'"),
@@ -171,8 +169,8 @@ def test_settings_inherit_and_rows_override(tmp_path):
     data = changed(recipe_data(tmp_path), "methods.expert_merging_pp.gamma", 7)
     plan = load(tmp_path, changed(data, "rows.8.options", {"kappa": 0})).plan
     settings = plan.settings("expert_merging_pp")
-    assert (settings["gamma"], settings["kappa"], settings["temperature"]) == (7, 0, 1.0)
-    assert plan.settings("expert_merging")["gamma"] == 0.1
+    assert (settings.gamma, settings.kappa, settings.temperature) == (7, 0, 1.0)
+    assert plan.settings("expert_merging").gamma == 0.1
     with pytest.raises(UserError, match=r"unknown row 'expert_mergin': did you mean 'expert_merging'\?"):
         plan.settings("expert_mergin")
 
@@ -189,19 +187,18 @@ def test_a_sweep_is_a_row_for_each_value(tmp_path):
     plan = load(tmp_path, data).plan
     swept = [f"expert_merging_{value}" for value in ("0", "0.2", "0.4")]
     assert [*plan.rows][7:10] == swept and [plan.rows[row].label for row in swept] == ["0", "0.2", "0.4"]
-    assert [plan.settings(row)["gamma"] for row in swept] == [0, 0.2, 0.4]
-    assert [plan.settings(row)["temperature"] for row in swept] == [1.0] * 3
+    assert [plan.settings(row).gamma for row in swept] == [0, 0.2, 0.4]
+    assert [plan.settings(row).temperature for row in swept] == [1.0] * 3
 
 
 def test_a_sweep_of_two_keys_is_every_combination_and_reaches_into_mappings(tmp_path):
     vary = {"calibration.samples": [3, 5], "options.optimiser.lr": [0.1, 0.5]}
     data = changed(changed(recipe_data(tmp_path), "rows.7.vary", vary), "rows.7.label", "N = {}, rate {}")
-    data["rows"][7]["options"] = {"optimiser": data["methods"]["expert_merging"]["optimiser"]}
     plan = load(tmp_path, data).plan
     row = "expert_merging_5_0.1"
     assert plan.rows[row].label == "N = 5, rate 0.1"
     assert plan.calibration(row).samples == 5 and plan.calibration("expert_merging_pp").samples == 2
-    assert (plan.settings(row)["optimiser"]["lr"], plan.settings(row)["optimiser"]["steps"]) == (0.1, 4)
+    assert (plan.settings(row).optimiser.lr, plan.settings(row).optimiser.steps) == (0.1, 4)
     assert len([name for name in plan.rows if name.startswith("expert_merging_3")]) == 2
     keys = {row: plan._calibration_identity(row) for row in plan.rows if row.startswith("expert_merging_")}
     assert keys["expert_merging_3_0.1"] == keys["expert_merging_3_0.5"] != keys["expert_merging_5_0.5"]

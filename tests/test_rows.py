@@ -8,10 +8,9 @@ import pytest
 import torch
 from small_plan import ROOT, items, score, small_plan
 
-from emkit import methods
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
-from eval import asking, keys, pipeline, rows, scale, scores
+from eval import asking, keys, merging, pipeline, rows, scale, scores
 from eval.places import EVALUATION, VALIDATION, Job
 from eval.vlm import client
 
@@ -23,7 +22,7 @@ class Fakes:
 
     def __init__(self, monkeypatch):
         self.merged, self.evaluated, self.broken, self.seconds = [], [], {}, set()
-        monkeypatch.setattr(methods, "merge_row", self.merge)
+        monkeypatch.setattr(merging, "merge_row", self.merge)
         monkeypatch.setattr(
             asking.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate)
         )

@@ -163,6 +163,6 @@ def test_a_rows_options_are_shown_with_their_sources(tmp_path):
     plan = small_plan(tmp_path, rows=rows, methods=methods, sources=sources)
     text = explained(plan, "ties")
     assert "density = 0.35  (ours: tried)" in text and "merge = sum  (given in the row)" in text
-    assert "scope = model  (default)" in text and "scale = one of [0.1, 0.5]  (best mean" in text
+    assert "scope = model  (default: original" in text and "scale = one of [0.1, 0.5]  (best mean" in text
     text = explained(plan, "pp")
     assert "initial = 0.4  (ours: too)" in text and "density = 0.5  (methods.adamerging_pp.density)" in text
