@@ -1,10 +1,9 @@
-"""``emkit …``: merges of one's own models, rows of the paper's tables, zoos and what the methods are."""
+"""``emkit …``: merges of one's own models, what the methods are, miniature models, and timings."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,6 @@ def _not_installed(error: ModuleNotFoundError) -> int:
 
 try:
     from emkit import bench
-    from emkit.alignment import options as engine
     from emkit.errors import UserError
     from emkit.own import cli as own
 except ModuleNotFoundError as missing:
@@ -38,12 +36,7 @@ GROUPS = {
         **own.COMMANDS,
         "explain": "what a method does: formula, options, where defaults are from",
     },
-    "The paper's tables": {
-        "plan": "list a recipe's rows",
-        "merge-row": "merge one row of a recipe into a checkpoint folder",
-        "importance": "layer importance and chunk counts (Section 3.3, Eq. 4)",
-        "zoo": "train the miniature models, or compare two zoos",
-    },
+    "Miniature models": {"zoo": "train the miniature models, or compare two zoos"},
     "Speed and memory": {"bench": "time fits and merges against other ways of doing them"},
 }
 _HELP = """\
@@ -150,32 +143,9 @@ def _parser() -> Parser:
     check.add_argument("folder", type=Path)
     check.set_defaults(call=_zoo_check)
 
-    row = commands.add_parser("merge-row", description="Merge one row of a recipe into a checkpoint folder.")
-    row.add_argument("recipe")
-    row.add_argument("row")
-    row.add_argument("--out", type=Path, required=True)
-    row.add_argument("--seed", type=int, default=0)
-    row.add_argument("--scale", type=float, help="λ, for a method with a free scale")
-    row.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
-    engine.add_arguments(row)
-    row.add_argument("--shard-size", default="5GB", help="largest file of weights (default: 5GB)")
-    row.set_defaults(call=_merge_row)
-
-    importance = commands.add_parser(
-        "importance", description="Layer importance and chunk counts (Section 3.3, Eq. 4)."
-    )
-    importance.add_argument("recipe")
-    importance.add_argument("coefficients", type=Path, help="coefficients.json of an Expert Merging run")
-    importance.set_defaults(call=_importance)
-
     explain = commands.add_parser("explain", description="A method's formula, options and sources; alone: all methods.")
     explain.add_argument("method", nargs="?", help="a method's name; none lists them all")
-    explain.add_argument("--recipe", help="show the values that this recipe gives the method, with their sources")
     explain.set_defaults(call=_explain)
-
-    plan = commands.add_parser("plan", description="List a recipe's rows.")
-    plan.add_argument("recipe")
-    plan.set_defaults(call=_plan)
 
     bench.add_parsers(commands)
     return parser
@@ -209,57 +179,10 @@ def _zoo_check(options) -> int:
     return 0
 
 
-def _merge_row(options) -> None:
-    from emkit import methods, recipe
-    from emkit.own import resources
-
-    loaded, out = recipe.load(options.recipe), resources.place(options.out)
-    loaded.row(options.row)
-    cache = options.cache or out.parent / ".cache"
-    use, shard = engine.from_arguments(options), engine.parse_bytes(options.shard_size)
-    models = [loaded.model("base"), *loaded.experts.values(), *filter(None, [loaded.data["models"].get("mixture")])]
-    resources.check_writable(out, True, map(Path, models), resources.by_merge_row, [cache, Path(options.recipe)])
-    report = methods.merge_row(
-        loaded, options.row, options.seed, out, cache, options.scale, progress=True, engine=use, shard_bytes=shard
-    )
-    print(json.dumps(report, indent=1, sort_keys=True))
-
-
-def _importance(options) -> None:
-    from emkit import backbones, recipe
-    from emkit.alignment.importance import allocate_chunks, layer_importance
-    from emkit.checkpoints import Checkpoint
-    from emkit.coefficients import Coefficients
-    from emkit.task_vectors import TaskVectors
-
-    loaded = recipe.load(options.recipe)
-    settings = loaded.data["methods"]["expert_merging_pp"]
-    experts = {name: Checkpoint.open(path) for name, path in loaded.experts.items()}
-    names = backbones.get(loaded.backbone).merged_names
-    vectors = TaskVectors(Checkpoint.open(loaded.model("base")), experts, names)
-    found = layer_importance(Coefficients.load(options.coefficients), vectors, settings.get("normalise", "per_expert"))
-    chunks = allocate_chunks(found, settings["budget"], settings["kappa"])
-    for name in sorted(found, key=found.get, reverse=True):
-        print(f"{found[name]:.4f} {chunks[name]:>3} {name}")
-
-
 def _explain(options) -> None:
-    from emkit import explain, recipe
+    from emkit import explain
 
-    if options.method is None:
-        if options.recipe is not None:
-            raise UserError("--recipe needs a METHOD before it: `emkit explain` alone lists them")
-        print(explain.methods())
-        return
-    loaded = recipe.load(options.recipe) if options.recipe is not None else None
-    print(explain.method(options.method, loaded))
-
-
-def _plan(options) -> None:
-    from emkit import recipe
-
-    for row in recipe.load(options.recipe).rows:
-        print(f"{row['id']:<20}{row['label']:<40}{row['method'] or 'not run yet'}")
+    print(explain.methods() if options.method is None else explain.method(options.method))
 
 
 if __name__ == "__main__":

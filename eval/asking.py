@@ -21,7 +21,8 @@ from emkit.errors import UserError
 from emkit.progress import report
 from eval import judge
 from eval.judge.errors import NoJudge
-from eval.plan import Job, Plan
+from eval.places import Job
+from eval.plan import Plan
 from eval.workers.text import whole
 
 COUNTED = ("requests", "unparsable")  # what a cell says about its judge: the same, however often replies were kept
@@ -72,14 +73,14 @@ class Merged:
 
     @cached_property
     def opened(self) -> tuple:
-        """``(model, processor)`` in the protocol's dtype, on the recipe's device."""
+        """``(model, processor)`` in the protocol's dtype, on the profile's device."""
         report("loading the merged model")
-        backbone, dtype = backbones.get(self.plan.recipe.backbone), getattr(torch, self.plan.dtype)
-        return backbone.load(self.folder, dtype=dtype, device=self.plan.recipe.device)
+        backbone, dtype = backbones.get(self.plan.profile.backbone), getattr(torch, self.plan.dtype)
+        return backbone.load(self.folder, dtype=dtype, device=self.plan.profile.device)
 
     def answers(self, images: list, questions: list[str], max_new_tokens: int, kept=None) -> list[str]:
         """Its greedy answers to ``questions``, each about its image (or None)."""
-        backbone = backbones.get(self.plan.recipe.backbone)
+        backbone = backbones.get(self.plan.profile.backbone)
         with_features = {} if kept is None else {"features": kept}
         found = backbone.generate(*self.opened, images, questions, max_new_tokens, **with_features)
         return [whole(text) for text in found]

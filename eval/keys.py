@@ -23,7 +23,8 @@ from emkit.imports import SILENT, code_sha256
 from eval.columns import Column
 
 ROOT = Path(__file__).resolve().parent.parent
-_JOB = ("emkit.methods.row",)  # the merge job
+_JOB = "eval.merging"  # which calls the merge job
+_CONTEXT = "emkit.merging"  # what a method is handed, be it learned or not: the job reaches it, too
 _FITS, _DRAWING = "emkit.alignment", "emkit.zoo"
 _SCORING = ("eval.rows", "eval.asking", "eval.scores")
 # what decides which things are computed and what people are shown
@@ -33,9 +34,11 @@ _ASIDE = (
     "eval.judge.cli",
     "eval.judge.estimate",
     "eval.keys",
+    "eval.places",
     "eval.plan",
-    "eval.published",
+    "eval.profile",
     "eval.signs",
+    "eval.table",
 )
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 LIBRARIES = ("torch", "transformers", "numpy")
@@ -44,13 +47,13 @@ LIBRARIES = ("torch", "transformers", "numpy")
 def merging(method: str, backbone: str, learned: bool, drawn: bool) -> str:
     """Hash of the code behind a merge by the method in the module ``method``; ``drawn``: on drawn samples."""
     aside = SILENT if drawn else (*SILENT, _DRAWING)
-    own = code_sha256((method, f"emkit.backbones.{backbone}"), aside)
-    return sha256_json([own, code_sha256(_JOB, aside if learned else (*aside, _FITS))])
+    own = code_sha256((method, f"emkit.backbones.{backbone}"), aside if learned else (*aside, _CONTEXT))
+    return sha256_json([own, code_sha256((_JOB,), (*_ASIDE, *aside, *(() if learned else (_FITS,))))])
 
 
 def scoring(column: Column) -> str:
     """Hash of the code that asks a merged model a column's questions and scores its answers."""
-    aside = (*_ASIDE, "emkit.methods", _FITS, _DRAWING, *(() if column.judge else ("eval.judge",)))
+    aside = (*_ASIDE, _JOB, _FITS, _DRAWING, *(() if column.judge else ("eval.judge",)))
     return code_sha256((*_SCORING, *column.code), aside)
 
 

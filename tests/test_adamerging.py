@@ -15,8 +15,8 @@ from emkit.alignment.sequences import collate
 from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.methods import merge_row
-from emkit.transforms import Elected, Trimmed
+from emkit.methods.row import merge_row
+from emkit.methods.ties import Elected, Trimmed
 
 OPTIONS = FitOptions(objective="entropy", gamma=0.0)
 
@@ -151,7 +151,7 @@ def recipe(tiny_zoo, tmp_path):
     data["rows"] += [
         {"id": "adamerging", "label": "AdaMerging", "method": "adamerging"},
         {"id": "adamerging_pp", "label": "AdaMerging++", "method": "adamerging_pp", "options": {"density": 0.4}},
-        {"id": "whole", "label": "AdaMerging++", "method": "adamerging_pp", "options": {"density": 1.0}},
+        {"id": "whole", "label": "AdaMerging++, whole", "method": "adamerging_pp", "options": {"density": 1.0}},
     ]
     return save_recipe(tmp_path, data)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from text_benchmarks import full, recipe
+from text_benchmarks import full, said
 
 from emkit.errors import UserError
 from emkit.zoo import data
@@ -163,7 +163,7 @@ def test_the_content_hash_is_of_columns_and_pixels(written):
 
 @pytest.mark.parametrize("profile", ["mini", "smoke"])
 def test_drawn_items_are_the_committed_ones(backbone, profile, tmp_path):
-    """After a wanted change: `python -m eval.items emkit/recipes/<profile>/<backbone>.yaml`."""
+    """After a wanted change: `python -m eval.items <table> <profile>`."""
     protocol = full(profile, backbone)
     found = {}
     for split in ("evaluation", "validation"):
@@ -234,9 +234,9 @@ def test_a_wrong_column_is_one_clear_line(gqa, change, message):
     ],
 )
 def test_a_wrong_protocol_is_one_clear_line(backbone, change, message):
-    said = recipe("smoke", backbone)["protocol"] | change
+    wrong = said("smoke", backbone) | change
     with pytest.raises(UserError, match=message) as caught:
-        columns.protocol("smoke", backbone, COLUMNS, said, "wrong.yaml: protocol")
+        columns.protocol("smoke", backbone, COLUMNS, wrong, "wrong.yaml: protocol")
     assert "\n" not in str(caught.value) and "wrong.yaml" in str(caught.value)
 
 
@@ -263,7 +263,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(smoke, tmp_
 
 
 def test_the_command_prints_an_error_and_no_traceback(tmp_path, capsys):
-    assert main([str(tmp_path / "none.yaml")]) == 2 and main([]) == 2
+    assert main([str(tmp_path / "none.yaml"), "smoke"]) == 2 and main([]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 

@@ -14,7 +14,7 @@ from emkit.files import write_json
 from eval import columns, pipeline, rows, scores
 from eval.judge import pairs
 from eval.judge.spending import Ledger
-from eval.plan import EVALUATION
+from eval.places import EVALUATION
 from eval.vlm import client
 
 KEY = "sk-a-key-that-must-not-appear"
@@ -42,7 +42,7 @@ def plan(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("JUDGE", raising=False)
     monkeypatch.delenv("EMKIT_MAX_USD", raising=False)
-    found = small_plan(tmp_path, benchmarks=["MathVista", "GQA"])
+    found = small_plan(tmp_path, columns=["MathVista", "GQA"])
     write_json(found.manifest(EVALUATION), {"benchmarks": {name: {"sha256": name} for name in found.benchmarks}})
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from emkit import methods
 from emkit.imports import code_sha256, reached
 from eval import columns, keys
 
@@ -78,11 +79,12 @@ def test_the_hash_is_of_the_code_that_is_reached(tmp_path, file, text, same):
 
 
 # ---- the keys of real scores
+TIES, LEARNED = (methods.get(name).run.__module__ for name in ("ties", "expert_merging"))
 SCORES = {  # a row's merge (method's module, backbone, fitted, on drawn samples) and the column that it is scored on
-    "TIES on images": (("emkit.methods.ties", "internvl", False, False), "GQA"),
-    "TIES on text": (("emkit.methods.ties", "mistral", False, False), "GSM8K"),
-    "Expert Merging": (("emkit.methods.learned", "mistral", True, True), "MBPP"),
-    "its own samples": (("emkit.methods.learned", "mistral", True, False), "AlpacaEval"),
+    "TIES on images": ((TIES, "internvl", False, False), "GQA"),
+    "TIES on text": ((TIES, "mistral", False, False), "GSM8K"),
+    "Expert Merging": ((LEARNED, "mistral", True, True), "MBPP"),
+    "its own samples": ((LEARNED, "mistral", True, False), "AlpacaEval"),
 }
 
 
@@ -117,6 +119,8 @@ CASES = [  # the file that is new or has a line more, and the parts of the keys 
     ("emkit/shards.py", dict.fromkeys(SCORES, MERGES) | {"TIES on images": ALL}),  # image features read checkpoints
     ("emkit/backbones/internvl.py", {"TIES on images": MERGES}),
     ("emkit/zoo/text/skills.py", {}),
+    ("emkit/alignment/logits.py", {"Expert Merging": MERGES, "its own samples": MERGES}),
+    ("emkit/methods/wudi.py", {}),
     ("emkit/zoo/text/problems.py", {"Expert Merging": MERGES}),
     ("eval/vlm/mends.py", {"TIES on images": [1]}),
     ("eval/lm/scoring.py", {"TIES on text": [1], "Expert Merging": [1]}),

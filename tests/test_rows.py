@@ -6,14 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_plan import SMOKE, asked_otherwise, items, score, small_plan
+from small_plan import ROOT, asked_otherwise, items, score, small_plan
 from text_benchmarks import changed
 
-from emkit import methods
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
-from eval import asking, columns, features, keys, pipeline, rows, scale, scores
-from eval.plan import EVALUATION, VALIDATION, Job
+from eval import asking, columns, features, keys, merging, pipeline, rows, scale, scores
+from eval.places import EVALUATION, VALIDATION, Job
 from eval.vlm import client
 
 RIGHT = "yes"
@@ -24,7 +23,7 @@ class Fakes:
 
     def __init__(self, monkeypatch):
         self.merged, self.evaluated, self.broken, self.seconds = [], [], {}, set()
-        monkeypatch.setattr(methods, "merge_row", self.merge)
+        monkeypatch.setattr(merging, "merge_row", self.merge)
         monkeypatch.setattr(
             asking.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate)
         )
@@ -134,7 +133,7 @@ def test_another_method_setting_makes_only_its_own_row_stale(tmp_path, fakes):
     learned = Job("expert_merging", 0)
     for job in (BASE, learned):
         rows.run_job(plan, job)
-    methods_of = {name: dict(settings) for name, settings in plan.recipe.data["methods"].items()}
+    methods_of = {name: dict(settings) for name, settings in plan.profile.methods.items()}
     methods_of["expert_merging"]["gamma"] = 3.0
     changed = small_plan(tmp_path, methods=methods_of)
     assert changed.is_done(BASE) and not changed.is_done(learned)
@@ -205,8 +204,8 @@ def test_points_of_the_grid_are_scored_on_the_validation_split(plan, fakes):
 # ---- which jobs there are
 def test_a_plan_imports_neither_what_draws_nor_what_loads_models(tmp_path):
     """Every small step makes one, and pays for its imports."""
-    code = f"from eval.plan import Plan; Plan({str(SMOKE)!r}).protocol; import sys; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=SMOKE.parents[3], capture_output=True, text=True, check=True)
+    code = "from eval.plan import Plan; Plan('table1', 'smoke').protocol; import sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"matplotlib", "transformers", "vlmeval", "pandas"} & set(run.stdout.split())
 
 
@@ -246,18 +245,22 @@ def test_a_fixed_scale_needs_no_points(tmp_path):
     assert plan.scale_rows == [] and plan.resolved(plan.jobs[0]).scale == 0.1
 
 
-def test_a_learned_row_may_start_from_a_given_scale_but_not_from_none(tmp_path):
+def test_a_learned_row_starts_from_task_arithmetics_scale_given_shown_or_neither(tmp_path):
     learned = {"id": "em", "label": "EM", "method": "expert_merging"}
     given = {"id": "ta", "label": "TA", "method": "task_arithmetic", "scale": 0.1}
     plan = small_plan(tmp_path, rows=[given, learned])
     assert plan.scale_rows == [] and plan.chosen_scale("em") == 0.1
-    with pytest.raises(UserError, match="'em' starts from the scale of task_arithmetic, but there is no such row"):
-        _ = small_plan(tmp_path, rows=[learned]).scale_rows
+    alone = small_plan(tmp_path, rows=[learned])
+    assert alone.scale_rows == ["task_arithmetic"] and alone.chosen_scale("em") is None
+    assert [job.row for job in alone.jobs] == ["em", "em"]  # Task Arithmetic is scored on validation items alone
+    write_json(alone.scale_file("task_arithmetic"), {"scale": 0.5})
+    assert alone.chosen_scale("em") == 0.5
+    assert small_plan(tmp_path, rows=[learned], scales={"task_arithmetic": 0.3}).chosen_scale("em") == 0.3
 
 
 def test_an_unknown_benchmark_is_an_error(tmp_path):
     with pytest.raises(UserError, match="unknown benchmark 'VizViz'"):
-        _ = small_plan(tmp_path, benchmarks=["VizViz"]).protocol
+        _ = small_plan(tmp_path, columns=["VizViz"]).protocol
 
 
 # ---- the scale rule
@@ -348,7 +351,7 @@ def test_a_benchmark_file_that_changed_or_is_gone_is_drawn_again(tmp_path):
 
 @pytest.mark.parametrize("change", [{"judge_upstream": "https://example.org/v1"}, {"judge_model": "another"}])
 def test_another_judge_makes_judged_cells_stale_and_no_others(tmp_path, change):
-    plan = small_plan(tmp_path, benchmarks=["MathVista", "GQA"])
+    plan = small_plan(tmp_path, columns=["MathVista", "GQA"])
     before = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}
     asked_otherwise(plan, **change)
     after = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import yaml
-from text_benchmarks import RECIPES, TEXT, column, full, protocol, write
+from text_benchmarks import TEXT, column, full, protocol, write
 
 from emkit.errors import UserError
 from emkit.zoo import text
@@ -140,7 +140,7 @@ def test_items_are_those_of_the_zoo(tmp_path):
 
 @pytest.mark.parametrize("profile", ["mini", "smoke"])
 def test_drawn_items_are_the_committed_ones(profile, tmp_path):
-    """After a wanted change: `python -m eval.items emkit/recipes/<profile>/mistral.yaml`."""
+    """After a wanted change: `python -m eval.items table3 <profile>`."""
     drawn, found = full(profile, "mistral"), {}
     for split in ("evaluation", "validation"):
         entries = writer.write(drawn, split, tmp_path / split)["benchmarks"]
@@ -171,5 +171,5 @@ def test_text_and_images_may_stand_in_one_protocol(tmp_path):
 def test_the_command_writes_hashes(tmp_path, monkeypatch):
     committed = (writer.HASH_FOLDER / "mistral-smoke.sha256").read_text()
     monkeypatch.setattr(writer, "HASH_FOLDER", tmp_path)
-    assert main([str(RECIPES / "smoke" / "mistral.yaml")]) == 0
+    assert main(["table3", "smoke"]) == 0
     assert (tmp_path / "mistral-smoke.sha256").read_text() == committed

@@ -4,22 +4,25 @@ from pathlib import Path
 
 from emkit.schema import load_yaml
 from eval import columns
+from eval import profile as profiles
+from eval import table as tables
 from eval.columns import Column, Protocol
 from eval.items import writer
 
-RECIPES = Path(__file__).parent.parent / "emkit" / "recipes"
+TABLES = {"internvl": "table1", "qwen2_vl": "table2", "mistral": "table3"}
 TEXT = ("AlpacaEval", "GSM8K", "MATH", "HumanEval", "MBPP")
 
 
-def recipe(profile: str, backbone: str) -> dict:
-    """A shipped recipe as it stands."""
-    return load_yaml((RECIPES / profile / f"{backbone}.yaml").read_text(), "recipe")
+def said(profile: str, backbone: str) -> dict:
+    """The section ``protocol`` of a shipped profile."""
+    path = profiles.find(profile, backbone)
+    return load_yaml(path.read_text(), str(path))["protocol"]
 
 
 def full(profile: str, backbone: str) -> Protocol:
-    """How every column of a shipped recipe is asked."""
-    found = recipe(profile, backbone)
-    return columns.protocol(profile, backbone, found["benchmarks"], found["protocol"], f"{backbone}-{profile}")
+    """How every column of a backbone's table is asked on a shipped profile."""
+    names = tables.load(TABLES[backbone]).columns
+    return columns.protocol(profile, backbone, names, said(profile, backbone), f"{backbone}-{profile}")
 
 
 def changed(given: Protocol, name: str, **changes) -> Protocol:

@@ -7,7 +7,8 @@ import torch
 from emkit.content import processor
 from emkit.files import sha256_json
 from emkit.imports import SILENT, code_sha256
-from emkit.methods.registry import Context, Merge, get
+from emkit.merging import Context, Merge
+from emkit.methods import get
 
 
 def content_key(ctx: Context, method: str, merge: Merge) -> str:
@@ -16,13 +17,13 @@ def content_key(ctx: Context, method: str, merge: Merge) -> str:
     Input files count as the same while nobody has touched them (:meth:`emkit.checkpoints.Checkpoint.identity`).
     Threads and processor are in it because matrix products and SVDs add in an order that may depend on them.
     """
-    code = (get(method).run.__module__, ctx.backbone.__name__, "emkit.methods.row")
+    code = (get(method).run.__module__, ctx.backbone.__name__, "emkit.checkpoints", "emkit.layouts")
     checkpoints = [merge.like, ctx.base, *ctx.task_vectors.checkpoints.values()]
     return sha256_json(
         {
             "method": method,
-            "row": dict(ctx.row),
-            "options": dict(ctx.options),
+            "options": ctx.options.model_dump(),
+            "model": None if ctx.model is None else ctx.model.identity(),
             "seed": ctx.seed,
             "scale": merge.scale,
             "coefficients": None if merge.coefficients is None else merge.coefficients.to_json(),

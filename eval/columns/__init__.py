@@ -3,7 +3,7 @@
 What a file says first holds everywhere. What differs by profile or backbone is said below it; from weak to strong:
 
 1. the file's own keys;
-2. what the profile says of all its columns (``protocol.every_column`` of a recipe: "ten items each");
+2. what the profile says of all its columns (``protocol.every_column`` of a profile file: "ten items each");
 3. the file's ``backbones: {<backbone>: …}``;
 4. its ``profiles: {<profile>: …}``, and within that ``backbones: {<backbone>: …}``.
 
@@ -210,7 +210,7 @@ class Generation(Settings):
 
 
 class Asking(Settings):
-    """What holds for all columns of a profile and backbone: the section ``protocol`` of a recipe."""
+    """What holds for all columns of a profile and backbone: the section ``protocol`` of a profile."""
 
     version: int = option(1, "raised whenever all columns are asked otherwise", ge=1)
     image_size: int | str | None = option(
@@ -295,7 +295,7 @@ def _layers(said: dict, key: str, where: str) -> dict[str, dict]:
 
 
 def protocol(profile: str, backbone: str, columns: Iterable[str], said: Any, where: str) -> Protocol:
-    """How ``columns`` are asked of ``backbone`` on ``profile``; ``said`` is the recipe's section, at ``where``."""
+    """How ``columns`` are asked of ``backbone`` on ``profile``; ``said`` is the profile's section, at ``where``."""
     asking, known = parse(Asking, said, where), {key for kind in HARNESSES.values() for key in kind.model_fields}
     for key in asking.every_column:
         if key not in known:

@@ -1,4 +1,4 @@
-"""`python -m eval.items RECIPE.yaml`: draw the items of a recipe's columns and rewrite their committed hashes."""
+"""`python -m eval.items TABLE PROFILE`: draw the items of a table's columns and rewrite their committed hashes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from eval.plan import Plan
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m eval.items RECIPE.yaml", file=sys.stderr)
+    if len(arguments) != 2:
+        print("usage: python -m eval.items TABLE PROFILE", file=sys.stderr)
         return 2
     try:
-        protocol = Plan(arguments[0]).protocol
+        protocol = Plan(*arguments).protocol
         lines = []
         for split in SPLITS:
             with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""``python -m eval judge``: serve the judge by hand, or say what a recipe's judge will cost."""
+"""``python -m eval judge``: serve the judge by hand, or say what a table's judge will cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emkit.errors import UserError
 
 
 def cli(argv: list[str]) -> int:
-    """``judge estimate RECIPE``, or ``judge --cache FOLDER …``; exit status 0, or 2 on bad input."""
+    """``judge estimate TABLE``, or ``judge --cache FOLDER …``; exit status 0, or 2 on bad input."""
     try:
         if argv[:1] == ["estimate"]:
             return _estimate(argv[1:])
@@ -27,10 +27,11 @@ def _estimate(argv: list[str]) -> int:
     from eval.plan import Plan
 
     parser = argparse.ArgumentParser(prog="python -m eval judge estimate", description=estimate.__doc__)
-    parser.add_argument("recipe", help="a recipe file, such as emkit/recipes/paper/internvl.yaml")
+    parser.add_argument("table", help="a table's name, such as table1, or its YAML file")
+    parser.add_argument("--profile", default="mini", help="a profile's name or YAML file")
     parser.add_argument("--results", default="results", help="the folder of all profiles' results")
     options = parser.parse_args(argv)
-    print(estimate.text(Plan(options.recipe, options.results)), end="")
+    print(estimate.text(Plan(options.table, options.profile, options.results)), end="")
     return 0
 
 

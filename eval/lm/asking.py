@@ -13,5 +13,5 @@ def ask(merged: Merged, column: LMEval, judged: Judged) -> tuple[list[dict], dic
     plan = merged.plan
     data, limit = plan.data(merged.job.split), plan.protocol.request_seconds or client.REQUEST_SECONDS
     report("asked and scored by lm-evaluation-harness")
-    found = client.evaluate(data, [column], merged.folder, plan.dtype, plan.recipe.device, limit)[column.name]
+    found = client.evaluate(data, [column], merged.folder, plan.dtype, plan.profile.device, limit)[column.name]
     return found.items, found.harness

@@ -34,7 +34,7 @@ def _image_features(merged: Merged, column: VLMEvalKit, images: list):
     plan, split = merged.plan, merged.job.split
     if not plan.protocol.keep_image_features:
         return None
-    backbone = plan.recipe.backbone
+    backbone = plan.profile.backbone
     identity = {"items": plan.items_identity(split, column.name), "versions": keys.features(backbone)}
     folder = plan.run / "features" / split / column.name
     return features.kept(folder, identity, backbones.get(backbone), *merged.opened, images)
