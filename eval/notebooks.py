@@ -15,7 +15,7 @@ from eval import keys, papermill_runner
 from eval.plan import Plan
 
 FOLDER = Path("notebooks")  # relative to the repository, where every command runs
-CODE = ("figures.py", "comparisons.py", "render.py", "table.py", "published.py", "scale.py", "stats.py")
+CODE = ("figures.py", "comparisons.py", "render.py", "table.py", "scale.py", "stats.py")
 
 
 def source(plan: Plan) -> Path:
