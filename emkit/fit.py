@@ -9,12 +9,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from emkit.backbones.base import Backbone
 from emkit.calibration import Calibration
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
@@ -78,7 +78,7 @@ class Fit:
 
 
 def fit(
-    backbone: ModuleType,
+    backbone: Backbone,
     model: torch.nn.Module,
     task_vectors: TaskVectors | View | Placement,
     start: Coefficients,

@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
+from emkit.backbones.base import Backbone, Wrapped
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 
@@ -34,7 +34,7 @@ class Layout:
     compared as the backbone writes them.
     """
 
-    backbone: ModuleType
+    backbone: Backbone
     outline: torch.nn.Module | None = None
     parameters: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
@@ -76,15 +76,14 @@ class Layout:
         return found is self.outline.get_input_embeddings() or found is self.outline.get_output_embeddings()
 
 
-def of(folder: Path, backbone: ModuleType) -> Layout:
+def of(folder: Path, backbone: Backbone) -> Layout:
     """The layout that a folder's configuration asks for."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
-    loader = AutoModelForImageTextToText if backbone.VISION else AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            outline = loader.from_config(config, trust_remote_code=False)
+            outline = backbone.auto().from_config(config, trust_remote_code=False)
     except Exception:  # whatever a kind that transformers has no class for raises: no code but its own is run
         return Layout(backbone)
     names = frozenset(name for name, _ in outline.named_parameters(remove_duplicate=False))
@@ -122,7 +121,7 @@ def _rules(outline: torch.nn.Module) -> tuple[list, list, dict]:
 
 
 def aligned(
-    base: Checkpoint, experts: Mapping[str, Checkpoint], backbone: ModuleType, layout: Layout | None = None
+    base: Checkpoint, experts: Mapping[str, Checkpoint], backbone: Backbone, layout: Layout | None = None
 ) -> dict[str, Checkpoint]:
     """The experts under the base's names: views with each tensor that becomes a parameter the base has.
 
@@ -162,14 +161,12 @@ def by_parameter(checkpoint: Checkpoint, layout: Layout, label: str) -> dict[str
     return found
 
 
-class Named:
-    """A backbone module for a base that is stored under other names than the backbone's rule knows."""
+class Named(Wrapped):
+    """A backbone for a base that is stored under other names than the backbone's rule knows."""
 
-    def __init__(self, backbone: ModuleType, names: Mapping[str, str]):
-        self._backbone, self._names = backbone, dict(names)
-
-    def __getattr__(self, name: str):
-        return getattr(self._backbone, name)
+    def __init__(self, backbone: Backbone, names: Mapping[str, str]):
+        super().__init__(backbone)
+        self._names = dict(names)
 
     def parameter_name(self, name: str) -> str:
         return self._names.get(name, name)
@@ -177,4 +174,4 @@ class Named:
     def merged_names(self, names: Iterable[str]) -> list[str]:
         """The stored names of the parameters that merging touches, in the backbone's order."""
         stored = {self.parameter_name(name): name for name in names}
-        return [stored[parameter] for parameter in self._backbone.merged_names(stored)]
+        return [stored[parameter] for parameter in self.backbone.merged_names(stored)]

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 
+from emkit.backbones.base import Backbone
 from emkit.calibration import Calibration, Settings, calibrate
 from emkit.coefficients import Coefficients
 from emkit.content import surroundings
@@ -56,7 +56,7 @@ class Learner:
     ``task_vectors`` may be a transformed view; the calibration set is that of the experts themselves.
     """
 
-    backbone: ModuleType
+    backbone: Backbone
     task_vectors: TaskVectors | View
     recipe: Recipe
     seed: int
@@ -172,7 +172,7 @@ class Learner:
         key = sha256_json(
             {
                 "format": FORMAT,
-                "backbone": self.backbone.__name__,
+                "backbone": self.backbone.name,
                 "models": {name: checkpoint.sha256() for name, checkpoint in checkpoints.items()},
                 "surroundings": surroundings(self.recipe.device),
                 "transforms": list(self.task_vectors.identity),

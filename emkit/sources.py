@@ -12,7 +12,7 @@ from types import ModuleType
 
 from PIL import Image, UnidentifiedImageError
 
-from emkit.backbones import TEXT_ALONE
+from emkit import backbones
 from emkit.errors import UserError
 from emkit.files import sha256_file
 
@@ -182,4 +182,4 @@ def source(settings: Mapping, backbone: str) -> ZooSource | TextZooSource | Json
     if settings.get("source", "zoo") == "jsonl":
         return JsonlSource(settings.get("files", {}))
     split = settings.get("split", "train")
-    return TextZooSource(split) if backbone in TEXT_ALONE else ZooSource(split, backbone)
+    return ZooSource(split, backbone) if backbones.get(backbone).VISION else TextZooSource(split)

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 
 import torch
 
+from emkit.backbones.base import Backbone
 from emkit.engine.logits import Head, headless
 from emkit.engine.teacher import TaskSamples
 from emkit.errors import UserError
@@ -42,7 +42,7 @@ class Teacher:
 
     def __init__(
         self,
-        backbone: ModuleType,
+        backbone: Backbone,
         base_model: torch.nn.Module,
         model: torch.nn.Module,
         processor: object,

@@ -10,8 +10,8 @@ import torch
 import yaml
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from emkit import backbones
 from emkit import recipe as recipes
-from emkit.backbones import internvl
 from emkit.calibration import Calibration, Settings, calibrate
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
@@ -20,6 +20,8 @@ from emkit.task_vectors import TaskVectors
 from emkit.zoo.data import lexicon
 from emkit.zoo.model import create
 from emkit.zoo.tokenizer import create_processor
+
+internvl = backbones.get("internvl")
 
 torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they do
 BLOCKS = 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import tiny_models as tiny
@@ -14,6 +13,7 @@ from PIL import Image
 from torch.func import functional_call
 
 from emkit import backbones
+from emkit.backbones.base import Backbone
 from emkit.calibration import Calibration, Settings, calibrate
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
@@ -28,7 +28,7 @@ BETA = {"VQA": 1.0, "Chart": 2.5}
 
 @dataclass(frozen=True)
 class Toy:
-    backbone: ModuleType
+    backbone: Backbone
     task_vectors: TaskVectors
     calibration: Calibration
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import base_model, chunked, open_task_vectors, opened, recipe_data, save_recipe
 
+from emkit import backbones
 from emkit import fit as fitting
-from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.engine.merged_model import MergedModel
@@ -17,6 +17,8 @@ from emkit.methods import merge_row
 from emkit.objectives import entropy
 from emkit.sequences import collate
 from emkit.transforms import Elected, Trimmed
+
+internvl = backbones.get("internvl")
 
 OPTIONS = FitOptions(objective="entropy", gamma=0.0)
 

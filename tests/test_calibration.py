@@ -12,12 +12,13 @@ import torch
 from conftest import open_task_vectors
 from PIL import Image
 
-from emkit import teaching
-from emkit.backbones import internvl
+from emkit import backbones, teaching
 from emkit.calibration import Settings, calibrate
 from emkit.errors import UserError
 from emkit.sources import JsonlSource, ZooSource, source
 from emkit.zoo import data
+
+internvl = backbones.get("internvl")
 
 SETTINGS = Settings(samples=3, response_tokens=20, hidden_layer=1, max_new_tokens=4)
 

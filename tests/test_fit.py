@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import base_model, chunked
 
+from emkit import backbones
 from emkit import fit as fitting
-from emkit.backbones import internvl
 from emkit.calibration import Calibration
 from emkit.coefficients import Coefficients
 from emkit.engine.merged_model import MergedModel
@@ -17,6 +17,8 @@ from emkit.engine.order import pieces
 from emkit.errors import UserError
 from emkit.fit import FitOptions, Optimiser, chosen_samples, fit, learning_rate
 from emkit.sequences import collate
+
+internvl = backbones.get("internvl")
 
 BETA = {"VQA": 1.0, "Chart": 2.5}
 

@@ -8,9 +8,11 @@ import torch
 from conftest import open_task_vectors
 from PIL import Image
 
-from emkit.backbones import internvl
+from emkit import backbones
 from emkit.calibration import Settings, calibrate
 from emkit.sources import source
+
+internvl = backbones.get("internvl")
 
 
 @pytest.fixture(scope="module")

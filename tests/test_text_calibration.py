@@ -8,8 +8,7 @@ import torch
 from conftest import recipe_data, save_recipe
 from text_benchmarks import asked, write
 
-from emkit import methods
-from emkit.backbones import mistral
+from emkit import backbones, methods
 from emkit.calibration import Settings, calibrate
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
@@ -18,6 +17,8 @@ from emkit.task_vectors import TaskVectors
 from emkit.zoo import text
 from emkit.zoo.data.sampling import split_of
 from eval.lm import tasks
+
+mistral = backbones.get("mistral")
 
 SETTINGS = Settings(samples=2, response_tokens=12, hidden_layer=1, max_new_tokens=5)
 

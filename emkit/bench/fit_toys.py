@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from transformers import (
 )
 
 from emkit import backbones
+from emkit.backbones.base import Backbone
 from emkit.calibration import Calibration
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
@@ -105,7 +105,7 @@ class Workload:
     """Base and experts as checkpoint folders, with samples of every task."""
 
     name: str
-    backbone: ModuleType
+    backbone: Backbone
     folder: Path
     experts: int
     calibration: Calibration

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from emkit.backbones.base import Backbone
 from emkit.engine import logits
 from emkit.engine.lean import at_positions, lean
 from emkit.engine.logits import Head, headless
@@ -49,7 +49,7 @@ def _checkpointed(block: torch.nn.Module) -> Callable:
 
 
 def backward(
-    backbone: ModuleType,
+    backbone: Backbone,
     model: torch.nn.Module,
     pieces: Sequence[Piece],
     layer: int,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.engine.options import EngineOptions
@@ -60,7 +60,7 @@ class Context:
     cache: Path
     scale: float | None
     progress: bool
-    backbone: ModuleType
+    backbone: Backbone
     base: Checkpoint
     task_vectors: TaskVectors
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
+from emkit import backbones
 from emkit.errors import UserError
 from emkit.files import atomic_write
 from emkit.methods import REQUIRED, Method, get
-from emkit.own import card, checks, defaults
+from emkit.own import card, defaults
 from emkit.own.recipe import ALLOW, AUTO, METHODS
 
 WIDTH = 110
@@ -35,7 +36,8 @@ def backbone_in(base: Path) -> str:
         kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         return AUTO
-    return checks.MULTIMODAL.get(kind, AUTO)
+    known = backbones.reading(kind)
+    return known[0] if known and known[0] != backbones.GENERAL else AUTO
 
 
 def text(name: str, method: Method, base: str, experts: Mapping[str, str], backbone: str = AUTO) -> str:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from emkit import backbones, layouts
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
@@ -21,7 +21,6 @@ from emkit.like import check_given, check_method, imposed
 from emkit.own import card, checks, differences, hub, resources, tokens
 from emkit.own.adapters import AdapterCheckpoint, WithAdapters, check_base, is_adapter
 from emkit.own.recipe import AUTO, MergeRecipe
-from emkit.own.verify import OWN_CODE
 from emkit.sources import JsonlSource
 from emkit.task_vectors import TaskVectors
 
@@ -42,7 +41,7 @@ class Prepared:
     recipe: MergeRecipe
     folders: Mapping[str, Path]
     config: checks.Config
-    backbone: ModuleType | WithAdapters
+    backbone: Backbone
     vectors: TaskVectors
     plan: tuple[str, ...]
     remarks: tuple[str, ...] = ()
@@ -124,7 +123,7 @@ def _known_at_once(method: str) -> dict[str, Any]:
     return found | {"optimiser": {key: value for key, value in found["optimiser"].items() if key != "steps"}}
 
 
-def _named(base: Checkpoint, layout: layouts.Layout) -> ModuleType | layouts.Named:
+def _named(base: Checkpoint, layout: layouts.Layout) -> Backbone:
     """The backbone as it reads this base's names."""
     if layout.outline is None:
         return layout.backbone
@@ -244,7 +243,7 @@ def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecip
     """
     if not recipe.method.learned:
         return recipe
-    if config.kind in OWN_CODE:
+    if config.kind in backbones.get(recipe.backbone).own_code:
         raise UserError(
             f"{recipe.method.name} has to run the models, and a {config.kind} needs its own code for that, which emkit "
             "never runs: convert them to transformers' layout, or use a method that needs no prompts"
@@ -288,7 +287,7 @@ def _open(
     return base, experts
 
 
-def _names(base: Checkpoint, module: ModuleType | layouts.Named, tensors: str, names: list[str]) -> list[str]:
+def _names(base: Checkpoint, module: Backbone, tensors: str, names: list[str]) -> list[str]:
     """The tensors to merge: the backbone's, or all of floating point."""
     if tensors == "backbone":
         return module.merged_names(names)
