@@ -13,10 +13,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from emkit.backbones.base import Backbone, Wrapped
+from emkit.backbones.base import Backbone, Batch, Output
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 
@@ -159,6 +160,51 @@ def by_parameter(checkpoint: Checkpoint, layout: Layout, label: str) -> dict[str
             )
         found[parameter] = name
     return found
+
+
+class Wrapped(Backbone):
+    """Another backbone, for a subclass that does something of it in its own way."""
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+        self.VISION = backbone.VISION
+
+    @property
+    def name(self) -> str:
+        return self.backbone.name
+
+    def reads(self, kind: str) -> bool:
+        return self.backbone.reads(kind)
+
+    def auto(self) -> Any:
+        return self.backbone.auto()
+
+    def merged_block(self, name: str) -> int | None:
+        return self.backbone.merged_block(name)
+
+    def parameter_name(self, name: str) -> str:
+        return self.backbone.parameter_name(name)
+
+    def processor(self, folder: str | Path) -> Any:
+        return self.backbone.processor(folder)
+
+    def encode(self, *args: Any, **kwargs: Any) -> Batch:
+        return self.backbone.encode(*args, **kwargs)
+
+    def image_features(self, model: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
+        return self.backbone.image_features(model, *inputs)
+
+    def vision_state(self, model: Any) -> dict[str, torch.Tensor]:
+        return self.backbone.vision_state(model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Output:
+        return self.backbone.forward(*args, **kwargs)
+
+    def asked(self, model: Any, batch: Batch, features: list[torch.Tensor] | None) -> dict[str, Any]:
+        return self.backbone.asked(model, batch, features)
+
+    def answer(self, text: str) -> str:
+        return self.backbone.answer(text)
 
 
 class Named(Wrapped):

@@ -19,6 +19,9 @@ from emkit.progress import passes
 # the 7 matrices of a block of Llama, Mistral and Qwen2
 BLOCK = r"layers\.(?P<block>\d+)\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)\.weight"
 
+Images = Sequence[Image | None]
+Texts = Sequence[str]
+Batch = dict[str, torch.Tensor]
 Features = Callable[[int, int], torch.Tensor]  # image features of the items start … stop − 1
 
 
@@ -94,13 +97,7 @@ class Backbone(ABC):
 
     # ---- passes
     @abstractmethod
-    def encode(
-        self,
-        processor: Any,
-        images: Sequence[Image | None],
-        questions: Sequence[str],
-        responses: Sequence[str] | None = None,
-    ) -> dict[str, torch.Tensor]:
+    def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:
         """Tokenise single-turn chats; B chats give tensors of B rows. An image may be None: a question about none.
 
         With ``responses`` the rows are right-padded and end with the response and the end token; ``response_mask``
@@ -124,7 +121,7 @@ class Backbone(ABC):
     def forward(
         self,
         model: Any,
-        batch: dict[str, torch.Tensor],
+        batch: Batch,
         features: torch.Tensor | None = None,
         hidden_layer: int | None = None,
         positions: torch.Tensor | None = None,
@@ -142,8 +139,8 @@ class Backbone(ABC):
         self,
         model: Any,
         processor: Any,
-        images: Sequence[Image | None],
-        questions: Sequence[str],
+        images: Images,
+        questions: Texts,
         max_new_tokens: int,
         batch_size: int = 64,
         features: Features | None = None,
@@ -176,7 +173,7 @@ class Backbone(ABC):
                 progress(len(rows))
         return answers
 
-    def asked(self, model: Any, batch: dict, features: list[torch.Tensor] | None) -> dict[str, Any]:
+    def asked(self, model: Any, batch: Batch, features: list[torch.Tensor] | None) -> dict[str, Any]:
         """What transformers' ``generate`` is given of an encoded batch; ``features``, of each image, where known."""
         return {name: value.to(model.device) for name, value in batch.items()}
 
@@ -219,13 +216,7 @@ class ImageBackbone(Backbone):
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
 
-    def encode(
-        self,
-        processor: Any,
-        images: Sequence[Image | None],
-        questions: Sequence[str],
-        responses: Sequence[str] | None = None,
-    ) -> dict[str, torch.Tensor]:
+    def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:
         seen = [image for image in images if image is not None]
         texts = [self.prompt(processor, q, image is not None) for q, image in zip(questions, images, strict=True)]
         side, end = "left" if responses is None else "right", processor.tokenizer.eos_token
@@ -249,7 +240,7 @@ class ImageBackbone(Backbone):
     def forward(
         self,
         model: Any,
-        batch: dict[str, torch.Tensor],
+        batch: Batch,
         features: torch.Tensor | None = None,
         hidden_layer: int | None = None,
         positions: torch.Tensor | None = None,
@@ -276,7 +267,7 @@ class ImageBackbone(Backbone):
         hidden = None if hidden_layer is None else outputs.hidden_states[hidden_layer]
         return Output(model.get_output_embeddings()(final), hidden)
 
-    def asked(self, model: Any, batch: dict, features: list[torch.Tensor] | None) -> dict[str, Any]:
+    def asked(self, model: Any, batch: Batch, features: list[torch.Tensor] | None) -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         given = super().asked(model, batch, features)
@@ -289,51 +280,6 @@ class ImageBackbone(Backbone):
 
     def answer(self, text: str) -> str:
         return text.strip()
-
-
-class Wrapped(Backbone):
-    """Another backbone, for a subclass that does something of it in its own way."""
-
-    def __init__(self, backbone: Backbone):
-        self.backbone = backbone
-        self.VISION = backbone.VISION
-
-    @property
-    def name(self) -> str:
-        return self.backbone.name
-
-    def reads(self, kind: str) -> bool:
-        return self.backbone.reads(kind)
-
-    def auto(self) -> Any:
-        return self.backbone.auto()
-
-    def merged_block(self, name: str) -> int | None:
-        return self.backbone.merged_block(name)
-
-    def parameter_name(self, name: str) -> str:
-        return self.backbone.parameter_name(name)
-
-    def processor(self, folder: str | Path) -> Any:
-        return self.backbone.processor(folder)
-
-    def encode(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        return self.backbone.encode(*args, **kwargs)
-
-    def image_features(self, model: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
-        return self.backbone.image_features(model, *inputs)
-
-    def vision_state(self, model: Any) -> dict[str, torch.Tensor]:
-        return self.backbone.vision_state(model)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Output:
-        return self.backbone.forward(*args, **kwargs)
-
-    def asked(self, model: Any, batch: dict, features: list[torch.Tensor] | None) -> dict[str, Any]:
-        return self.backbone.asked(model, batch, features)
-
-    def answer(self, text: str) -> str:
-        return self.backbone.answer(text)
 
 
 def last(mask: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

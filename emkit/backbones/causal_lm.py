@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from PIL.Image import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from emkit.backbones.base import Backbone, Output, last, padding
+from emkit.backbones.base import Backbone, Batch, Images, Output, Texts, last, padding
 from emkit.errors import UserError
 
 
@@ -55,13 +53,7 @@ class CausalLM(Backbone):
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def encode(
-        self,
-        processor: Any,
-        images: Sequence[Image | None],
-        questions: Sequence[str],
-        responses: Sequence[str] | None = None,
-    ) -> dict[str, torch.Tensor]:
+    def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:
         """As every backbone's. Prompt and response are tokenised apart, so that it is known where one ends.
 
         ``UserError`` for an image.
@@ -96,7 +88,7 @@ class CausalLM(Backbone):
     def forward(
         self,
         model: Any,
-        batch: dict[str, torch.Tensor],
+        batch: Batch,
         features: torch.Tensor | None = None,
         hidden_layer: int | None = None,
         positions: torch.Tensor | None = None,

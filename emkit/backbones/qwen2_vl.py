@@ -21,13 +21,11 @@ after an image goes on from the largest of them (m-RoPE).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL.Image import Image
 
-from emkit.backbones.base import BLOCK, ImageBackbone
+from emkit.backbones.base import BLOCK, Batch, ImageBackbone, Images, Texts
 
 
 class Qwen2VL(ImageBackbone):
@@ -54,13 +52,7 @@ class Qwen2VL(ImageBackbone):
         pixel_values, grids = inputs
         return self.tower(model)(pixel_values.to(model.dtype), grid_thw=grids.to(model.device)).pooler_output
 
-    def encode(
-        self,
-        processor: Any,
-        images: Sequence[Image | None],
-        questions: Sequence[str],
-        responses: Sequence[str] | None = None,
-    ) -> dict[str, torch.Tensor]:
+    def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:
         """As every backbone's, and ``mm_token_type_ids`` int64 [B, S] (1: of an image) and ``position_ids`` int64
         [3, B, S]."""
         batch = super().encode(processor, images, questions, responses)
@@ -68,7 +60,7 @@ class Qwen2VL(ImageBackbone):
         types, mask = batch["mm_token_type_ids"], batch["attention_mask"]
         return {**batch, "position_ids": positions_3d(types, mask, grids, processor.image_processor.merge_size)}
 
-    def asked(self, model: Any, batch: dict, features: list[torch.Tensor] | None) -> dict[str, Any]:
+    def asked(self, model: Any, batch: Batch, features: list[torch.Tensor] | None) -> dict[str, Any]:
         """Without positions: transformers counts on from its own."""
         rest = {name: value for name, value in batch.items() if name != "position_ids"}
         return super().asked(model, rest, features)
