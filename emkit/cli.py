@@ -27,7 +27,7 @@ def _not_installed(error: ModuleNotFoundError) -> int:
 
 try:
     from emkit import bench
-    from emkit.engine import options as engine
+    from emkit.alignment import options as engine
     from emkit.errors import UserError
     from emkit.own import cli as own
 except ModuleNotFoundError as missing:
@@ -227,9 +227,9 @@ def _merge_row(options) -> None:
 
 def _importance(options) -> None:
     from emkit import backbones, recipe
+    from emkit.alignment.importance import allocate_chunks, layer_importance
     from emkit.checkpoints import Checkpoint
     from emkit.coefficients import Coefficients
-    from emkit.importance import allocate_chunks, layer_importance
     from emkit.task_vectors import TaskVectors
 
     loaded = recipe.load(options.recipe)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from emkit import backbones
+from emkit.alignment.fit import FitOptions, Optimiser
+from emkit.alignment.like import imposed, resolved
 from emkit.errors import UserError
 from emkit.files import sha256_json
-from emkit.fit import FitOptions, Optimiser
-from emkit.like import imposed, resolved
 from emkit.methods import REGISTRY, REQUIRED, Method, get
 from emkit.schema import (
     Key,
@@ -77,7 +77,7 @@ _RECIPE = mapping(
 class Recipe:
     """A checked recipe: ``data`` as it stands in the file ``path`` (paths in it are relative to the working folder).
 
-    ``like``: whose conventions hold in place of its own (``--like``, :mod:`emkit.like`).
+    ``like``: whose conventions hold in place of its own (``--like``, :mod:`emkit.alignment.like`).
     """
 
     path: Path

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     "emkit/*.py",
     "emkit/combine/*.py",
-    "emkit/engine/*.py",
+    "emkit/alignment/*.py",
     "emkit/methods/*.py",
     "emkit/backbones/*.py",
     "emkit/zoo/data/*.py",  # calibration samples are drawn by it

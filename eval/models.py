@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from emkit import backbones, layouts
+from emkit.alignment.sources import source
 from emkit.checkpoints import Checkpoint, check_finite, check_same_headers
 from emkit.errors import UserError
 from emkit.files import atomic_write
-from emkit.sources import source
 from eval.plan import Plan
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

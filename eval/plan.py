@@ -13,9 +13,9 @@ from pathlib import Path
 
 from emkit import methods
 from emkit import recipe as recipes
+from emkit.alignment.learner import SCALE
 from emkit.errors import UserError
 from emkit.files import sha256_json
-from emkit.learning import SCALE
 from eval import benchmarks, keys, published, scores
 
 VALIDATION, EVALUATION = "validation", "evaluation"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from emkit.alignment.learner import SCALE
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
-from emkit.learning import SCALE
 from emkit.methods.registry import AUTHORS_ONE, VALIDATION
 from eval import keys, scores
 from eval.plan import Plan

@@ -12,10 +12,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from emkit import backbones
 from emkit import recipe as recipes
-from emkit.calibration import Calibration, Settings, calibrate
+from emkit.alignment.calibration import Calibration, Settings, calibrate
+from emkit.alignment.sources import ZooSource
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.sources import ZooSource
 from emkit.task_vectors import TaskVectors
 from emkit.zoo.data import lexicon
 from emkit.zoo.model import create

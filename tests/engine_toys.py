@@ -13,14 +13,14 @@ from PIL import Image
 from torch.func import functional_call
 
 from emkit import backbones
+from emkit.alignment.calibration import Calibration, Settings, calibrate
+from emkit.alignment.fit import FitOptions
+from emkit.alignment.objectives import entropy, hidden_alignment, logit_alignment
+from emkit.alignment.sequences import collate
+from emkit.alignment.sources import Item, ZooSource
 from emkit.backbones.base import Backbone
-from emkit.calibration import Calibration, Settings, calibrate
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.fit import FitOptions
-from emkit.objectives import entropy, hidden_alignment, logit_alignment
-from emkit.sequences import collate
-from emkit.sources import Item, ZooSource
 from emkit.task_vectors import TaskVectors
 
 BETA = {"VQA": 1.0, "Chart": 2.5}

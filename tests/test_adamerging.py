@@ -8,14 +8,14 @@ import torch
 from conftest import base_model, chunked, open_task_vectors, opened, recipe_data, save_recipe
 
 from emkit import backbones
-from emkit import fit as fitting
+from emkit.alignment import fit as fitting
+from emkit.alignment.fit import FitOptions, Optimiser, fit
+from emkit.alignment.merged_model import MergedModel
+from emkit.alignment.objectives import entropy
+from emkit.alignment.sequences import collate
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.engine.merged_model import MergedModel
-from emkit.fit import FitOptions, Optimiser, fit
 from emkit.methods import merge_row
-from emkit.objectives import entropy
-from emkit.sequences import collate
 from emkit.transforms import Elected, Trimmed
 
 internvl = backbones.get("internvl")

@@ -8,9 +8,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from emkit import backbones
-from emkit.calibration import Settings, calibrate
+from emkit.alignment.calibration import Settings, calibrate
+from emkit.alignment.sequences import collate, fold
 from emkit.checkpoints import Checkpoint
-from emkit.sequences import collate, fold
 from emkit.task_vectors import TaskVectors
 from eval import features
 
@@ -164,7 +164,7 @@ class Drawn:
         return {}
 
     def items(self, task, seed):
-        from emkit.sources import Item
+        from emkit.alignment.sources import Item
 
         for i, image in enumerate(IMAGES[:2]):
             yield Item(task, f"item {i}", image, (f"what is {i}?", "why?"))

@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 
 from emkit import backbones
-from emkit.calibration import Settings, calibrate
+from emkit.alignment.calibration import Settings, calibrate
+from emkit.alignment.sequences import collate, fold
+from emkit.alignment.sources import source
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
-from emkit.sequences import collate, fold
-from emkit.sources import source
 from emkit.task_vectors import TaskVectors
 
 causal_lm = backbones.get("causal_lm")

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from emkit.alignment.arithmetic import Arithmetic
 from emkit.bench import fit, fit_cases, report
 from emkit.bench.fit_toys import TOY, Workload, make
 from emkit.bench.report import Line
-from emkit.engine.arithmetic import Arithmetic
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ import torch
 from conftest import open_task_vectors
 from PIL import Image
 
-from emkit import backbones, teaching
-from emkit.calibration import Settings, calibrate
+from emkit import backbones
+from emkit.alignment import teacher as teaching
+from emkit.alignment.calibration import Settings, calibrate
+from emkit.alignment.sources import JsonlSource, ZooSource, source
 from emkit.errors import UserError
-from emkit.sources import JsonlSource, ZooSource, source
 from emkit.zoo import data
 
 internvl = backbones.get("internvl")

@@ -9,14 +9,14 @@ import torch
 from engine_toys import BETA, by_autograd, coefficients, toy
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from emkit import fit as fitting
+from emkit.alignment import fit as fitting
+from emkit.alignment.arithmetic import Arithmetic, Rows
+from emkit.alignment.fit import FitOptions, Optimiser, fit
+from emkit.alignment.losses import recomputed
+from emkit.alignment.merged_model import MergedModel, Whole
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.placement import InHost, OnDevice, Placement
 from emkit.coefficients import Coefficients
-from emkit.engine.arithmetic import Arithmetic, Rows
-from emkit.engine.losses import recomputed
-from emkit.engine.merged_model import MergedModel, Whole
-from emkit.engine.options import EngineOptions
-from emkit.engine.placement import InHost, OnDevice, Placement
-from emkit.fit import FitOptions, Optimiser, fit
 from emkit.transforms import Elected, Trimmed
 
 

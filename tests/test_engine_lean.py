@@ -5,7 +5,7 @@ import tiny_models as tiny
 import torch
 
 from emkit import backbones
-from emkit.engine.lean import at_positions, lean
+from emkit.alignment.lean import at_positions, lean
 
 causal_lm = backbones.get("causal_lm")
 

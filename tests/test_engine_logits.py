@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from emkit.engine import logits
-from emkit.engine.logits import Head, alignment, entropy, headless
-from emkit.objectives import entropy as plain_entropy
-from emkit.objectives import logit_alignment
+from emkit.alignment import logits
+from emkit.alignment.logits import Head, alignment, entropy, headless
+from emkit.alignment.objectives import entropy as plain_entropy
+from emkit.alignment.objectives import logit_alignment
 
 RNG = np.random.default_rng(0)
 N, D, DK, V = 6, 5, 4, 23

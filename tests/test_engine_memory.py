@@ -7,12 +7,12 @@ import torch
 from engine_toys import toy
 from safetensors.torch import save_file
 
+from emkit.alignment import memory, placement
+from emkit.alignment.memory import MOVING, fixed_bytes, held_bytes, pinned_bytes
+from emkit.alignment.options import EngineOptions, parse_bytes
+from emkit.alignment.placement import fastest, place
+from emkit.alignment.prefetch import Prefetch
 from emkit.checkpoints import Checkpoint
-from emkit.engine import memory, placement
-from emkit.engine.memory import MOVING, fixed_bytes, held_bytes, pinned_bytes
-from emkit.engine.options import EngineOptions, parse_bytes
-from emkit.engine.placement import fastest, place
-from emkit.engine.prefetch import Prefetch
 from emkit.errors import UserError
 from emkit.methods import REGISTRY
 from emkit.own import resources

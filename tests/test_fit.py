@@ -9,14 +9,14 @@ import torch
 from conftest import base_model, chunked
 
 from emkit import backbones
-from emkit import fit as fitting
-from emkit.calibration import Calibration
+from emkit.alignment import fit as fitting
+from emkit.alignment.calibration import Calibration
+from emkit.alignment.fit import FitOptions, Optimiser, chosen_samples, fit, learning_rate
+from emkit.alignment.merged_model import MergedModel
+from emkit.alignment.order import pieces
+from emkit.alignment.sequences import collate
 from emkit.coefficients import Coefficients
-from emkit.engine.merged_model import MergedModel
-from emkit.engine.order import pieces
 from emkit.errors import UserError
-from emkit.fit import FitOptions, Optimiser, chosen_samples, fit, learning_rate
-from emkit.sequences import collate
 
 internvl = backbones.get("internvl")
 

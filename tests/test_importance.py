@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emkit.alignment.importance import allocate_chunks, chunked_start, layer_importance
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
-from emkit.importance import allocate_chunks, chunked_start, layer_importance
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from conftest import open_task_vectors
 from PIL import Image
 
 from emkit import backbones
-from emkit.calibration import Settings, calibrate
-from emkit.sources import source
+from emkit.alignment.calibration import Settings, calibrate
+from emkit.alignment.sources import source
 
 internvl = backbones.get("internvl")
 

@@ -12,12 +12,12 @@ from engine_toys import toy
 from torch.func import functional_call
 
 from emkit import cli
+from emkit.alignment.fit import FitOptions, Optimiser, fit
+from emkit.alignment.like import imposed, resolved
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.order import authors_order, authors_steps, authors_turns, pieces, pull
+from emkit.alignment.sequences import collate
 from emkit.coefficients import Coefficients
-from emkit.engine.options import EngineOptions
-from emkit.engine.order import authors_order, authors_steps, authors_turns, pieces, pull
-from emkit.fit import FitOptions, Optimiser, fit
-from emkit.like import imposed, resolved
-from emkit.sequences import collate
 
 BETA, GAMMA = {"VQA": 1.0, "Chart": 2.5}, 0.7
 SAMPLES = 9  # of two tasks: 18 micro-steps, three optimiser steps, the last of two micro-steps

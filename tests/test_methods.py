@@ -10,7 +10,7 @@ from conftest import opened, recipe_data, save_recipe
 from safetensors.torch import load_file, save_file
 
 from emkit import backbones
-from emkit import fit as fitting
+from emkit.alignment import fit as fitting
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic

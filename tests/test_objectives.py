@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from emkit.objectives import hidden_alignment, logit_alignment, regulariser
+from emkit.alignment.objectives import hidden_alignment, logit_alignment, regulariser
 
 RNG = np.random.default_rng(0)
 Z, ZK = RNG.normal(size=(2, 7, 11)) * 3

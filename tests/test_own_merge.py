@@ -120,7 +120,7 @@ def test_the_same_command_gives_the_same_bytes_and_uses_what_was_kept(models, tm
         assert cli.main(["merge", str(given), *FAST, *cache, *(["--overwrite"] if attempt else [])]) == 0
         weights.append((tmp_path / "merged" / "model.safetensors").read_bytes())
         if attempt == 0:
-            monkeypatch.setattr("emkit.learning.fit", None)
+            monkeypatch.setattr("emkit.alignment.learner.fit", None)
         if attempt == 1:
             monkeypatch.undo()
     assert weights[0] == weights[1] == weights[2]

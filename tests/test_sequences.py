@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emkit import backbones
-from emkit.sequences import Folded, batches, collate, fold
+from emkit.alignment.sequences import Folded, batches, collate, fold
 from emkit.zoo.data import example, prompt
 
 internvl = backbones.get("internvl")

@@ -9,10 +9,10 @@ from conftest import recipe_data, save_recipe
 from text_benchmarks import asked, write
 
 from emkit import backbones, methods
-from emkit.calibration import Settings, calibrate
+from emkit.alignment.calibration import Settings, calibrate
+from emkit.alignment.sources import JsonlSource, TextZooSource, ZooSource, source
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
-from emkit.sources import JsonlSource, TextZooSource, ZooSource, source
 from emkit.task_vectors import TaskVectors
 from emkit.zoo import text
 from emkit.zoo.data.sampling import split_of

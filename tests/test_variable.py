@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from emkit.alignment.variable import Optimiser, Variable, authors_sign, learning_rate
 from emkit.coefficients import Coefficients
-from emkit.engine.variable import Optimiser, Variable, authors_sign, learning_rate
 from emkit.errors import UserError
 from emkit.methods import get
 

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from emkit.sources import source
+from emkit.alignment.sources import source
 from emkit.zoo import data
 from emkit.zoo.data import patch_targets, sheets, sizes
 from emkit.zoo.data.documents import document

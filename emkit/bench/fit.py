@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from emkit import fit as fitting
+from emkit.alignment import fit as fitting
+from emkit.alignment.merged_model import MergedModel
 from emkit.bench import fit_cases, fit_cuda, report
 from emkit.bench.fit_toys import FIFTY_MILLION, TOY, Workload, make
 from emkit.bench.report import Line
-from emkit.engine.merged_model import MergedModel
 
 SAMPLES, TOKENS, TAKEN, EXPERTS = 8, 256, 128, 5
 FEW = 2  # samples for which the authors' procedure is timed: it takes one at a time, so that four times that is all

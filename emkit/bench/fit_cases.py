@@ -18,16 +18,16 @@ from pathlib import Path
 import torch
 from torch.func import functional_call
 
-from emkit import fit as fitting
+from emkit.alignment import fit as fitting
+from emkit.alignment.fit import FitOptions
+from emkit.alignment.merged_model import MergedModel
+from emkit.alignment.objectives import hidden_alignment, logit_alignment
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.placement import InHost, OnDevice, Placement
+from emkit.alignment.sequences import collate
+from emkit.alignment.variable import Optimiser, Variable
 from emkit.bench.fit_toys import Workload
 from emkit.coefficients import Coefficients
-from emkit.engine.merged_model import MergedModel
-from emkit.engine.options import EngineOptions
-from emkit.engine.placement import InHost, OnDevice, Placement
-from emkit.engine.variable import Optimiser, Variable
-from emkit.fit import FitOptions
-from emkit.objectives import hidden_alignment, logit_alignment
-from emkit.sequences import collate
 
 OPTIONS = FitOptions(hidden_weight=0.1, optimiser=Optimiser(lr=1e-3, steps=100, schedule="constant"))
 ENGINE = EngineOptions(micro_tokens=10**9)  # a step is one micro-batch

@@ -17,23 +17,23 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from emkit import backbones
-from emkit import fit as fitting
+from emkit.alignment import fit as fitting
+from emkit.alignment.arithmetic import Arithmetic, Rows
+from emkit.alignment.calibration import Calibration, TaskSamples
+from emkit.alignment.fit import FitOptions
+from emkit.alignment.logits import Head, headless
+from emkit.alignment.losses import recomputed
+from emkit.alignment.merged_model import MergedModel
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.placement import InHost, OnDevice, Placement, place
+from emkit.alignment.sequences import Folded, collate
+from emkit.alignment.variable import Optimiser, Variable
 from emkit.backbones.base import Backbone
 from emkit.bench.fit_toys import MISTRAL_7B
 from emkit.bench.report import Line
-from emkit.calibration import Calibration, TaskSamples
 from emkit.checkpoints import TensorInfo
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
-from emkit.engine.arithmetic import Arithmetic, Rows
-from emkit.engine.logits import Head, headless
-from emkit.engine.losses import recomputed
-from emkit.engine.merged_model import MergedModel
-from emkit.engine.options import EngineOptions
-from emkit.engine.placement import InHost, OnDevice, Placement, place
-from emkit.engine.variable import Optimiser, Variable
-from emkit.fit import FitOptions
-from emkit.sequences import Folded, collate
 from emkit.task_vectors import TaskVectors
 
 EXPERTS, SAMPLES, TOKENS, ROUNDS = 3, 15, 512, 5

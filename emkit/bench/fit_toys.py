@@ -18,14 +18,14 @@ from transformers import (
 )
 
 from emkit import backbones
+from emkit.alignment.calibration import Calibration
+from emkit.alignment.logits import headless
+from emkit.alignment.samples import TaskSamples, load_samples, save_samples
+from emkit.alignment.sequences import Folded, collate
 from emkit.backbones.base import Backbone
-from emkit.calibration import Calibration
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.engine.logits import headless
-from emkit.engine.teacher import TaskSamples, load_samples, save_samples
 from emkit.files import atomic_dir, read_json, write_json
-from emkit.sequences import Folded, collate
 from emkit.task_vectors import TaskVectors
 
 IMAGE_TOKENS = 16  # of an InternVL sequence

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from emkit.alignment.learner import Learned
 from emkit.coefficients import Coefficients
 from emkit.combine.linear import mean_experts, merge_blocks, merge_tensor
-from emkit.learning import Learned
 from emkit.methods.registry import Context, Merge, Tensors
 from emkit.task_vectors import TaskVectors
 from emkit.transforms import View

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from emkit.fit import OPTIMISERS, PARAMETERISATIONS, SCHEDULES
-from emkit.importance import FIXED, NORMALISE, allocate_chunks, layer_importance
-from emkit.learning import SCALE, Learner
-from emkit.methods.assembly import linear
-from emkit.methods.registry import REQUIRED, Context, Merge, Option, method
-from emkit.methods.ties import SELECTION
-from emkit.objectives import (
+from emkit.alignment.fit import OPTIMISERS, PARAMETERISATIONS, SCHEDULES
+from emkit.alignment.importance import FIXED, NORMALISE, allocate_chunks, layer_importance
+from emkit.alignment.learner import SCALE, Learner
+from emkit.alignment.objectives import (
     HIDDEN_LOSSES,
     REGULARISERS,
     TOKENS,
@@ -17,6 +14,9 @@ from emkit.objectives import (
     logit_alignment,
     regulariser,
 )
+from emkit.methods.assembly import linear
+from emkit.methods.registry import REQUIRED, Context, Merge, Option, method
+from emkit.methods.ties import SELECTION
 from emkit.schema import Key, boolean, choice, either, integer, mapping, mapping_of, nullable, number
 from emkit.task_vectors import TaskVectors
 from emkit.transforms import Elected, Trimmed, View

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from emkit.alignment.learner import Learned
+from emkit.alignment.options import EngineOptions
 from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
-from emkit.learning import Learned
 from emkit.schema import Check, nearest
 from emkit.task_vectors import TaskVectors
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emkit import backbones, layouts
+from emkit.alignment.learner import Learned
+from emkit.alignment.like import check_method
+from emkit.alignment.options import EngineOptions
 from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.determinism import deterministic
-from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import write_json
-from emkit.learning import Learned
-from emkit.like import check_method
 from emkit.methods.key import content_key
 from emkit.methods.registry import Context, get
 from emkit.shards import SHARD_BYTES

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emkit.engine import options as engine
+from emkit.alignment import options as engine
 from emkit.errors import UserError
 
 COMMANDS = {

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emkit.learning import SCALE
+from emkit.alignment.learner import SCALE
 
 
 @dataclass(frozen=True)

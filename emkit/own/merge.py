@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from emkit.alignment.options import EngineOptions
 from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.determinism import deterministic
-from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import file_mode, lock, sha256_file, unwritable, write_json
 from emkit.methods.key import content_key
@@ -44,7 +44,7 @@ def run(
     """
     use = engine or EngineOptions()
     prepared = replace(prepared, recipe=prepared.recipe.following(use.like))
-    recipe, vectors = prepared.recipe, prepared.vectors
+    recipe, vectors = prepared.recipe, prepared.models.vectors
     survey = _survey(vectors, say)
     context = Context(
         recipe,
@@ -53,7 +53,7 @@ def run(
         cache,
         recipe.scale,
         progress,
-        prepared.backbone,
+        prepared.models.backbone,
         vectors.base,
         vectors,
         recipe.settings(),
@@ -96,13 +96,15 @@ def _write(
     shard_bytes: int,
 ) -> dict:
     """Merge and write; the folder is checked under its hidden name, where a kill or Ctrl-C leaves it to go on from."""
-    recipe, vectors = prepared.recipe, prepared.vectors
-    base, owner = prepared.folders["base"], prepared.folders[recipe.tokenizer]
+    recipe, vectors = prepared.recipe, prepared.models.vectors
+    base, owner = prepared.models.folders["base"], prepared.models.folders[recipe.tokenizer]
     tokens.side_files(base, owner if tokens.has_tokenizer(owner) else base, side)
     try:
         merge = recipe.method.run(context)
     except IndexError as error:  # a position or a token that the model has no row for
-        places = prepared.config.text.get("max_position_embeddings", prepared.config.text.get("n_positions"))
+        places = prepared.models.described.configs["base"].text.get(
+            "max_position_embeddings", prepared.models.described.configs["base"].text.get("n_positions")
+        )
         raise UserError(
             f"a calibration sequence does not fit a model ({error}); it has {places} positions: give shorter prompts, "
             "or lower calibration.max_new_tokens"
@@ -114,8 +116,8 @@ def _write(
         if merge.learned is not None:
             leave(merge.learned, part)
         say("checking it")
-        kind = prepared.config.kind
-        report["checked"] = verify(part, like, vectors.names, prepared.backbone, kind, recipe.device)
+        kind = prepared.models.described.configs["base"].kind
+        report["checked"] = verify(part, like, vectors.names, prepared.models.backbone, kind, recipe.device)
         report["model_sha256"] = Checkpoint.open(part).sha256()
         write_json(part / resources.REPORT, report)
         for file in filter(Path.is_file, part.rglob("*")):
@@ -147,9 +149,9 @@ def _report(
     command: str,
 ) -> dict[str, Any]:
     """What the merged model was made from and how, as a JSON value."""
-    recipe, vectors = prepared.recipe, prepared.vectors
+    recipe, vectors = prepared.recipe, prepared.models.vectors
     everyone = {"base": vectors.base, **vectors.checkpoints}
-    names = {"base": recipe.given["base"], **recipe.experts}
+    names = prepared.models.described.names
     files = recipe.data["calibration"].get("files", {})
     learned = merge.learned.calibration if merge.learned is not None else {}
     return {
@@ -161,7 +163,7 @@ def _report(
         **({"fit": context.engine.recorded} if recipe.method.learned else {}),
         "command": command,
         "inputs": {
-            label: {"name": names[label], "folder": str(prepared.folders[label]), "sha256": checkpoint.sha256()}
+            label: {"name": names[label], "folder": str(prepared.models.folders[label]), "sha256": checkpoint.sha256()}
             for label, checkpoint in everyone.items()
         },
         "distances": {label: distance.ratio for label, distance in survey.items()},

@@ -6,23 +6,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from emkit import backbones, layouts
-from emkit.backbones.base import Backbone
-from emkit.checkpoints import Checkpoint
-from emkit.engine.options import EngineOptions
+from emkit import backbones
+from emkit.alignment.like import check_given, check_method, imposed
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.sources import JsonlSource
 from emkit.errors import UserError
-from emkit.like import check_given, check_method, imposed
-from emkit.own import card, checks, differences, hub, resources, tokens
-from emkit.own.adapters import AdapterCheckpoint, WithAdapters, check_base, is_adapter
-from emkit.own.recipe import AUTO, MergeRecipe
-from emkit.sources import JsonlSource
-from emkit.task_vectors import TaskVectors
+from emkit.own import card, checks, differences, resources, tokens
+from emkit.own.models import AUTO, Described, Models, describe, folders_of, open_models, who
+from emkit.own.recipe import MergeRecipe
 
 
 def say_to_stderr(line: str) -> None:
@@ -31,18 +27,14 @@ def say_to_stderr(line: str) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A merge whose inputs were opened and found to fit: nothing of their weights has been read but what had to be.
+    """A merge whose inputs were opened and found to fit (``models``).
 
-    ``folders``: where base and experts lie; ``config``: the base's; ``plan``: what will be done, in words; ``remarks``:
-    what differs but may; ``left_out``: by expert, what the merged model will lack of it; ``missing_code``: files that
-    its configuration names.
+    ``plan``: what will be done, in words; ``remarks``: what differs but may; ``left_out``: by expert, what the merged
+    model will lack of it; ``missing_code``: files that its configuration names.
     """
 
     recipe: MergeRecipe
-    folders: Mapping[str, Path]
-    config: checks.Config
-    backbone: Backbone
-    vectors: TaskVectors
+    models: Models
     plan: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     left_out: Mapping[str, list[str]] = field(default_factory=dict)
@@ -52,7 +44,8 @@ class Prepared:
 
     def check_out(self) -> None:
         """``UserError`` unless the recipe's ``out`` may (still) be written."""
-        resources.check_writable(self.recipe.out, self.overwrite, self.folders.values(), needed=self.needed)
+        folders = self.models.folders.values()
+        resources.check_writable(self.recipe.out, self.overwrite, folders, needed=self.needed)
 
 
 def prepare(
@@ -72,49 +65,26 @@ def prepare(
     if use.like is not None:
         check_given(given.get("options", {}), _known_at_once(given["method"]))
     needed = (*needed, *map(Path, given.get("calibration", {}).get("files", {}).values()))
-    recipe, folders, configs, remarks = _fit_together(given, overwrite, needed)
+    recipe, described, remarks = _fit_together(given, overwrite, needed)
     recipe = recipe.following(use.like)
-    names = {"base": given["base"], **recipe.experts}
-    missing = sum(hub.missing_bytes(name, _who(label)) for label, name in names.items())
-    if missing:
-        say(f"download: {resources.check_disk(hub.cache(), missing, recipe.allows('disk'))}")
-    folders = {label: hub.folder(name, _who(label), (*hub.SMALL, *hub.WEIGHTS)) for label, name in names.items()}
-    layout = layouts.of(folders["base"], backbones.get(recipe.backbone))
-    base, experts = _open(recipe, folders, configs, layout)
-    module = _named(base, layout)
-    adapters = {label: expert for label, expert in experts.items() if isinstance(expert, AdapterCheckpoint)}
-    merged = partial(_names, base, module, given.get("tensors", "backbone"))
-    vectors = _vectors(base, layouts.aligned(base, experts, layout.backbone, layout), merged, given)
+    models = open_models(described, say)
     if recipe.method.learned:
-        _check_learnable(recipe, configs, layout, vectors, experts)
-    remarks += _compare_weights(recipe, vectors)
-    left_out = _left_out(recipe, folders, configs, layout, vectors, experts)
-    code = _missing_code(recipe, folders)
+        _check_learnable(models)
+    remarks += models.remarks
+    left_out, code = _left_out(recipe, models), _missing_code(recipe, models.folders)
+    config, vectors = described.configs["base"], models.vectors
     calibration = recipe.data["calibration"]
-    needs = resources.estimate(recipe.method, vectors, dict(configs["base"].text), calibration, use, recipe.device)
+    needs = resources.estimate(recipe.method, vectors, dict(config.text), calibration, use, recipe.device)
     plan = (
-        f"{recipe.method.name} of {', '.join(experts)} on {given['base']}, backbone {recipe.backbone}: "
-        f"{len(vectors.names)} of {len(base.names)} tensors are merged",
+        f"{recipe.method.name} of {', '.join(vectors.experts)} on {given['base']}, backbone {recipe.backbone}: "
+        f"{len(vectors.names)} of {len(vectors.base.names)} tensors are merged",
         f"{resources.check_disk(recipe.out.parent, needs.disk, recipe.allows('disk'))}, "
         f"{resources.check_memory(needs.memory, recipe.allows('memory'))}",
         *(f"left out of {label}: {what}" for label, whats in left_out.items() for what in whats),
     )
     for remark in [*remarks, *([card.code(code, given["base"])] if code else [])]:
         say(f"warning: {remark}")
-    module = WithAdapters(module, adapters) if adapters else module
-    return Prepared(
-        recipe,
-        folders,
-        configs["base"],
-        module,
-        vectors,
-        plan,
-        tuple(remarks),
-        left_out,
-        tuple(code),
-        overwrite,
-        needed,
-    )
+    return Prepared(recipe, models, plan, tuple(remarks), left_out, tuple(code), overwrite, needed)
 
 
 def _known_at_once(method: str) -> dict[str, Any]:
@@ -123,38 +93,15 @@ def _known_at_once(method: str) -> dict[str, Any]:
     return found | {"optimiser": {key: value for key, value in found["optimiser"].items() if key != "steps"}}
 
 
-def _named(base: Checkpoint, layout: layouts.Layout) -> Backbone:
-    """The backbone as it reads this base's names."""
-    if layout.outline is None:
-        return layout.backbone
-    return layouts.Named(layout.backbone, {name: layout.parameter(name) for name in base.names})
-
-
-def _check_learnable(
-    recipe: MergeRecipe,
-    configs: Mapping[str, checks.Config],
-    layout: layouts.Layout,
-    vectors: TaskVectors,
-    experts: Mapping[str, Checkpoint],
-) -> None:
+def _check_learnable(models: Models) -> None:
     """``UserError`` unless the base's coefficients can be fitted and every expert can teach."""
+    layout, described = models.layout, models.described
     if not layout.backbone.VISION:
-        checks.learnable(layout, vectors.names)
-    ours = configs["base"].text.get("vocab_size")
-    for label, expert in experts.items():
-        theirs = configs[label].text.get("vocab_size") if label in configs else ours
+        checks.learnable(layout, models.vectors.names)
+    ours = described.vocabulary("base")
+    for label, expert in models.experts.items():
+        theirs = described.vocabulary(label) if label in described.configs else ours
         checks.can_teach(expert, layout, label, (theirs, ours))
-
-
-def _vectors(
-    base: Checkpoint, experts: Mapping[str, Checkpoint], merged: Callable, given: Mapping[str, Any]
-) -> TaskVectors:
-    try:
-        return TaskVectors(base, experts, merged)
-    except UserError as error:
-        if given.get("tensors") != "all":
-            raise
-        raise UserError(f"{error}; `--tensors backbone` merges the blocks alone") from error
 
 
 def _missing_code(recipe: MergeRecipe, folders: Mapping[str, Path]) -> list[str]:
@@ -165,67 +112,42 @@ def _missing_code(recipe: MergeRecipe, folders: Mapping[str, Path]) -> list[str]
         return differences.missing_code(Path(side))
 
 
-def _left_out(
-    recipe: MergeRecipe,
-    folders: Mapping[str, Path],
-    configs: Mapping[str, checks.Config],
-    layout: layouts.Layout,
-    vectors: TaskVectors,
-    experts: Mapping[str, Checkpoint],
-) -> dict[str, list[str]]:
-    ours, found = configs["base"].text.get("vocab_size"), {}
-    for label, expert in experts.items():
-        rows = (configs[label].text.get("vocab_size") if label in configs else None, ours)
+def _left_out(recipe: MergeRecipe, models: Models) -> dict[str, list[str]]:
+    described, vectors, found = models.described, models.vectors, {}
+    configs, owner = described.configs, models.folders[recipe.tokenizer]
+    for label, expert in models.experts.items():
+        rows = (described.vocabulary(label), described.vocabulary("base"))
         tied = (configs[label].tied, configs["base"].tied) if label in configs else (False, False)
-        owner = folders[recipe.tokenizer]
-        if out := differences.left_out(vectors.base, expert, layout, vectors.names, rows, tied, owner):
+        if out := differences.left_out(vectors.base, expert, models.layout, vectors.names, rows, tied, owner):
             found[label] = out
     return found
 
 
 def _fit_together(
     given: Mapping[str, Any], overwrite: bool, needed: tuple[Path, ...]
-) -> tuple[MergeRecipe, dict[str, Path], dict[str, checks.Config], list[str]]:
-    """What can be told without weights: the recipe with its backbone, the models' folders, the configurations of those
-    that are whole, and remarks on what differs but may."""
+) -> tuple[MergeRecipe, Described, list[str]]:
+    """What can be told without weights: the recipe with its backbone, the models' configurations, and remarks on what
+    differs but may."""
     names = {"base": given["base"], **given["experts"]}
-    folders = {label: hub.folder(name, _who(label), hub.SMALL) for label, name in names.items()}
+    folders = folders_of(names)
     resources.check_writable(resources.place(given["out"]), overwrite, folders.values(), needed=needed)
-    configs, remarks = {"base": checks.config(folders["base"], "the base")}, []
-    every, rotary = given.get("tensors") == "all", "rotary" in given.get("allow", [])
-    for label in given["experts"]:
-        if not is_adapter(folders[label]):
-            configs[label] = checks.config(folders[label], _who(label))
-            remarks += checks.compare(configs["base"], configs[label], label, rotary, every)
-    recipe = MergeRecipe(given, checks.backbone_of(configs["base"], given.get("backbone", AUTO)))
+    asked = given.get("backbone", AUTO), given.get("tensors", "backbone"), given.get("allow", ())
+    described = describe(names, folders, *asked)
+    recipe, config = MergeRecipe(given, described.backbone), described.configs["base"]
     _check_device(recipe.device)
-    remarks += tokens.compare(folders["base"], {label: folders[label] for label in recipe.experts}, recipe.tokenizer)
+    remarks = [*described.remarks, *_compare_tokenizers(recipe, folders, described.vocabulary("base"))]
+    return _check_calibration(recipe, config), described, remarks
+
+
+def _compare_tokenizers(recipe: MergeRecipe, folders: Mapping[str, Path], rows: int | None) -> list[str]:
+    """Remarks on tokenizers that differ; ``UserError`` unless the result has one that fits its ``rows``."""
+    remarks = tokens.compare(folders["base"], {label: folders[label] for label in recipe.experts}, recipe.tokenizer)
     having = [label for label, folder in folders.items() if tokens.has_tokenizer(folder)]
     if not {"base", recipe.tokenizer} & set(having):
         way = f"`--tokenizer {having[0]}` takes that of {having[0]}" if having else "put its files beside the weights"
         raise UserError(f"the base ({folders['base']}) has no tokenizer, without which the result cannot run: {way}")
     owner = recipe.tokenizer if recipe.tokenizer in having else "base"
-    rows = configs["base"].text.get("vocab_size")
-    remarks += tokens.check_rows(_who(owner), folders[owner], rows, recipe.allows("tokenizer"))
-    return _check_calibration(recipe, configs["base"]), folders, configs, remarks
-
-
-def _compare_weights(recipe: MergeRecipe, vectors: TaskVectors) -> list[str]:
-    """Remarks on experts of another precision; ``UserError`` for one that is the base."""
-    remarks = []
-    for label, expert in vectors.checkpoints.items():
-        if not recipe.allows("identical") and checks.identical(vectors.base, expert, vectors.names):
-            raise UserError(
-                f"expert '{label}' ({expert.path}) is identical to the base in every tensor that is merged: it has "
-                "nothing to give; drop it, or `--allow identical`"
-            )
-        if not isinstance(expert, AdapterCheckpoint) and (remark := checks.dtypes(vectors.base, expert, vectors.names)):
-            remarks.append(f"expert '{label}' {remark}")
-    return remarks
-
-
-def _who(label: str) -> str:
-    return "the base" if label == "base" else f"expert '{label}'"
+    return remarks + tokens.check_rows(who(owner), folders[owner], rows, recipe.allows("tokenizer"))
 
 
 def _check_device(device: str) -> None:
@@ -262,33 +184,3 @@ def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecip
             raise UserError(f"{file} has images, but the backbone {recipe.backbone} sees none: leave them out")
     samples = min(settings["samples"], *counts)
     return replace(recipe, given={**recipe.given, "calibration": {**given, "samples": samples}})
-
-
-def _open(
-    recipe: MergeRecipe, folders: Mapping[str, Path], configs: Mapping[str, checks.Config], layout: layouts.Layout
-) -> tuple[Checkpoint, dict[str, Checkpoint]]:
-    """Base and experts, adapters among them, with their headers read."""
-    whole = {}
-    for label, config in configs.items():
-        own = layouts.of(folders[label], layout.backbone) if config.tied != configs["base"].tied else layout
-        stored = Checkpoint.open(folders[label])
-        buffers = [name for name in stored.names if layout.outline is not None and layout.unused(name)]
-        whole[label] = checks.without_copies(stored.without(buffers), own, _who(label))
-    base = whole.pop("base")
-    experts: dict[str, Checkpoint] = {}
-    for label in recipe.experts:
-        if label in whole:
-            experts[label] = whole[label]
-            continue
-        adapter = AdapterCheckpoint(folders[label], base, layout, label)
-        if not recipe.allows("adapter_base"):
-            check_base(adapter, recipe.given["base"], folders["base"])
-        experts[label] = adapter
-    return base, experts
-
-
-def _names(base: Checkpoint, module: Backbone, tensors: str, names: list[str]) -> list[str]:
-    """The tensors to merge: the backbone's, or all of floating point."""
-    if tensors == "backbone":
-        return module.merged_names(names)
-    return [name for name in names if base.info(name).dtype.is_floating_point]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from emkit import backbones
+from emkit.alignment.fit import FitOptions
+from emkit.alignment.learner import SCALE
+from emkit.alignment.like import SOURCE as LIKE_SOURCE
+from emkit.alignment.like import check_given, check_method, imposed, resolved
 from emkit.errors import UserError
-from emkit.fit import FitOptions
-from emkit.learning import SCALE
-from emkit.like import SOURCE as LIKE_SOURCE
-from emkit.like import check_given, check_method, imposed, resolved
 from emkit.methods import REGISTRY, REQUIRED, Method, get
 from emkit.methods.key import default_device
 from emkit.own import defaults, resources
@@ -65,7 +65,7 @@ KEYS = {
 class MergeRecipe:
     """A checked recipe, as ``given``, with its ``backbone`` resolved; the properties fill in what it leaves out.
 
-    ``like``: whose conventions hold (``--like``, :mod:`emkit.like`).
+    ``like``: whose conventions hold (``--like``, :mod:`emkit.alignment.like`).
     It offers what methods take of a table's recipe (``device``, ``data["calibration"]``, ``method_settings`` and
     ``fit_options``), so that both run the same code.
     """

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from emkit.alignment.memory import available, held_bytes
+from emkit.alignment.options import EngineOptions
 from emkit.checkpoints import Checkpoint
-from emkit.engine.memory import available, held_bytes
-from emkit.engine.options import EngineOptions
 from emkit.errors import UserError
 from emkit.files import unwritable
 from emkit.methods import Method

@@ -9,13 +9,13 @@ from functools import cached_property
 
 import torch
 
+from emkit.alignment.logits import Head, headless
+from emkit.alignment.samples import TaskSamples
+from emkit.alignment.sequences import Folded, batches, collate, fold
+from emkit.alignment.sources import Item
 from emkit.backbones.base import Backbone
-from emkit.engine.logits import Head, headless
-from emkit.engine.teacher import TaskSamples
 from emkit.errors import UserError
 from emkit.progress import report
-from emkit.sequences import Folded, batches, collate, fold
-from emkit.sources import Item
 
 ROUND = 24  # images answered at a time; how many are needed is known only once their responses are counted
 TEACHER_TOKENS = 8192  # padded tokens in one pass of a teacher

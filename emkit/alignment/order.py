@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from emkit.calibration import Calibration, TaskSamples
+from emkit.alignment.calibration import Calibration, TaskSamples
 
 AUTHORS = ("authors", "authors_shuffled")
 ORDERS = ("tasks", *AUTHORS)
@@ -97,8 +97,8 @@ def pull(order: str, kind: str, n: int, experts: int, count: float, calibration:
     """The weight of Σ |α − ᾱ| in a step's loss, before γ: R(α) is that sum times it (Eq. 3).
 
     n coefficients in all, ``count`` of each expert in the paper's count (L or B). See
-    :func:`emkit.objectives.regulariser`; in the authors' order each micro-step has 1/(n/K) of it, and a step an eighth
-    of the sum of its micro-steps'.
+    :func:`emkit.alignment.objectives.regulariser`; in the authors' order each micro-step has 1/(n/K) of it, and a
+    step an eighth of the sum of its micro-steps'.
     """
     if order in AUTHORS:
         present = len(authors_turns(calibration, order)[step * ACCUMULATED : (step + 1) * ACCUMULATED])

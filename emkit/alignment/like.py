@@ -1,11 +1,11 @@
 """``--like authors``: the options of the authors' default run in place of others (facts of their code, October 2025).
 
 α = sigmoid(w), AdamW at 0.5 on w with warm restarts, one epoch of single samples, eight of which make a step
-(:mod:`emkit.engine.order`), the loss over every token, no hidden term unless ``hidden_weight`` is given (theirs is off
-unless a layer is named), and where w has not moved the regulariser's sign as their fp32 rounds it
-(:func:`emkit.engine.variable.authors_sign`), which has no meaning. γ, β, ᾱ and the hidden layer stay; γ is in their
-units. In a table's row they stand in place of its recipe's; in ``emkit merge`` an option that a person gives another
-value is refused.
+(:mod:`emkit.alignment.order`), the loss over every token, no hidden term unless ``hidden_weight`` is given (theirs is
+off unless a layer is named), and where w has not moved the regulariser's sign as their fp32 rounds it
+(:func:`emkit.alignment.variable.authors_sign`), which has no meaning. γ, β, ᾱ and the hidden layer stay; γ is in
+their units. In a table's row they stand in place of its recipe's; in ``emkit merge`` an option that a person gives
+another value is refused.
 
 Not reproduced: fp16; ``torch.chunk``'s sizes, which may leave coefficients without an effect; the student in training
 mode, for a model with dropout of its own; the permutation that their InternVL process draws, its system message and
@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from emkit.engine.order import authors_order, authors_steps
-from emkit.engine.variable import Optimiser
+from emkit.alignment.order import authors_order, authors_steps
+from emkit.alignment.variable import Optimiser
 from emkit.errors import UserError
 
 METHODS = ("expert_merging", "expert_merging_pp")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from emkit.alignment.arithmetic import Arithmetic, Rows
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.placement import Placement, place, wide_dtype
 from emkit.coefficients import Coefficients, chunk_bounds
-from emkit.engine.arithmetic import Arithmetic, Rows
-from emkit.engine.options import EngineOptions
-from emkit.engine.placement import Placement, place, wide_dtype
 from emkit.task_vectors import TaskVectors
 from emkit.transforms import View
 

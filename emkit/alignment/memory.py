@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from emkit.engine.arithmetic import BLOCK
-from emkit.engine.logits import HELD
-from emkit.engine.options import EngineOptions
+from emkit.alignment.arithmetic import BLOCK
+from emkit.alignment.logits import HELD
+from emkit.alignment.options import EngineOptions
 from emkit.task_vectors import TaskVectors
 from emkit.transforms import View
 

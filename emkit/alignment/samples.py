@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from emkit.alignment.logits import Head
+from emkit.alignment.sequences import Folded
 from emkit.checkpoints import sha256_tensors
-from emkit.engine.logits import Head
 from emkit.files import atomic_write, lock
-from emkit.sequences import Folded
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The one training loop for coefficients: Expert Merging(++) (Sections 3.2 and 3.3) and AdaMerging(++).
 
-What a step does is in :mod:`emkit.engine`; here is what it is for, when it ends, and how it goes on after a kill.
+What a step does is in :mod:`emkit.alignment`; here is what it is for, when it ends, and how it goes on after a kill.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from emkit.backbones.base import Backbone
-from emkit.calibration import Calibration
-from emkit.coefficients import Coefficients
-from emkit.determinism import deterministic
-from emkit.engine.merged_model import MergedModel
-from emkit.engine.options import EngineOptions
-from emkit.engine.order import AUTHORS, chosen_samples, pieces, pull
-from emkit.engine.placement import Placement, place
-from emkit.engine.variable import (
+from emkit.alignment.calibration import Calibration
+from emkit.alignment.merged_model import MergedModel
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.order import AUTHORS, chosen_samples, pieces, pull
+from emkit.alignment.placement import Placement, place
+from emkit.alignment.variable import (
     OPTIMISERS,
     PARAMETERISATIONS,
     SCHEDULES,
@@ -31,6 +28,9 @@ from emkit.engine.variable import (
     authors_sign,
     learning_rate,
 )
+from emkit.backbones.base import Backbone
+from emkit.coefficients import Coefficients
+from emkit.determinism import deterministic
 from emkit.errors import UserError
 from emkit.files import read_json, read_kept, sha256_json, write_json
 from emkit.progress import report
@@ -52,7 +52,7 @@ class FitOptions:
     ``hidden_weight`` and ``logit_weight`` scale the two alignment terms (1 in the paper; 0 for its ablations).
     ``objective``: ``alignment`` to the experts (Eq. 1 and 2) or ``entropy`` of the merged model's own predictions
     (AdaMerging). ``clamp`` sets plain coefficients back into [0, 1] after every step. ``order``: whose order and
-    weights the samples have (:mod:`emkit.engine.order`).
+    weights the samples have (:mod:`emkit.alignment.order`).
     """
 
     parameterisation: str = "plain"
@@ -178,11 +178,11 @@ def _losses(
     before_last: Callable[[], None] = lambda: None,
 ) -> dict:
     """One step's losses of every task (E over samples of the mean over positions), with backward passes."""
-    from emkit.engine import losses as engine_losses  # here, because it imports transformers: plans have no use for it
+    from emkit.alignment import losses as of_step  # here, because it imports transformers: plans have no use for it
 
     engine = engine or EngineOptions()
     chosen = pieces(calibration, options.order, options.optimiser.batch, step, seed)
-    found = engine_losses.backward(
+    found = of_step.backward(
         backbone,
         model,
         chosen,

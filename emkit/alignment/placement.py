@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import torch
 
-from emkit.engine.arithmetic import Rows
-from emkit.engine.memory import MOVING, available, fixed_bytes, held_bytes, moving_bytes, pinned_bytes, room
-from emkit.engine.options import EngineOptions
-from emkit.engine.prefetch import Prefetch
+from emkit.alignment.arithmetic import Rows
+from emkit.alignment.memory import MOVING, available, fixed_bytes, held_bytes, moving_bytes, pinned_bytes, room
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.prefetch import Prefetch
 from emkit.errors import UserError
 from emkit.task_vectors import TaskVectors
 from emkit.transforms import View
@@ -22,7 +22,7 @@ class Placement:
     Every placement has the same numbers. What is not on the device already is copied there for one tensor, and the
     tensor that is likely next is copied meanwhile (CUDA). The host waits until the tensor before the last one is done
     with, lest it run ahead of the GPU and have copies pile up: there are at most
-    :data:`emkit.engine.memory.MOVING` times K + 1 tensors. On the CPU nothing is copied.
+    :data:`emkit.alignment.memory.MOVING` times K + 1 tensors. On the CPU nothing is copied.
     """
 
     kind = "files"

@@ -29,7 +29,7 @@ class EngineOptions:
     placement of the task vectors follows from it unless ``place`` names one. ``dtype`` of the merged weights
     (coefficients are float64 always). ``micro_tokens``: padded tokens in one forward and backward. ``checkpointing``
     recomputes activations instead of keeping them. ``like``: reproduce somebody's conventions
-    (:mod:`emkit.like`).
+    (:mod:`emkit.alignment.like`).
 
     Neither ``memory`` nor ``place`` changes a bit of the outcome; the others do, within rounding.
     """

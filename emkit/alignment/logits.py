@@ -61,14 +61,14 @@ def alignment(
 ) -> torch.Tensor:
     """T² · KL(softmax(z^(k)/T) ‖ softmax(z/T)) of each position (Eq. 2): [N, d] and [N, d_k] → [N].
 
-    :func:`emkit.objectives.logit_alignment` of the two models' logits, differentiable in ``final``.
+    :func:`emkit.alignment.objectives.logit_alignment` of the two models' logits, differentiable in ``final``.
     """
     parts = zip(*(h.split(_positions(head, final)) for h in (final, teacher_final)), strict=True)
     return torch.cat([_Alignment.apply(h, head, hk, teacher_head, temperature, block) for h, hk in parts])
 
 
 def entropy(final: torch.Tensor, head: Head, block: int | None = None) -> torch.Tensor:
-    """H = −Σ_v p_v log p_v of each position: [N, d] → [N]; :func:`emkit.objectives.entropy` of the logits."""
+    """H = −Σ_v p_v log p_v of each position: [N, d] → [N]; :func:`emkit.alignment.objectives.entropy` of the logits."""
     parts = final.split(_positions(head, final))
     return torch.cat([_Entropy.apply(h, head, block) for h in parts])
 

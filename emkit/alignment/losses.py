@@ -10,13 +10,13 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from emkit.alignment import logits
+from emkit.alignment.lean import at_positions, lean
+from emkit.alignment.logits import Head, headless
+from emkit.alignment.objectives import hidden_alignment
+from emkit.alignment.order import Piece
+from emkit.alignment.sequences import batches, collate
 from emkit.backbones.base import Backbone
-from emkit.engine import logits
-from emkit.engine.lean import at_positions, lean
-from emkit.engine.logits import Head, headless
-from emkit.engine.order import Piece
-from emkit.objectives import hidden_alignment
-from emkit.sequences import batches, collate
 
 TERMS = {"alignment": ("hidden", "logit"), "entropy": ("entropy",)}  # an objective's losses of each task
 
@@ -61,9 +61,9 @@ def backward(
 ) -> dict:
     """A step's losses of every task, {task: {term: value}}, weighted as the pieces are; gradients go to the weights.
 
-    ``layer``: the block of Eq. 1. ``options`` is a :class:`emkit.fit.FitOptions`. ``beta`` of each task enters the
-    gradients, not the values. ``tokens``: padded tokens in one micro-batch. ``before_last`` is called before the last
-    micro-batch's backward.
+    ``layer``: the block of Eq. 1. ``options`` is a :class:`emkit.alignment.fit.FitOptions`. ``beta`` of each task
+    enters the gradients, not the values. ``tokens``: padded tokens in one micro-batch. ``before_last`` is called
+    before the last micro-batch's backward.
     """
     losses: dict = {}
     micro = batches([piece.length for piece in pieces], tokens)

@@ -19,16 +19,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from emkit.alignment.samples import TaskSamples, join, load_samples, save_samples
+from emkit.alignment.sources import Item, JsonlSource, TextZooSource, ZooSource
+from emkit.alignment.teacher import Settings, Teacher
 from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.content import side_files_sha256, surroundings
-from emkit.engine.teacher import TaskSamples, join, load_samples, save_samples
 from emkit.errors import UserError
 from emkit.files import atomic_dir, lock, read_kept, sha256_json
 from emkit.progress import report, section
-from emkit.sources import Item, JsonlSource, TextZooSource, ZooSource
 from emkit.task_vectors import TaskVectors
-from emkit.teaching import Settings, Teacher
 
 __all__ = ["Calibration", "Settings", "TaskSamples", "calibrate"]
 FORMAT = 3  # of the cache; part of its keys

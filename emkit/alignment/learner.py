@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from emkit.alignment.calibration import Calibration, Settings, calibrate
+from emkit.alignment.fit import FitOptions, Optimiser, fit
+from emkit.alignment.importance import allocate_chunks, chunked_start, layer_importance
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.order import authors_order
+from emkit.alignment.placement import Placement, place
+from emkit.alignment.sources import source
 from emkit.backbones.base import Backbone
-from emkit.calibration import Calibration, Settings, calibrate
 from emkit.coefficients import Coefficients
 from emkit.content import surroundings
-from emkit.engine.options import EngineOptions
-from emkit.engine.order import authors_order
-from emkit.engine.placement import Placement, place
 from emkit.errors import UserError
 from emkit.files import atomic_dir, lock, read_json, read_kept, sha256_json, write_json
-from emkit.fit import FitOptions, Optimiser, fit
-from emkit.importance import allocate_chunks, chunked_start, layer_importance
 from emkit.progress import report
-from emkit.sources import source
 from emkit.task_vectors import TaskVectors
 from emkit.transforms import View
 
