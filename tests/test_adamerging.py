@@ -15,8 +15,8 @@ from emkit.alignment.objectives import entropy
 from emkit.alignment.sequences import collate
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.methods import merge_row
-from emkit.transforms import Elected, Trimmed
+from emkit.methods.row import merge_row
+from emkit.methods.ties import Elected, Trimmed
 
 internvl = backbones.get("internvl")
 

@@ -35,7 +35,6 @@ from emkit.errors import UserError
 from emkit.files import read_json, read_kept, sha256_json, write_json
 from emkit.progress import report
 from emkit.task_vectors import TaskVectors
-from emkit.transforms import View
 
 __all__ = ["OPTIMISERS", "PARAMETERISATIONS", "SCHEDULES", "Fit", "FitOptions", "Optimiser", "fit"]
 __all__ += ["chosen_samples", "learning_rate"]
@@ -80,7 +79,7 @@ class Fit:
 def fit(
     backbone: Backbone,
     model: torch.nn.Module,
-    task_vectors: TaskVectors | View | Placement,
+    task_vectors: TaskVectors | Placement,
     start: Coefficients,
     initial: Mapping[str, float],
     calibration: Calibration,

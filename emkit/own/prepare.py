@@ -73,7 +73,7 @@ def prepare(
     remarks += models.remarks
     left_out, code = _left_out(recipe, models), _missing_code(recipe, models.folders)
     config, vectors = described.configs["base"], models.vectors
-    calibration = recipe.data["calibration"]
+    calibration = recipe.calibration
     needs = resources.estimate(recipe.method, vectors, dict(config.text), calibration, use, recipe.device)
     plan = (
         f"{recipe.method.name} of {', '.join(vectors.experts)} on {given['base']}, backbone {recipe.backbone}: "
@@ -170,7 +170,7 @@ def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecip
             f"{recipe.method.name} has to run the models, and a {config.kind} needs its own code for that, which emkit "
             "never runs: convert them to transformers' layout, or use a method that needs no prompts"
         )
-    given, settings = recipe.given["calibration"], recipe.data["calibration"]
+    given, settings = recipe.given["calibration"], recipe.calibration
     counts = []
     for label, file in settings["files"].items():
         lines = JsonlSource(settings["files"]).lines(label)
