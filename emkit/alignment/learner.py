@@ -113,13 +113,8 @@ class Learner:
         names = [part.name for part in fields(FitOptions) if hasattr(settings, part.name)]
         given = {name: getattr(settings, name) for name in names}
         if self.engine.like is not None:
-            given["order"] = authors_order(self._kind)
+            given["order"] = authors_order(self.backbone.name)
         return FitOptions(**{**given, "optimiser": Optimiser(**settings.optimiser.model_dump())})
-
-    @property
-    def _kind(self) -> str:
-        """The backbone's name."""
-        return self.backbone.__name__.rpartition(".")[2]
 
     @cached_property
     def _model(self) -> torch.nn.Module:
@@ -157,7 +152,7 @@ class Learner:
             self.backbone,
             self._model,
             self.task_vectors,
-            source(given, self._kind),
+            source(given, self.backbone.name),
             Settings(hidden_layer=layer, tokens=tokens, **wanted),
             self.seed,
             self.cache,
