@@ -5,9 +5,7 @@ JOBS     ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2
 PYTHON   ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 UV       := 0.13.9
 
-# the backbones of Tables 1, 2 and 3
-BACKBONES := internvl qwen2_vl mistral
-RECIPES   := $(BACKBONES:%=emkit/recipes/$(PROFILE)/%.yaml)
+TABLES   := $(patsubst eval/tables/%.yaml,%,$(wildcard eval/tables/*.yaml))
 PY       := .venv/bin/python
 UV_READY := .uv/ready-$(UV)
 
@@ -21,7 +19,7 @@ export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format lock zoo zoo-smoke reproduce-table1 reproduce-table2 reproduce-table3 reproduce-tables plan-table1 plan-table2 plan-table3 notebooks clean
+.PHONY: help setup test lint format lock zoo zoo-smoke reproduce-tables notebooks clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
 
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
@@ -30,9 +28,7 @@ export PYTHONHASHSEED := 0
 #: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 16 min
 #: reproduce-table3 | Table 3, the same way, on the miniature Mistral          | 5 GB memory, 1 GB of disk | 9 min
 #: reproduce-tables | Tables 1 to 3, one after the other                       | 5 GB memory, 1 GB of disk | 40 min with set-up
-#: plan-table1      | list the jobs behind Table 1, run none                   | -                         | 10 s
-#: plan-table2      | list the jobs behind Table 2, run none                   | -                         | 10 s
-#: plan-table3      | list the jobs behind Table 3, run none                   | -                         | 10 s
+#: plan-table1      | list the jobs behind Table 1 (or another), run none      | -                         | 10 s
 #: notebooks        | execute the notebooks again from the scores that stand   | the tables were run       | 2 min
 #: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=qwen2_vl: 40 min, reckoned from the steps' rates; mistral: 13 min beside other work)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
@@ -83,31 +79,20 @@ zoo: .venv/ready
 zoo-smoke: .venv/ready
 	$(PY) -m emkit.cli zoo build $(BACKBONE)-smoke --out results/smoke/zoo/$(BACKBONE) --jobs $(JOBS)
 
-reproduce-table1: .venv/ready
-	@$(PY) -m eval reproduce $(word 1,$(RECIPES)) --jobs $(JOBS)
-
-reproduce-table2: .venv/ready
-	@$(PY) -m eval reproduce $(word 2,$(RECIPES)) --jobs $(JOBS)
-
-reproduce-table3: .venv/ready
-	@$(PY) -m eval reproduce $(word 3,$(RECIPES)) --jobs $(JOBS)
+# a table is a file of eval/tables: a new one needs no line here
+$(TABLES:%=reproduce-%): reproduce-%: .venv/ready
+	@$(PY) -m eval reproduce $* --profile $(PROFILE) --jobs $(JOBS)
 
 reproduce-tables: .venv/ready
-	@$(PY) -m eval reproduce $(RECIPES) --jobs $(JOBS)
+	@$(PY) -m eval reproduce $(TABLES) --profile $(PROFILE) --jobs $(JOBS)
 
-plan-table1: .venv/ready
-	@$(PY) -m eval plan $(word 1,$(RECIPES))
-
-plan-table2: .venv/ready
-	@$(PY) -m eval plan $(word 2,$(RECIPES))
-
-plan-table3: .venv/ready
-	@$(PY) -m eval plan $(word 3,$(RECIPES))
+$(TABLES:%=plan-%): plan-%: .venv/ready
+	@$(PY) -m eval plan $* --profile $(PROFILE)
 
 notebooks: .venv/ready
-	@$(PY) -m eval notebook $(RECIPES)
+	@$(PY) -m eval notebook $(TABLES) --profile $(PROFILE)
 
 # a paid judge's replies and ledger (.run/judge) are kept: they cost money
 clean:
 	[ ! -d results/$(PROFILE)/.run ] || find results/$(PROFILE)/.run -mindepth 1 -maxdepth 1 ! -name judge -exec rm -rf {} +
-	rm -rf $(BACKBONES:%=results/$(PROFILE)/%)
+	rm -rf $(patsubst eval/profiles/$(PROFILE)/%.yaml,results/$(PROFILE)/%,$(wildcard eval/profiles/$(PROFILE)/*.yaml))

@@ -1,25 +1,29 @@
-# zoo -> data -> scale -> row -> table -> notebook. Run through `make reproduce-table1`, or by hand:
-#   snakemake --cores 2 --config recipe=emkit/recipes/mini/internvl.yaml
+# models -> data -> scale -> row -> table -> notebook. Run through `make reproduce-table1`.
+# Snakemake keeps the order, the jobs at once, retries and clusters, and makes what is missing, nothing else: what is
+# current is decided by content keys alone (eval/keys.py), by which `reproduce` removes a target before it starts this.
+# So every input is `ancient`: no file time counts. By hand, targets that stand are taken as they are:
+#   snakemake --cores 2 --config table=table1 profile=mini
 # Targets are stamps, score files and copies under results/<profile>/.run/<backbone>, never a committed file: a fresh clone computes.
 from shlex import quote
 
-from eval import notebooks
-from eval.plan import EVALUATION, VALIDATION, Job, Plan
+from eval.places import EVALUATION, VALIDATION
+from eval.plan import Plan
 
-PLAN = Plan(config["recipe"], config.get("results", "results"))
+ASKED = [str(config[key]) if key in config else usual for key, usual in [("table", "table1"), ("profile", "mini"), ("results", "results")]]
+PLAN = Plan(*ASKED)
 EVAL = f"{quote(config.get('python', 'python'))} -m eval"
-ARGUMENTS = f"{quote(str(PLAN.path))} --results {quote(str(PLAN.home.parent))}"
+ARGUMENTS = "{} --profile {} --results {}".format(*map(quote, ASKED))
 STAMPS = f"{PLAN.run}/stamps"
 
 
 def row_inputs(wildcards):
     """The models, the evaluation items and, for a row with a free scale, the choice of it."""
     source = PLAN.scale_row(wildcards.row)
-    return [PLAN.manifest(EVALUATION), PLAN.zoo_stamp] + ([PLAN.scale_file(source)] if source else [])
+    return ancient([PLAN.manifest(EVALUATION), PLAN.zoo_stamp] + ([PLAN.scale_file(source)] if source else []))
 
 
 wildcard_constraints:
-    row=r"\w+",
+    row=r"[^/]+",
     seed=r"\d+",
     split="validation|evaluation",
 
@@ -37,12 +41,12 @@ rule data:
 
 # one job for a whole curve: what is imported for a point serves the next ones
 rule curve:
-    input: PLAN.manifest(VALIDATION), PLAN.zoo_stamp
+    input: ancient(PLAN.manifest(VALIDATION)), ancient(PLAN.zoo_stamp)
     output: expand(f"{STAMPS}/validation/{{{{row}}}}/{{value}}.done", value=PLAN.grid)
     shell: "{EVAL} curve {ARGUMENTS} {wildcards.row}"
 
 rule scale:
-    input: lambda wildcards: [PLAN.stamp(point) for point in PLAN.points(wildcards.row)]
+    input: lambda wildcards: ancient([PLAN.stamp(point) for point in PLAN.points(wildcards.row)])
     output: f"{PLAN.run}/scale/{{row}}.json"
     shell: "{EVAL} scale {ARGUMENTS} {wildcards.row}"
 
@@ -52,11 +56,11 @@ rule row:
     shell: "{EVAL} row {ARGUMENTS} {wildcards.row} {wildcards.seed}"
 
 rule table:
-    input: [PLAN.stamp(job) for job in PLAN.jobs]
-    output: PLAN.table
+    input: ancient([PLAN.stamp(job) for job in PLAN.jobs])
+    output: PLAN.csv
     shell: "{EVAL} table {ARGUMENTS}"
 
 rule notebook:
-    input: PLAN.table, str(notebooks.source(PLAN))
+    input: ancient(PLAN.csv)
     output: PLAN.notebook
     shell: "{EVAL} notebook {ARGUMENTS}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-from functools import cache
 from pathlib import Path
 
 import torch
 
-import emkit
 from emkit.checkpoints import SIDE_FILES
 from emkit.files import sha256_file, sha256_json
+from emkit.imports import SILENT, code_sha256
 
 
 def side_files_sha256(folder: Path) -> str:
@@ -20,17 +18,14 @@ def side_files_sha256(folder: Path) -> str:
     return sha256_json({file.name: sha256_file(file) for file in files})
 
 
-@cache
-def code_sha256() -> str:
-    """Hash of every module of emkit."""
-    root = Path(emkit.__file__).parent
-    return hashlib.sha256("".join(sha256_file(file) for file in sorted(root.rglob("*.py"))).encode()).hexdigest()
+def surroundings(device: torch.device | str, *modules: str) -> dict:
+    """Code, libraries, device and threads, for the keys of what is kept between runs: sums depend on them.
 
-
-def surroundings(device: torch.device | str) -> dict:
-    """Code, libraries, device and threads, for the keys of what is kept between runs: sums depend on them."""
+    The code is what ``modules`` reach (:mod:`emkit.imports`) but the drawing of items, whose own hash a source gives.
+    """
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")}
-    return {"code": code_sha256(), "device": processor(device), "threads": torch.get_num_threads(), **versions}
+    code = code_sha256(modules, (*SILENT, "emkit.zoo"))
+    return {"code": code, "device": processor(device), "threads": torch.get_num_threads(), **versions}
 
 
 def processor(device: torch.device | str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emkit.errors import UserError
 from eval import scores, stats
-from eval.plan import Job, Plan
-from eval.tables import AVERAGE, Entry, grid
+from eval.places import Job
+from eval.plan import Plan
+from eval.render import AVERAGE, NOT_RUN, Entry, grid, row_entries
 
 
 def row_items(plan: Plan, row: str, benchmark: str) -> list[dict]:
@@ -27,61 +27,87 @@ def shared(first: list[dict], second: list[dict]) -> tuple[list[dict], list[dict
     return tuple([item for item in items if item["index"] in both] for items in (first, second))
 
 
-def compare(plan: Plan, pairs: Sequence[tuple[str, str]]) -> list[dict]:
+def compare(plan: Plan, pairs: Sequence[Sequence[str]]) -> list[dict]:
     """First row minus second row, in percentage points, on every benchmark and on Avg, with 95 % intervals.
 
     A row of the result: ``rows``, ``benchmark``, ``delta``, ``low``, ``high``, ``p`` and ``holm`` (p adjusted over the
     comparisons of the same benchmark, so over ``pairs``). Seeds are averaged item by item, so the intervals speak of
-    other items, not of other calibration draws.
+    other items, not of other calibration draws. A pair with a row that has no score has one line, with Avg's
+    ``status`` in place of numbers.
     """
-    for row in dict.fromkeys(row for pair in pairs for row in pair):
-        if row not in plan.rows or not plan.runs(row):
-            raise UserError(f"{plan.path} does not run the row '{row}', which is compared here: add it to the recipe")
+    status = {row: _status(plan, row) for row in dict.fromkeys(row for pair in pairs for row in pair)}
+    scored = [pair for pair in pairs if all(status[row] == "ok" for row in pair)]
     found = []
     for benchmark in [*plan.benchmarks, AVERAGE]:
         names = plan.benchmarks if benchmark == AVERAGE else [benchmark]
         results = []
-        for first, second in pairs:
+        for first, second in scored:
             items = [shared(row_items(plan, first, name), row_items(plan, second, name)) for name in names]
             results.append(
                 stats.paired_average_difference(items) if benchmark == AVERAGE else stats.paired_difference(*items[0])
             )
-        for pair, result, adjusted in zip(pairs, results, stats.holm([result.p for result in results])):
-            labels = " − ".join(plan.rows[row]["label"] for row in pair)
-            found.append({"rows": labels, "benchmark": benchmark, **result._asdict(), "holm": adjusted})
+        for pair, result, adjusted in zip(scored, results, stats.holm([result.p for result in results])):
+            found.append({"rows": _named(plan, pair), "benchmark": benchmark, **result._asdict(), "holm": adjusted})
+    for pair in pairs:
+        if pair not in scored:
+            why = next(status[row] for row in pair if status[row] != "ok")
+            found.append({"rows": _named(plan, pair), "benchmark": AVERAGE, "status": why})
     return found
+
+
+def _status(plan: Plan, row: str) -> str:
+    """Whether a row has a score on every benchmark (``ok``), else what is wrong with the first that has none."""
+    return row_entries(plan, row)[-1].status if row in plan.rows else NOT_RUN
+
+
+def _named(plan: Plan, pair: Sequence[str]) -> str:
+    labels = {row.id: row.label for row in plan.table.rows}
+    return " − ".join(labels[row] for row in pair)
+
+
+def verdicts(comparisons: Sequence[dict]) -> list[dict]:
+    """The comparisons of averages, each with its :func:`verdict` in words."""
+    kept = [comparison for comparison in comparisons if comparison["benchmark"] == AVERAGE]
+    numbers = ("rows", "benchmark", "delta", "low", "high", "p", "holm")
+    return [{key: of.get(key) for key in numbers} | {"verdict": verdict(of)} for of in kept]
 
 
 def verdict(comparison: dict, level: float = 0.05) -> str:
     """A comparison in words, by a rule fixed before any run: ahead or behind if Holm's p is below ``level``."""
+    if "status" in comparison:
+        return comparison["status"]
     if not comparison["holm"] < level:
         return "no difference shown"
     return "ahead" if comparison["delta"] > 0 else "behind"
 
 
-def seed_interval(plan: Plan, row: str) -> tuple[float, float, float]:
-    """Mean and 95 % t interval of the row's Avg over its seeds: what another calibration draw would change."""
-    averages = []
-    for seed in plan.seeds(row):
-        cells = [scores.read_cell(plan.needed(plan.cell(Job(row, seed), name))) for name in plan.benchmarks]
-        averages.append(sum(cell.value for cell in cells) / len(cells))
-    return stats.t_interval(averages)
+def seed_intervals(plan: Plan, rows: Sequence[str]) -> list[dict]:
+    """Per row: mean and 95 % t interval of its Avg over its seeds, that is, what another calibration draw changes."""
+    found = []
+    for row in rows:
+        if _status(plan, row) != "ok":
+            found.append({"row": _named(plan, [row]), "status": _status(plan, row)})
+            continue
+        cells = [[scores.read_cell(plan.cell(Job(row, s), name)) for name in plan.benchmarks] for s in plan.seeds(row)]
+        mean, low, high = stats.t_interval([sum(cell.value for cell in of) / len(of) for of in cells])
+        found.append({"row": _named(plan, [row]), "mean": mean, "low": low, "high": high})
+    return found
 
 
 def reach(plan: Plan, lines: Sequence[Entry]) -> list[dict]:
     """Per benchmark in percent: the base, the column's own expert, that expert with its unmerged tensors reset to the
     base, and which of the experts leads the column."""
     table = grid(lines)
-    rows = {(row["method"], row.get("model")): row["label"] for row in plan.recipe.rows}
-    experts = {name: rows[("checkpoint", name)] for name in plan.recipe.experts if ("checkpoint", name) in rows}
+    rows = {(row.method, row.model): row.label for row in plan.rows.values()}
+    experts = {name: rows["checkpoint", name] for name in plan.profile.models.experts if ("checkpoint", name) in rows}
     found = []
-    for benchmark in plan.benchmarks:
-        own = plan.paper.experts[benchmark]
+    for benchmark, own in plan.experts.items():
         labels = {"base": rows.get(("checkpoint", "base")), "expert": experts.get(own)}
         labels["merged tensors only"] = rows.get(("reset_expert", own))
-        scored = {name: table[label][benchmark].score for name, label in labels.items() if label in table}
-        leader = max(experts, key=lambda name: table[experts[name]][benchmark].score or 0.0)
-        found.append({"benchmark": benchmark, "own expert": own, **scored, "leading expert": leader})
+        entries = {name: table[label][benchmark] for name, label in labels.items() if label in table}
+        shown = {name: entry.status if entry.score is None else entry.score for name, entry in entries.items()}
+        leader = max(experts, key=lambda name: table[experts[name]][benchmark].score or 0.0, default=None)
+        found.append({"benchmark": benchmark, "own expert": own, **shown, "leading expert": leader})
     return found
 
 

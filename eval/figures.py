@@ -12,17 +12,25 @@ from matplotlib.figure import Figure
 
 from emkit.coefficients import Coefficients
 from emkit.files import atomic_write
+from eval import scale
+from eval.places import Job
 from eval.plan import Plan
-from eval.tables import AVERAGE, Entry, grid
+from eval.render import AVERAGE, Entry, grid
+
+
+def heatmap(plan: Plan, lines: Sequence[Entry]) -> Figure:
+    """:func:`relative_heatmap` of a plan's table."""
+    title = f"{plan.table.title}, profile {plan.profile.name}"
+    return relative_heatmap(lines, column_references(plan, lines), plan.experts, title)
 
 
 def column_references(plan: Plan, lines: Sequence[Entry]) -> dict[str, float]:
     """Benchmark → the score of that column's own expert, in percent (where that expert is a scored row)."""
     table = grid(lines)
-    labels = {row.get("model"): row["label"] for row in plan.recipe.rows if row["method"] == "checkpoint"}
+    labels = {row.model: row.label for row in plan.rows.values() if row.method == "checkpoint"}
     found = {}
-    for benchmark in plan.benchmarks:
-        entry = table.get(labels.get(plan.paper.experts[benchmark], ""), {}).get(benchmark)
+    for benchmark, expert in plan.experts.items():
+        entry = table.get(labels.get(expert, ""), {}).get(benchmark)
         if entry is not None and entry.score:
             found[benchmark] = entry.score
     return found
@@ -72,6 +80,9 @@ def _nothing(title: str, reason: str) -> Figure:
 
 def differences(comparisons: Sequence[Mapping], title: str) -> Figure:
     """Paired differences with 95 % intervals, one panel a pair of rows; the average is the lowest line."""
+    comparisons = [comparison for comparison in comparisons if "delta" in comparison]
+    if not comparisons:
+        return _nothing(title, "the rows to compare are not run yet")
     pairs = list(dict.fromkeys(comparison["rows"] for comparison in comparisons))
     size = (3.0 * len(pairs) + 1.2, 4.2)
     figure, panels = plt.subplots(1, len(pairs), figsize=size, sharey=True, sharex=True, squeeze=False)
@@ -105,6 +116,22 @@ def scale_curve(choice: Mapping, title: str) -> Figure:
     axes.set_title(f"{title} (chosen: λ = {choice['scale']:g})", fontsize=10)
     figure.tight_layout()
     return figure
+
+
+def scale_curves(plan: Plan) -> list[Figure]:
+    """:func:`scale_curve` of every row whose scale has been chosen."""
+    chosen = [row for row in plan.scale_rows if plan.scale_file(row).is_file()]
+    return [scale_curve(scale.read(plan, row), plan.entry(row).label) for row in chosen]
+
+
+def learned(plan: Plan) -> Figure:
+    """:func:`coefficient_map` of the first of the table's learned rows, with its first seed."""
+    rows = [row for row in plan.table.learned if row in plan.rows]
+    if not rows:
+        return _nothing(plan.table.title, "no row of this table is learned")
+    title = f"{plan.rows[rows[0]].label}, seed {plan.seeds(rows[0])[0]}"
+    path = plan.cells(Job(rows[0], plan.seeds(rows[0])[0])) / "coefficients.json"
+    return coefficient_map(Coefficients.load(path), title) if path.is_file() else _nothing(title, "not run yet")
 
 
 def coefficient_map(coefficients: Coefficients, title: str) -> Figure:

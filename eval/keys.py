@@ -1,82 +1,81 @@
 """What a result depends on, as hashes: two results with equal keys are the same result.
 
-File times say nothing in a fresh clone, so every score carries hashes of the recipe's part that matters for it, of the
-models, of the data and of the code; a run keeps exactly the scores whose hashes are those it would write itself.
+File times say nothing in a fresh clone, so every score carries hashes of the values that matter for it, of the models,
+of the data and of the code; a run keeps exactly the scores whose hashes are those it would write itself, and nothing
+else decides what stands. "The code" is what the score reaches by imports (:mod:`emkit.imports`), in two parts:
+
+* the merge: the method's own module, the backbone's, the merge job; of what draws calibration samples only where
+  a row is fitted on drawn ones, and of fits only where it is fitted;
+* the scoring: who asks, the column's harness, and the judge where it is asked.
+
+So a new method, backbone, harness or column makes no other score stale. What only decides *which* things are computed
+(tables, profiles, columns, plans) is not code of a score: the values that it leads to are in the key themselves.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 from functools import cache
 from pathlib import Path
 
 from emkit.files import sha256_file, sha256_json
+from emkit.imports import SILENT, code_sha256
+from eval.columns import Column
 
 ROOT = Path(__file__).resolve().parent.parent
-# The code that decides a number. Training a zoo decides files, whose own hashes are in the keys.
-SOURCES = (
-    "emkit/*.py",
-    "emkit/combine/*.py",
-    "emkit/alignment/*.py",
-    "emkit/methods/*.py",
-    "emkit/backbones/*.py",
-    "emkit/zoo/data/*.py",  # calibration samples are drawn by it
-    "emkit/zoo/text/*.py",
-    "emkit/zoo/subtasks.py",
-)
-_SCORING = (
-    "eval/asking.py",
-    "eval/features.py",
-    "eval/rows.py",
-    "eval/scores.py",
-    "eval/stats.py",
-    "eval/workers/*.py",
-)
-# what each harness adds to it: a change of one leaves the others' scores standing
-HARNESSES = {
-    "vlmevalkit": ("eval/vlm/*.py", "eval/judge/*.py"),
-    "lm-eval": ("eval/lm/*.py", "eval/benchmarks/lm/*.py", "eval/sandbox/*.py"),
-    "alpaca_eval": ("eval/alpaca/*.py", "eval/lm/tasks.py", "eval/judge/*.py"),
-}
-# the code that decides a benchmark's items
-DRAWING = ("emkit/zoo/data/*.py", "emkit/zoo/text/*.py", "emkit/zoo/subtasks.py", "eval/benchmarks/*.py")
-NOT_IN_NUMBERS = (
-    "emkit/cli.py",
-    "emkit/explain.py",
-    "emkit/progress.py",
-    "eval/judge/cli.py",
-    "eval/judge/estimate.py",
+_JOB = "eval.merging"  # which calls the merge job
+_CONTEXT = "emkit.merging"  # what a method is handed, be it learned or not: the job reaches it, too
+_FITS, _DRAWING = "emkit.alignment", "emkit.zoo"
+_SCORING = ("eval.rows", "eval.asking", "eval.scores")
+# what decides which things are computed and what people are shown
+_ASIDE = (
+    *SILENT,
+    "eval.columns",
+    "eval.judge.cli",
+    "eval.judge.estimate",
+    "eval.keys",
+    "eval.places",
+    "eval.plan",
+    "eval.profile",
+    "eval.signs",
+    "eval.table",
 )
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 LIBRARIES = ("torch", "transformers", "numpy")
-HARNESS_LIBRARIES = {
-    "vlmevalkit": ("ms-vlmeval",),
-    "lm-eval": ("lm_eval", "datasets"),
-    "alpaca_eval": ("alpaca_eval",),
-}
+
+
+def merging(method: str, backbone: str, learned: bool, drawn: bool) -> str:
+    """Hash of the code behind a merge by the method in the module ``method``; ``drawn``: on drawn samples."""
+    aside = SILENT if drawn else (*SILENT, _DRAWING)
+    own = code_sha256((method, f"emkit.backbones.{backbone}"), aside if learned else (*aside, _CONTEXT))
+    return sha256_json([own, code_sha256((_JOB,), (*_ASIDE, *aside, *(() if learned else (_FITS,))))])
+
+
+def scoring(column: Column) -> str:
+    """Hash of the code that asks a merged model a column's questions and scores its answers."""
+    aside = (*_ASIDE, _JOB, _FITS, _DRAWING, *(() if column.judge else ("eval.judge",)))
+    return code_sha256((*_SCORING, *column.code), aside)
+
+
+def drawing() -> str:
+    """Hash of the code that decides the columns' items."""
+    return code_sha256(("eval.items.writer",), _ASIDE)
+
+
+def features(backbone: str) -> dict[str, str]:
+    """What kept image features depend on besides tower and items."""
+    return versions() | {"code": code_sha256(("eval.features", f"emkit.backbones.{backbone}"), _ASIDE)}
+
+
+def fits(backbone: str) -> dict[str, str]:
+    """What calibration sets and fits of a backbone depend on besides models and settings."""
+    return versions() | {"code": code_sha256((_FITS, f"emkit.backbones.{backbone}"))}
 
 
 @cache
-def code_version(patterns: tuple[str, ...] = SOURCES) -> str:
-    """sha256 over the syntax trees of the files without docstrings: comments and layout change nothing."""
-    files = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
-    trees = {}
-    for path in files:
-        name = path.relative_to(ROOT).as_posix()
-        if name not in NOT_IN_NUMBERS:
-            trees[name] = ast.dump(_without_docstrings(ast.parse(path.read_text(encoding="utf-8"))))
-    return sha256_json(trees)
-
-
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
-            node
-        ):
-            body.pop(0)
-    return tree
+def versions(libraries: tuple[str, ...] = ()) -> dict[str, str]:
+    """The versions of the libraries that every number depends on, and of ``libraries``."""
+    return {name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)}
 
 
 def model_identity(name: str) -> str:
@@ -94,15 +93,3 @@ def _folder_identity(folder: Path) -> str:
 def file_identity(path: str | Path) -> str | None:
     """sha256 of a file's bytes; None where there is no file."""
     return sha256_file(Path(path)) if Path(path).is_file() else None
-
-
-@cache
-def versions(harness: str | None = None) -> dict[str, str]:
-    """The libraries' versions and the code's hash: of merging and fits, and of a harness's scoring where one is named.
-
-    Every score file states them.
-    """
-    names, sources = LIBRARIES, SOURCES
-    if harness is not None:
-        names, sources = names + HARNESS_LIBRARIES[harness], sources + _SCORING + HARNESSES[harness]
-    return {name: importlib.metadata.version(name) for name in names} | {"code": code_version(sources)}

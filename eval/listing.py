@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from emkit.methods.registry import AUTHORS_ONE
-from eval.plan import EVALUATION, VALIDATION, Plan
+from emkit.config import default
+from emkit.methods import AUTHORS_ONE
+from emkit.methods import VALIDATION as CHOSEN
+from eval.columns import Column
+from eval.keys import ROOT
+from eval.places import EVALUATION, VALIDATION
+from eval.plan import Plan
+from eval.scale import RULE
 
 
 def listing(plan: Plan) -> str:
     """One paragraph per stage; needs neither models nor network."""
-    recipe, benchmarks = plan.recipe, plan.protocol["benchmarks"]
+    profile, columns = plan.profile, plan.protocol.columns
     points = [point for row in plan.scale_rows for point in plan.points(row)]
     lines = [
-        f"{plan.paper.title}, profile {recipe.profile}, backbone {recipe.backbone}, recipe {plan.path}",
+        f"{plan.table.title} ({_shown(plan.path)}), profile {profile.name} ({_shown(plan.profile_path)})",
         "",
-        f"models: {recipe.data.get('zoo') or 'as they are'}",
-        *(f"  {role:<18} {recipe.model(role)}" for role in _roles(plan)),
+        f"models: {profile.zoo or 'as they are'}",
+        *(f"  {role:<18} {name}" for role, name in profile.checkpoints.items()),
         "",
-        f"data: {'validation and ' if points else ''}evaluation items ({recipe.data['protocol']})",
-        *(
-            f"  {name:<18} {_asked_as(benchmarks[name]):<22} {_items(plan, benchmarks[name], bool(points))}"
-            for name in plan.benchmarks
-        ),
+        f"data: {'validation and ' if points else ''}evaluation items (eval/columns)",
+        *(f"  {name:<18} {_asked_as(column):<22} {_items(column, bool(points))}" for name, column in columns.items()),
         "",
-        f"scale: {len(points)} jobs" + (f" ({recipe.data['scale']['rule']})" if points else ", every scale is given"),
+        f"scale: {len(points)} jobs" + (f" ({RULE})" if points else ", every scale is given"),
         *(f"  {point.name}" for point in points),
         "",
         f"rows: {len(plan.jobs)} jobs, {len(plan.jobs) * len(plan.benchmarks)} cells",
@@ -38,29 +42,53 @@ def listing(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _asked_as(settings: dict) -> str:
-    """The harness's own name of a benchmark: its data set, or its task."""
-    return settings.get("harness_dataset") or f"{settings['harness']} {settings['task']}"
+def explained(plan: Plan, row: str) -> str:
+    """Every option of a row with its value and where that is from: the table, the profile's source, or the default."""
+    method, entry = plan.method(row), plan.entry(row)
+    lines = [f"{row} ({entry.label}): {method.name}"]
+    if method.scale_from == CHOSEN:
+        given = plan.given_scale(row)
+        lines.append(f"  scale = one of {plan.grid}  ({RULE})" if given is None else f"  scale = {given:g}  (given)")
+    for key, value in plan.settings(row).model_dump().items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        lines.append(f"  {key} = {shown}  ({_source(plan, row, key)})")
+    return "\n".join(lines) + "\n"
 
 
-def _roles(plan: Plan) -> list[str]:
-    models = plan.recipe.data["models"]
-    return ["base", *models["experts"], *(["mixture"] if models.get("mixture") else [])]
+def _source(plan: Plan, row: str, key: str) -> str:
+    if key in plan.entry(row).options:
+        return "given in the row"
+    method, sources = plan.method(row), plan.profile.sources
+    owners = [name for name in (method.name, method.inherits) if name and key in plan.profile.methods.get(name, {})]
+    dotted = f"methods.{owners[0]}.{key}" if owners else ""
+    if owners:
+        return sources.get(dotted, dotted)
+    source = default(method.options.model_fields[key], plan.backbone)[1]
+    return f"default: {source}" if source else "default"
 
 
-def _items(plan: Plan, settings: dict, with_validation: bool) -> str:
-    counts = {EVALUATION: settings["n"]} | ({VALIDATION: settings["validation_n"]} if with_validation else {})
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def _asked_as(column: Column) -> str:
+    """The harness's own name of a column: its data set, or its task."""
+    return column.source if column.harness == "vlmevalkit" else f"{column.harness} {column.source}"
+
+
+def _items(column: Column, with_validation: bool) -> str:
+    counts = {EVALUATION: column.n} | ({VALIDATION: column.validation_n} if with_validation else {})
     text = ", ".join(f"{split} {n}" for split, n in counts.items())
-    return text + f", at most {settings['max_new_tokens']} new tokens" + (", judged" if settings["judge"] else "")
+    return text + f", at most {column.max_new_tokens} new tokens" + (", judged" if column.judge else "")
 
 
 def _row(plan: Plan, row: str) -> str:
     entry, source = plan.rows[row], plan.scale_row(row)
-    values = {"method": entry["method"], "model": entry.get("model"), "scale": entry.get("scale")}
+    values = {"method": entry.method, "model": entry.model, "scale": plan.given_scale(row)}
     if source:
         values["scale"] = "chosen on its own validation curve" if source == row else f"that of {source}"
-    elif plan.method(row).scale == AUTHORS_ONE:
-        values["scale"] = f"{plan.settings(row)['scale']:g} (its authors fix it at 1)"
+    elif plan.method(row).scale_from == AUTHORS_ONE:
+        values["scale"] = f"{plan.settings(row).scale:g} (its authors fix it at 1)"
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
@@ -68,8 +96,9 @@ def _settings(plan: Plan) -> list[str]:
     """The settings of the rows whose methods have any, once a row."""
     runs = [row for row in plan.rows if plan.runs(row)]
     learned = any(plan.method(row).learned for row in runs)
-    lines = ["calibration: " + _values(plan.recipe.data["calibration"])] if learned else []
-    return lines + [f"{row}: {_values(settings)}" for row in runs if (settings := plan.settings(row))]
+    calibration = plan.profile.calibration.model_dump(exclude_none=True)
+    lines = ["calibration: " + _values(calibration)] if learned else []
+    return lines + [f"{row}: {_values(settings)}" for row in runs if (settings := plan.settings(row).model_dump())]
 
 
 def _values(settings: dict) -> str:

@@ -1,4 +1,4 @@
-"""The models that a recipe merges: there already, or trained because the recipe names a zoo for them."""
+"""The models that a profile merges: there already, or trained because the profile names a zoo for them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def folders(plan: Plan) -> list[Path]:
-    """The recipe's models that are folders here; hub ids (``owner/name``, and no such folder) are not."""
-    models = plan.recipe.data["models"]
-    names = [models["base"], *models["experts"].values(), models.get("mixture")]
-    return [Path(name) for name in names if name and (Path(name).is_dir() or not HUB_ID.fullmatch(name))]
+    """The profile's models that are folders here; hub ids (``owner/name``, and no such folder) are not."""
+    names = plan.profile.checkpoints.values()
+    return [Path(name) for name in names if Path(name).is_dir() or not HUB_ID.fullmatch(name)]
 
 
 def are_there(plan: Plan) -> bool:
@@ -36,14 +35,18 @@ def check(plan: Plan) -> None:
     or shape, for NaN, and for a task without calibration samples.
     """
     missing = [folder for folder in folders(plan) if not (folder / "config.json").is_file()]
-    if missing and plan.recipe.data.get("zoo") is None:
+    if missing and plan.profile.zoo is None:
         committed = missing[0].is_relative_to("results/zoo")
-        how = f"`git checkout {missing[0].parent}` brings it back" if committed else f"correct models in {plan.path}"
+        how = (
+            f"`git checkout {missing[0].parent}` brings it back"
+            if committed
+            else f"correct models in {plan.profile_path}"
+        )
         raise UserError(f"there is no model at {missing[0]}: {how}")
     names = [str(folder) for folder in folders(plan) if folder not in missing]
     opened = {name: Checkpoint.open(name) for name in names}
-    base = opened.get(str(Path(plan.recipe.model("base"))))
-    backbone = backbones.get(plan.recipe.backbone)
+    base = opened.get(str(Path(plan.profile.models.base)))
+    backbone = backbones.get(plan.profile.backbone)
     for name, checkpoint in opened.items():
         if base is not None:
             label = Path(name).name
@@ -52,16 +55,16 @@ def check(plan: Plan) -> None:
         for tensor in checkpoint.names:
             check_finite(tensor, checkpoint.read(tensor), name)
     if any(plan.method(job.row).learned for job in plan.jobs):
-        calibration = source(plan.recipe.data["calibration"], plan.recipe.backbone)
-        for expert in plan.recipe.experts:
-            next(calibration.items(expert, plan.recipe.seeds[0]))
+        calibration = source(plan.profile.calibration.model_dump(), plan.profile.backbone)
+        for expert in plan.profile.models.experts:
+            next(calibration.items(expert, plan.profile.seeds[0]))
 
 
 def provide(plan: Plan, stamp: Path) -> None:
-    """Train the recipe's zoo where models are missing, check that all can be opened, and leave ``stamp``."""
-    zoo = plan.recipe.data.get("zoo")
+    """Train the profile's zoo where models are missing, check that all can be opened, and leave ``stamp``."""
+    zoo = plan.profile.zoo
     if zoo is not None and not are_there(plan):
-        out = Path(plan.recipe.model("base")).parent
+        out = Path(plan.profile.models.base).parent
         command = [sys.executable, "-m", "emkit.cli", "zoo", "build", zoo, "--out", str(out)]
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"training the zoo {zoo} failed")

@@ -1,39 +1,56 @@
-"""The notebooks behind a profile's results: which ones there are, what they depend on, where they go."""
+"""The notebooks: which shows a table, what an executed one rests on, where it goes.
+
+Any file of ``notebooks/`` with a typed parameters cell runs by ``python -m eval notebook NAME``; the one that a table
+names is run with the table's parameters under the table's name.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
 
 from emkit.files import sha256_file, sha256_json
-from eval import papermill_runner
+from eval import keys, papermill_runner
 from eval.plan import Plan
 
-CODE = ("figures.py", "comparisons.py", "tables.py", "published.py", "scale.py", "stats.py")
+FOLDER = Path("notebooks")  # relative to the repository, where every command runs
+CODE = ("figures.py", "comparisons.py", "render.py", "table.py", "scale.py", "stats.py")
 
 
 def source(plan: Plan) -> Path:
     """The notebook that shows the plan's table."""
-    return Path("notebooks") / f"{plan.paper.name}.ipynb"
+    return FOLDER / f"{plan.table.notebook}.ipynb"
 
 
 def parameters(plan: Plan) -> dict[str, object]:
     """What the table's notebook is told."""
-    return {"recipe": str(plan.path), "results": str(plan.home.parent)}
+    table, profile = plan.asked
+    return {"table": table, "profile": profile, "results": str(plan.home.parent)}
 
 
 def key(plan: Plan) -> dict[str, str]:
-    """What an executed notebook rests on beside its source: scores, scales, and the code that shows them."""
+    """What an executed notebook rests on beside its source: table, scores, scales, and the code that shows them."""
     cells = [plan.cell(job, name) for job in plan.jobs for name in plan.benchmarks]
     extra = [plan.cells(job) / "coefficients.json" for job in plan.jobs] + [plan.scale_file(r) for r in plan.scale_rows]
     files = [path for path in [*cells, *extra] if path.is_file()]
-    trees = [ast.dump(ast.parse((Path(__file__).parent / name).read_text(encoding="utf-8"))) for name in CODE]
-    return {"results": sha256_json({str(path): sha256_file(path) for path in files}), "code": sha256_json(trees)}
+    trees = [ast.dump(ast.parse((keys.ROOT / "eval" / name).read_text(encoding="utf-8"))) for name in CODE]
+    results = {str(path): sha256_file(path) for path in files}
+    return {"table": plan.table.model_dump_json(), "results": sha256_json(results), "code": sha256_json(trees)}
 
 
-def execute(plan: Plan, given: dict[str, object] | None = None) -> None:
+def execute(plan: Plan, given: Mapping[str, object] | None = None) -> None:
     """Run the table's notebook into the run folder; ``given`` replaces parameters by name."""
-    papermill_runner.run(source(plan), plan.notebook, parameters(plan) | (given or {}), key(plan))
+    papermill_runner.run(source(plan), plan.notebook, parameters(plan) | dict(given or {}), key(plan))
+
+
+def execute_file(name: str, profile: str, results: str, given: Mapping[str, object]) -> Path:
+    """Run ``notebooks/<name>.ipynb``, which shows no table; returns where it lies then."""
+    path, usual = FOLDER / f"{name}.ipynb", {"profile": profile, "results": results}
+    known = papermill_runner.parameters(path)
+    out = Path(results) / profile / "notebooks" / path.name
+    papermill_runner.run(path, out, {key: value for key, value in usual.items() if key in known} | dict(given))
+    return out
 
 
 def is_current(plan: Plan) -> bool:

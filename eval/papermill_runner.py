@@ -22,6 +22,14 @@ TAG = "parameters"
 KEY = "emkit"
 
 
+def parameters(source: Path) -> dict[str, tuple[str, object]]:
+    """:func:`declared` of a notebook's file; ``UserError`` where it cannot be read."""
+    try:
+        return declared(nbformat.read(source, as_version=4), source.name)
+    except (OSError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        raise UserError(f"{source} cannot be read as a notebook") from error
+
+
 def declared(notebook: nbformat.NotebookNode, name: str) -> dict[str, tuple[str, object]]:
     """Name → (type name, default) of the one typed parameters cell; raises ``UserError`` where there is none."""
     cells = [cell for cell in notebook.cells if TAG in cell.metadata.get("tags", [])]
@@ -74,11 +82,7 @@ def run(source: Path, output: Path, given: dict[str, object], key: object = None
 
     ``key`` is whatever the result depends on beside the source; :func:`is_current` compares it.
     """
-    try:
-        notebook = nbformat.read(source, as_version=4)
-    except (OSError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
-        raise UserError(f"{source} cannot be read as a notebook") from error
-    values = checked(given, declared(notebook, source.name), source.name)
+    values = checked(given, parameters(source), source.name)
     with atomic_write(output) as part:
         executed = _execute(source, values, folder)
         _settle(executed, folder)
@@ -133,5 +137,5 @@ def is_current(source: Path, output: Path, given: dict[str, object], key: object
         held = json.loads(output.read_text(encoding="utf-8"))["metadata"][KEY]["key"]
     except (ValueError, KeyError):
         return False
-    values = checked(given, declared(nbformat.read(source, as_version=4), source.name), source.name)
+    values = checked(given, parameters(source), source.name)
     return held == result_key(source, values, key)

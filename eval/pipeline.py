@@ -1,8 +1,9 @@
 """``make reproduce-table1`` and its like: run what is missing under a lock of our own, show progress, publish.
 
-Snakemake orders and runs the jobs. Its own lock survives a ``kill -9``, so it runs with ``--nolock`` under an advisory
-lock that dies with its holders; its own idea of "up to date" rests on file times, so stamps whose scores are missing,
-failed or scored from something else are removed before it looks.
+What is current is decided here, by content keys alone (:mod:`eval.keys`): :func:`prune` removes every target that no
+longer holds, then Snakemake makes what is missing. Order, jobs at once, retries and clusters are Snakemake's; its file
+times, recorded parameters and marks of incomplete files are not used (targets appear whole, by a rename), nor is its
+lock, which survives a ``kill -9``: a run holds an advisory lock that dies with its holders.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, unwritable
-from eval import models, notebooks, scale, scores, signs, tables
+from eval import models, notebooks, render, scale, scores, signs
 from eval.judge import estimate, upstream
 from eval.judge.service import KEY_VARIABLE
-from eval.plan import EVALUATION, VALIDATION, Job, Plan
+from eval.places import EVALUATION, VALIDATION, Job
+from eval.plan import Plan
 from eval.progress import Display
+from eval.summary import Summary
 
 # One thread a job: two jobs whose threads wait for each other are slower, and sums in another order are other numbers.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -32,11 +35,11 @@ TICK = 0.5  # seconds between looks at the files
 TAIL = 15  # lines of the log shown when a job broke
 
 
-def reproduce(plans: Sequence[Plan], jobs: int) -> int:
+def reproduce(plans: Sequence[Plan], jobs: int, summaries: Sequence[Summary] = ()) -> int:
     """Bring the tables and notebooks of all ``plans`` up to date; returns the exit status (1: some cell failed).
 
     Everything is checked before anything runs. A table whose run breaks off does not keep the next one waiting; its
-    error is raised at the end.
+    error is raised at the end. ``summaries`` are written when the tables that they sum up were run.
     """
     for plan in plans:
         _ = plan.protocol  # checks the benchmarks
@@ -44,15 +47,18 @@ def reproduce(plans: Sequence[Plan], jobs: int) -> int:
     for plan in plans:
         announce_judge(plan)
     with contextlib.ExitStack() as held:
-        locks = [held.enter_context(_lock(plan.run / "lock")) for plan in plans]
+        folders = dict.fromkeys(plan.run for plan in plans)  # tables of one backbone share theirs
+        locks = {folder: held.enter_context(_lock(folder / "lock")) for folder in folders}
         for plan in plans:
             _writable(plan.home)
-        broken = _run([(plan, prune(plan), lock) for plan, lock in zip(plans, locks)], jobs)
+        broken = _run([(plan, prune(plan), locks[plan.run]) for plan in plans], jobs)
         for plan in plans:
             if plan.notebook.is_file():  # the last thing that a run makes
                 publish(plan)
     if broken is not None:
         raise broken
+    for summary in summaries:
+        print(f"table:    {summary.write()}")
     return max([report(plan) for plan in plans])
 
 
@@ -61,23 +67,23 @@ def _run(pruned: Sequence[tuple[Plan, set[Path], int]], jobs: int) -> UserError 
     started, missing, first = time.time(), [each for each in pruned if not each[0].notebook.is_file()], None
     for plan, *_ in pruned:
         if plan.notebook.is_file():
-            print(f"{plan.paper.title}: nothing to do: every score stands")
+            print(f"{plan.table.title}: nothing to do: every score stands")
     several = len(missing) > 1
     stages = Display(
         lambda: [
-            (f"{plan.paper.name} {stage}" if several else stage, *rest)
+            (f"{plan.name} {stage}" if several else stage, *rest)
             for plan, standing, _ in missing
             for stage, *rest in count(plan, standing, started)
         ],
         signs=lambda: [sign.line(time.time()) for plan, *_ in missing for sign in signs.running(plan.signs)],
     )
     for plan, _, lock in missing:
-        log = plan.run / "log" / f"{plan.paper.name}.log"
-        print(f"{plan.paper.title}, profile {plan.recipe.profile}, {jobs} jobs at once; log: {log}", flush=True)
+        log = plan.run / "log" / f"{plan.name}.log"
+        print(f"{plan.table.title}, profile {plan.profile.name}, {jobs} jobs at once; log: {log}", flush=True)
         try:
             _snakemake(plan, jobs, log, lock, stages)
         except UserError as error:
-            first = first or UserError(f"{plan.paper.title}: {error}")
+            first = first or UserError(f"{plan.table.title}: {error}")
     return first
 
 
@@ -125,7 +131,7 @@ def _writable(folder: Path) -> None:
 
 
 def prune(plan: Plan) -> set[Path]:
-    """Remove the stamps that no longer hold and what a killed job left; returns the cells that stand."""
+    """Remove the targets that no longer hold and what a killed job left; returns the cells that stand."""
     shutil.rmtree(plan.run / "tmp", ignore_errors=True)
     if not models.are_there(plan):
         plan.zoo_stamp.unlink(missing_ok=True)
@@ -142,18 +148,20 @@ def prune(plan: Plan) -> set[Path]:
     for source, of in points.items():
         if not all(plan.stamp(point).is_file() for point in of) or not scale.is_current(plan, source):
             plan.scale_file(source).unlink(missing_ok=True)
-    drawn = plan.table.with_suffix(".png").is_file()
-    if not drawn or not all(plan.stamp(job).is_file() for job in plan.jobs) or not tables.is_current(plan):
-        plan.table.unlink(missing_ok=True)
-    if not plan.table.is_file() or not notebooks.is_current(plan):
+    drawn = plan.csv.with_suffix(".png").is_file()
+    if not drawn or not all(plan.stamp(job).is_file() for job in plan.jobs) or not render.is_current(plan):
+        plan.csv.unlink(missing_ok=True)
+    if not plan.csv.is_file() or not notebooks.is_current(plan):
         plan.notebook.unlink(missing_ok=True)
     return standing
 
 
 def _snakemake(plan: Plan, jobs: int, log: Path, lock: int, display: Display) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--cores", str(jobs), "--nolock"]
-    command += ["--rerun-incomplete", "--keep-going", "--rerun-triggers", "mtime", "params", "input"]
-    command += ["--config", f"recipe={plan.path}", f"results={plan.home.parent}", f"python={sys.executable}"]
+    command += ["--keep-going", "--ignore-incomplete", "--drop-metadata", "--rerun-triggers", "mtime"]
+    table, profile = plan.asked
+    command += ["--config", f"table={table}", f"profile={profile}", f"results={plan.home.parent}"]
+    command += [f"python={sys.executable}"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as stream:
         process = subprocess.Popen(
@@ -199,12 +207,12 @@ def count(plan: Plan, standing: set[Path], started: float) -> list[tuple[str, in
     stages.append(("data", sum(plan.manifest(split).is_file() for split in splits), len(splits), ""))
     stages += [("scale", *cells(points))] if points else []
     stages.append(("rows", *cells(plan.jobs)))
-    return stages + [("table", int(plan.table.is_file()), 1, ""), ("notebook", int(plan.notebook.is_file()), 1, "")]
+    return stages + [("table", int(plan.csv.is_file()), 1, ""), ("notebook", int(plan.notebook.is_file()), 1, "")]
 
 
 def publish(plan: Plan) -> None:
     """Copy what the run left to the places that are committed, where the bytes differ."""
-    for source in sorted([*plan.table.parent.glob(f"{plan.paper.name}.*"), plan.notebook]):
+    for source in sorted([*plan.csv.parent.glob(f"{plan.name}.*"), plan.notebook]):
         target = plan.home / source.parent.name / source.name
         if not target.is_file() or target.read_bytes() != source.read_bytes():
             with atomic_write(target) as part:
@@ -220,8 +228,8 @@ def report(plan: Plan) -> int:
             if cell.status != "ok":
                 failed.append(f"{job.name} {benchmark}: {cell.status}: {cell.reason}")
             judged.update(cell.harness.get("judge", {}))
-    print(f"table:    {plan.home / 'tables' / f'{plan.paper.name}.md'}")
-    print(f"notebook: {plan.home / 'notebooks' / f'{plan.paper.name}.ipynb'}")
+    print(f"table:    {plan.home / 'tables' / f'{plan.name}.md'}")
+    print(f"notebook: {plan.home / 'notebooks' / f'{plan.name}.ipynb'}")
     if judged:
         print(f"judge:    {judged['requests']} requests, {judged['unparsable']} unparsable replies")
     if failed:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from emkit import methods
 from emkit.files import atomic_write, lock, write_json
 from emkit.progress import report, section
-from eval import asking, scores, signs
+from eval import asking, merging, scores, signs
 from eval.judge.errors import NoJudge
-from eval.plan import Job, Plan
+from eval.places import Job
+from eval.plan import Plan
 
 KEPT = ("coefficients.json", "history.json")  # what a fit leaves beside the weights and a reader may want
 
@@ -77,7 +77,7 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
 def _merged(plan: Plan, job: Job, folder: Path) -> asking.Merged:
     """Merge into ``folder``; what a fit learned is kept beside the cells."""
     report("opening the models")
-    merged = methods.merge_row(plan.recipe, job.row, job.seed, folder / "model", cache=plan.cache, scale=job.scale)
+    merged = merging.merge(plan, job, folder / "model", plan.cache)
     write_json(plan.cells(job) / "merge.json", merged)
     for name in KEPT:
         if (folder / name).is_file():

@@ -1,6 +1,6 @@
 """The one rule by which a free scale is chosen, for whatever method has one.
 
-For each value of the recipe's grid the row is merged and scored on the validation split by the same harness classes as
+For each value of the profile's grid the row is merged and scored on the validation split by the same harness classes as
 the table; the value with the best mean over the benchmarks wins, the smaller one on ties. No evaluation item is seen.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from emkit.alignment.learner import SCALE
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
-from emkit.methods.registry import AUTHORS_ONE, VALIDATION
+from emkit.methods import AUTHORS_ONE, VALIDATION
 from eval import keys, scores
 from eval.plan import Plan
 
@@ -67,20 +67,20 @@ def is_current(plan: Plan, row: str) -> bool:
 
 
 def origins(plan: Plan) -> dict[str, tuple[float | None, str]]:
-    """Label of every row that scales task vectors → the scale it runs with (None: not chosen yet), whence it comes."""
-    return {plan.rows[row]["label"]: found for row in plan.rows if plan.runs(row) and (found := _origin(plan, row))}
+    """Label of every row that scales task vectors → its scale (None: not chosen yet), and where that is from."""
+    return {plan.rows[row].label: found for row in plan.rows if plan.runs(row) and (found := _origin(plan, row))}
 
 
 def _origin(plan: Plan, row: str) -> tuple[float | None, str] | None:
     method, settings = plan.method(row), plan.settings(row)
-    if method.scale == AUTHORS_ONE:
-        return settings["scale"], "fixed by its authors" if settings["scale"] == 1 else "given by the recipe"
-    if method.scale == VALIDATION:
-        given = "scale" in plan.rows[row]
+    if method.scale_from == AUTHORS_ONE:
+        return settings.scale, "fixed by its authors" if settings.scale == 1 else "given by the recipe"
+    if method.scale_from == VALIDATION:
+        given = plan.given_scale(row) is not None
         return plan.chosen_scale(row), "given by the recipe" if given else "chosen on its validation curve"
     if not method.learned:
         return None
-    if settings["initial"] == SCALE:
+    if settings.initial == SCALE:
         return plan.chosen_scale(row), "learned per tensor, starting from Task Arithmetic's"
-    single = None if isinstance(settings["initial"], Mapping) else float(settings["initial"])
+    single = None if isinstance(settings.initial, Mapping) else float(settings.initial)
     return single, "learned per tensor, starting from the recipe's value"

@@ -7,19 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from small_plan import write
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from emkit import recipe as recipes
+from emkit import backbones
 from emkit.alignment.calibration import Calibration, Settings, calibrate
 from emkit.alignment.sources import ZooSource
-from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.task_vectors import TaskVectors
 from emkit.zoo.data import lexicon
 from emkit.zoo.model import create
 from emkit.zoo.tokenizer import create_processor
+from eval.merging import RowMerge
+from eval.plan import Plan
+
+internvl = backbones.get("internvl")
 
 torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they do
 BLOCKS = 3
@@ -79,13 +82,13 @@ def task_vectors(tiny_zoo) -> TaskVectors:
 
 
 def recipe_data(zoo: Path) -> dict:
-    """A whole recipe for the tiny zoo, as YAML would give it."""
+    """Profile and rows of a table of the tiny zoo, as YAML would give them."""
     return {
-        "profile": "tiny",
+        "name": "tiny",
         "backbone": "internvl",
         "models": {"base": str(zoo / "base"), "experts": {name: str(zoo / name) for name in EXPERTS}},
         "calibration": {"samples": 2, "response_tokens": 12, "split": "train", "max_new_tokens": 6},
-        "scale": {"grid": [0.1, 0.3], "rule": "best mean"},
+        "grid": [0.1, 0.3],
         "methods": {
             "expert_merging": {
                 "initial": "scale of task_arithmetic",
@@ -97,7 +100,14 @@ def recipe_data(zoo: Path) -> dict:
                 "hidden_loss": "mean_squared",
                 "hidden_layer": "middle",
                 "tokens": "response",
-                "optimiser": {"name": "adamw", "lr": 0.02, "weight_decay": 0.0, "steps": 4, "schedule": "cosine"},
+                "optimiser": {
+                    "name": "adamw",
+                    "lr": 0.02,
+                    "weight_decay": 0.0,
+                    "steps": 4,
+                    "schedule": "cosine",
+                    "batch": "all",
+                },
             },
             "expert_merging_pp": {"kappa": 1.2, "budget": 1.0, "fixed": "stage1", "start": "stage1"},
         },
@@ -113,15 +123,15 @@ def recipe_data(zoo: Path) -> dict:
             {"id": "expert_merging_pp", "label": "Expert Merging++", "method": "expert_merging_pp"},
         ],
         "seeds": [0],
-        "benchmarks": ["VizWiz"],
         "protocol": "none.yaml",
     }
 
 
-def save_recipe(folder: Path, data: dict) -> recipes.Recipe:
-    """``data`` as the recipe ``folder``/recipe.yaml, loaded."""
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-    return recipes.load(folder / "recipe.yaml")
+def save_recipe(folder: Path, data: dict) -> RowMerge:
+    """``data`` as ``folder``/table1.yaml and ``folder``/profile.yaml, loaded."""
+    table = {"title": "Tiny", "columns": ["VizWiz"], "rows": data["rows"]}
+    paths = write(folder, table, {key: value for key, value in data.items() if key != "rows"})
+    return RowMerge(Plan(*paths, folder / "results"), data["rows"][-1]["id"])
 
 
 def opened(zoo: Path) -> list[Checkpoint]:

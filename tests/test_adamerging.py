@@ -7,16 +7,18 @@ import pytest
 import torch
 from conftest import base_model, chunked, open_task_vectors, opened, recipe_data, save_recipe
 
+from emkit import backbones
 from emkit.alignment import fit as fitting
 from emkit.alignment.fit import FitOptions, Optimiser, fit
 from emkit.alignment.merged_model import MergedModel
 from emkit.alignment.objectives import entropy
 from emkit.alignment.sequences import collate
-from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.methods import merge_row
-from emkit.transforms import Elected, Trimmed
+from emkit.methods.row import merge_row
+from emkit.methods.ties import Elected, Trimmed
+
+internvl = backbones.get("internvl")
 
 OPTIONS = FitOptions(objective="entropy", gamma=0.0)
 
@@ -151,7 +153,7 @@ def recipe(tiny_zoo, tmp_path):
     data["rows"] += [
         {"id": "adamerging", "label": "AdaMerging", "method": "adamerging"},
         {"id": "adamerging_pp", "label": "AdaMerging++", "method": "adamerging_pp", "options": {"density": 0.4}},
-        {"id": "whole", "label": "AdaMerging++", "method": "adamerging_pp", "options": {"density": 1.0}},
+        {"id": "whole", "label": "AdaMerging++, whole", "method": "adamerging_pp", "options": {"density": 1.0}},
     ]
     return save_recipe(tmp_path, data)
 

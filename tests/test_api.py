@@ -1,4 +1,4 @@
-"""The Python API, held against formulas written out in numpy, transformers' own loading, and what `emkit merge` writes."""
+"""The Python API, held against formulas in numpy, transformers' own loading, and what `emkit merge` writes."""
 
 import inspect
 import json
@@ -114,7 +114,9 @@ def test_a_learned_merge_shows_what_it_learned(models, tmp_path):
     assert merged.coefficients.experts == own.EXPERTS
     assert [row["stage"] for row in merged.history] == [0, 0, 0, 1, 1, 1]
     assert {"math hidden", "code logit", "math mean α", "loss"} <= set(merged.history[0])
-    assert sum(merged.importance.values()) == pytest.approx(1) and set(merged.importance.chunks) == set(merged.importance)
+    assert sum(merged.importance.values()) == pytest.approx(1) and set(merged.importance.chunks) == set(
+        merged.importance
+    )
     for drawn in (merged.coefficients, merged.history, merged.importance):
         assert drawn._repr_png_().startswith(b"\x89PNG")
 

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from text_benchmarks import full, said
 
 from emkit.errors import UserError
 from emkit.zoo import data
-from eval import benchmarks
-from eval.benchmarks.__main__ import main
-from eval.benchmarks.writer import committed_hashes, write
+from eval import columns
+from eval.columns import Protocol, load
+from eval.items.__main__ import main
+from eval.items.writer import committed_hashes, write
 
-FOLDER = Path(benchmarks.__file__).parent
 BACKBONES = ("internvl", "qwen2_vl")
 PROFILES = ("mini", "smoke", "paper")
-PROTOCOLS = [FOLDER / f"{backbone}-{profile}.yaml" for backbone in BACKBONES for profile in PROFILES]
 COLUMNS = (
     "VizWiz",
     "GQA",
@@ -50,8 +50,8 @@ def backbone(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def smoke(backbone) -> dict:
-    return benchmarks.load(FOLDER / f"{backbone}-smoke.yaml")
+def smoke(backbone) -> Protocol:
+    return full("smoke", backbone)
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +60,23 @@ def written(smoke, tmp_path_factory) -> tuple[Path, dict]:
     return folder, write(smoke, "evaluation", folder)
 
 
-@pytest.mark.parametrize("path", PROTOCOLS, ids=lambda p: p.stem)
-def test_every_protocol_is_valid_and_covers_table_1(path):
-    protocol = benchmarks.load(path)
-    assert protocol["name"] == path.stem and tuple(protocol["benchmarks"]) == COLUMNS
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_protocol_is_valid_and_covers_table_1(backbone, profile):
+    protocol = full(profile, backbone)
+    assert protocol.name == f"{backbone}-{profile}" and tuple(protocol.columns) == COLUMNS
 
 
 def test_mini_is_as_large_as_the_table_needs(backbone):
-    for name, settings in benchmarks.load(FOLDER / f"{backbone}-mini.yaml")["benchmarks"].items():
-        assert settings["judge"] == (name in ("MathVista", "MATH-Vision"))
-        assert (settings["n"], settings["validation_n"]) == (400 if settings["judge"] else 500, 100)
+    for name, column in full("mini", backbone).columns.items():
+        assert column.judge == (name in ("MathVista", "MATH-Vision"))
+        assert (column.n, column.validation_n) == (400 if column.judge else 500, 100)
 
 
 def test_the_profiles_differ_in_numbers_alone(backbone):
-    mini, smoke, paper = (benchmarks.load(FOLDER / f"{backbone}-{p}.yaml")["benchmarks"] for p in PROFILES)
+    mini, smoke, paper = (full(profile, backbone).columns for profile in PROFILES)
     for name in COLUMNS:
-        for key in ("harness_dataset", "harness_split", "judge", "metric", "suffix", "prompt_rule"):
-            assert mini[name].get(key) == smoke[name].get(key) == paper[name].get(key), (name, key)
+        for key in ("dataset", "dataset_class", "split", "judge", "metric", "suffix", "prompt_rule", "parts"):
+            assert getattr(mini[name], key) == getattr(smoke[name], key) == getattr(paper[name], key), (name, key)
 
 
 def test_tables_have_the_columns_their_classes_read(backbone, written):
@@ -94,36 +94,35 @@ def test_tables_have_the_columns_their_classes_read(backbone, written):
         "RefCOCO.tsv": {"answer", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "width", "height", "split"},
     }
     assert set(manifest["files"]) == set(expected)
-    for file, columns in expected.items():
+    for file, keys in expected.items():
         rows = read(folder / file)
-        assert set(rows[0]) == columns | {"index", "image", "question"}
+        assert set(rows[0]) == keys | {"index", "image", "question"}
         assert [row["index"] for row in rows] == [str(i) for i in range(len(rows))]
         for row in rows:
             image = Image.open(io.BytesIO(base64.b64decode(row["image"], validate=True)))
             assert (image.mode, image.format) == ("RGB", "PNG")
             seen.add(image.size)
             assert row["question"] and "\n" not in row["question"]
-            for name in {"answers", "choices", "skills"} & columns:
+            for name in {"answers", "choices", "skills"} & keys:
                 assert isinstance(ast.literal_eval(row[name]), list)
     assert {row["split"] for row in read(folder / "ChartQA_TEST.tsv")} == {"human", "augmented"}
     assert seen == sizes
 
 
-def drawn_items(backbone: str, settings: dict) -> list:
-    size = data.SIZES[backbone]
-    return data.examples(settings["subtask"], "evaluation", settings["n"], settings["seed"], size)
+def drawn_items(backbone: str, column) -> list:
+    return data.examples(column.subtask, "evaluation", column.n, column.seed, data.SIZES[backbone])
 
 
 def test_an_item_is_one_image_of_the_split_with_one_of_its_own_short_questions(backbone, written, smoke):
     folder, _ = written
-    for name, settings in smoke["benchmarks"].items():
+    for name, column in smoke.columns.items():
         rows = [
             r
-            for r in read(folder / f"{settings['harness_dataset']}.tsv")
-            if r.get("split", "") == (settings["harness_split"] or r.get("split", ""))
+            for r in read(folder / f"{column.dataset}.tsv")
+            if r.get("split", "") == (column.split or r.get("split", ""))
         ]
-        drawn = drawn_items(backbone, settings)
-        assert len(rows) == settings["n"]
+        drawn = drawn_items(backbone, column)
+        assert len(rows) == column.n
         for row, example in zip(rows, drawn, strict=True):
             pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["image"]))))
             assert np.array_equal(pixels, np.asarray(example.image)), name
@@ -164,8 +163,8 @@ def test_the_content_hash_is_of_columns_and_pixels(written):
 
 @pytest.mark.parametrize("profile", ["mini", "smoke"])
 def test_drawn_items_are_the_committed_ones(backbone, profile, tmp_path):
-    """After a wanted change: `python -m eval.benchmarks eval/benchmarks/<backbone>-<profile>.yaml`."""
-    protocol = benchmarks.load(FOLDER / f"{backbone}-{profile}.yaml")
+    """After a wanted change: `python -m eval.items <table> <profile>`."""
+    protocol = full(profile, backbone)
     found = {}
     for split in ("evaluation", "validation"):
         entries = write(protocol, split, tmp_path / split)["benchmarks"]
@@ -181,75 +180,80 @@ def test_no_item_of_evaluation_is_in_validation(smoke, written, tmp_path):
 
 
 def test_a_difference_from_the_committed_items_is_said(smoke, tmp_path, capsys):
-    changed = json.loads(json.dumps(smoke))
-    changed["benchmarks"] = {"GQA": changed["benchmarks"]["GQA"] | {"seed": 26}}
-    write(changed, "validation", tmp_path)
+    other = smoke.model_copy(update={"columns": {"GQA": smoke.columns["GQA"].model_copy(update={"seed": 26})}})
+    write(other, "validation", tmp_path)
     assert "the validation items of GQA differ from the committed ones" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
+@pytest.fixture
+def gqa(tmp_path, monkeypatch):
+    """GQA's file in a folder of its own, which a test may change."""
+    path = tmp_path / "GQA.yaml"
+    path.write_bytes((columns.FOLDER / "GQA.yaml").read_bytes())
+    monkeypatch.setattr(columns, "FOLDER", tmp_path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"subtask": "docvqa"}, "unknown sub-task 'docvqa'"),
-        ({"n": "many"}, "benchmarks.GQA.n: 'many' has the wrong type"),
-        ({"n": True}, "benchmarks.GQA.n: True has the wrong type"),
+        ({"subtask": "docvqa"}, "GQA.yaml: subtask: unknown value 'docvqa': did you mean"),
+        ({"n": "many"}, "GQA.yaml: n: 'many' is not a whole number"),
+        ({"n": True}, "GQA.yaml: n: True is not a whole number"),
         ({"seed": None}, "drawn items need a seed"),
-        ({"judge": "no"}, "benchmarks.GQA.judge"),
-        ({"prompt_rule": "qwen"}, "benchmarks.GQA.prompt_rule: unknown value 'qwen': did you mean 'qwen2_vl'"),
+        ({"judge": "no"}, "GQA.yaml: judge: 'no' is neither true nor false"),
+        ({"prompt_rule": "qwen"}, "GQA.yaml: prompt_rule: unknown value 'qwen': did you mean 'qwen2_vl'"),
+        ({"dataset_class": "image_vqa.VizViz"}, "dataset_class: unknown value 'image_vqa.VizViz': did you mean"),
+        ({"parts": "all"}, "GQA.yaml: parts: 'all' is not a list"),
     ],
 )
-def test_a_wrong_benchmark_is_one_clear_line(smoke, tmp_path, change, message):
-    refused({**smoke, "benchmarks": {"GQA": smoke["benchmarks"]["GQA"] | change}}, tmp_path, message)
+def test_a_wrong_column_is_one_clear_line(gqa, change, message):
+    gqa.write_text(yaml.safe_dump(yaml.safe_load(gqa.read_text()) | change))
+    with pytest.raises(UserError, match=message) as caught:
+        load("GQA", "internvl", "mini")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"judge_upstream": None}, "`judge_upstream` is missing or of the wrong type"),
+        ({"judge_upstream": None}, "protocol.judge_upstream: None is not text"),
         ({"keep_image_features": "yes"}, "keep_image_features: 'yes' is neither true nor false"),
         ({"judge_modle": "gpt"}, "unknown key 'judge_modle': did you mean 'judge_model'"),
         ({"judge_model": 4}, "judge_model: 4 is not text"),
         ({"generation": {"dtype": "bfloat"}}, "generation.dtype: unknown value 'bfloat': did you mean 'bfloat16'"),
         ({"generation": {"decoding": "sampled"}}, "generation.decoding: unknown value 'sampled'"),
         ({"request_seconds": "long"}, "request_seconds: 'long' is not a number"),
-        ({"image_size": "mixd"}, "image_size is a number of pixels, null or 'mixed', not 'mixd'"),
-        ({"request_seconds": 0}, "request_seconds: 0 is not a number from 1 to inf"),
+        ({"image_size": "mixd"}, "image_size: 'mixd' is not a number of pixels, null or 'mixed'"),
+        ({"request_seconds": 0}, "request_seconds: 0 is less than 1"),
+        ({"every_column": {"nn": 3}}, "protocol.every_column: unknown key 'nn': did you mean 'n'"),
+        ({"every_column": {"n": "three"}}, "protocol: .*VizWiz.yaml: n: 'three' is not a whole number"),
     ],
 )
-def test_a_wrong_protocol_is_one_clear_line(smoke, tmp_path, change, message):
-    refused(smoke | change, tmp_path, message)
-
-
-def refused(protocol: dict, tmp_path: Path, message: str) -> None:
-    path = tmp_path / "wrong.yaml"
-    path.write_text(yaml.safe_dump(protocol))
+def test_a_wrong_protocol_is_one_clear_line(backbone, change, message):
+    wrong = said("smoke", backbone) | change
     with pytest.raises(UserError, match=message) as caught:
-        benchmarks.load(path)
+        columns.protocol("smoke", backbone, COLUMNS, wrong, "wrong.yaml: protocol")
     assert "\n" not in str(caught.value) and "wrong.yaml" in str(caught.value)
-    with pytest.raises(UserError, match=message):
-        write(protocol, "evaluation", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
-def test_missing_keys_files_splits_and_published_sets_are_refused(smoke, tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        benchmarks.load(tmp_path / "none.yaml")
-    (tmp_path / "broken.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match="not valid YAML"):
-        benchmarks.load(tmp_path / "broken.yaml")
-    (tmp_path / "empty.yaml").write_text("name: x\n")
-    with pytest.raises(UserError, match="needs a mapping `benchmarks`"):
-        benchmarks.load(tmp_path / "empty.yaml")
-    gqa = {k: v for k, v in smoke["benchmarks"]["GQA"].items() if k != "suffix"}
-    with pytest.raises(UserError, match="`suffix` is missing"):
-        write({**smoke, "benchmarks": {"GQA": gqa}}, "evaluation", tmp_path)
+def test_missing_columns_keys_splits_and_published_sets_are_refused(smoke, gqa, tmp_path):
+    with pytest.raises(UserError, match="unknown benchmark 'GAQ': did you mean 'GQA'"):
+        load("GAQ")
     with pytest.raises(UserError, match="unknown split 'test'"):
         write(smoke, "test", tmp_path)
+    paper = smoke.columns["VizWiz"].model_copy(update={"subtask": None})
     with pytest.raises(UserError, match="VizWiz is a published set"):
-        write(benchmarks.load(FOLDER / "internvl-paper.yaml"), "evaluation", tmp_path / "paper")
+        write(smoke.model_copy(update={"columns": {"VizWiz": paper}}), "evaluation", tmp_path / "paper")
+    gqa.write_text("a: [1")
+    with pytest.raises(UserError, match=r"GQA.yaml.*not valid YAML"):
+        load("GQA")
+    gqa.write_text("name\n")
+    with pytest.raises(UserError, match=r"GQA.yaml: is not a mapping"):
+        load("GQA")
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(smoke, tmp_path):
@@ -259,8 +263,8 @@ def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(smoke, tmp_
 
 
 def test_the_command_prints_an_error_and_no_traceback(tmp_path, capsys):
-    assert main([str(tmp_path / "none.yaml")]) == 2 and main([]) == 2
-    assert capsys.readouterr().err.startswith("error: protocol ")
+    assert main([str(tmp_path / "none.yaml"), "smoke"]) == 2 and main([]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 # ------------------------------------------------------------------------------------ the harness's own verdict
@@ -272,15 +276,15 @@ def test_the_harness_asks_as_in_training_and_scores_right_answers_full(backbone,
     from eval.vlm import client
 
     folder, _ = written
-    settings = smoke["benchmarks"][name]
-    prompts = client.prompts(folder, name, rule=settings.get("prompt_rule", "dataset"))
+    column = smoke.columns[name]
+    prompts = client.prompts(folder, column)
     right = {}
-    for prompt, example in zip(prompts, drawn_items(backbone, settings), strict=True):
+    for prompt, example in zip(prompts, drawn_items(backbone, column), strict=True):
         by_prompt = {data.prompt(example.subtask, qa, backbone): qa.answer for qa in example.qas}
-        assert prompt.text + settings["suffix"] in by_prompt
-        right[prompt.index] = by_prompt[prompt.text + settings["suffix"]]
-    assert client.evaluate(folder, name, right).value == pytest.approx(100)
-    assert client.evaluate(folder, name, dict.fromkeys(right, "lost")).value == pytest.approx(0)
+        assert prompt.text + column.suffix in by_prompt
+        right[prompt.index] = by_prompt[prompt.text + column.suffix]
+    assert client.evaluate(folder, column, right).value == pytest.approx(100)
+    assert client.evaluate(folder, column, dict.fromkeys(right, "lost")).value == pytest.approx(0)
 
 
 @pytest.mark.parametrize("name", ["MathVista", "MATH-Vision"])
@@ -289,11 +293,11 @@ def test_the_mathematical_sets_reach_the_judge_and_score_right_answers_full(back
     from eval.vlm import client
 
     folder, _ = written
-    settings = smoke["benchmarks"][name]
-    prompts = client.prompts(folder, name, rule=settings.get("prompt_rule", "dataset"))
+    column = smoke.columns[name]
+    prompts = client.prompts(folder, column)
     right = {}
-    for prompt, example in zip(prompts, drawn_items(backbone, settings), strict=True):
+    for prompt, example in zip(prompts, drawn_items(backbone, column), strict=True):
         by_prompt = {data.prompt(example.subtask, qa, backbone): qa.answer for qa in example.qas}
         right[prompt.index] = by_prompt[prompt.text]
     with judge.running(tmp_path / "cache", "rules") as url:
-        assert client.evaluate(folder, name, right, judge_url=url).value == pytest.approx(100)
+        assert client.evaluate(folder, column, right, judge_url=url).value == pytest.approx(100)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from typing import get_args
 
 import pytest
 import text_benchmarks
@@ -16,13 +17,12 @@ import tiny_models as tiny
 
 from emkit.errors import UserError
 from emkit.files import write_json
-from eval import judge, scores
+from eval import columns, judge, scores
 from eval.alpaca import client as alpaca
 from eval.judge import rules
 from eval.judge.upstream import UpstreamError
 from eval.lm import client as lm
-from eval.vlm import client
-from eval.vlm.benchmarks import BENCHMARKS
+from eval.vlm import client, harness
 from eval.workers.watch import Watch
 
 RIGHT_BOX, WRONG_BOX = "[250,250,500,500]", "[0,0,100,100]"  # thousandths; the true box is (8, 6, 16, 12) of 32 x 24
@@ -44,6 +44,9 @@ CASES = {
 }
 
 
+COLUMNS = {name: columns.load(name) for name in CASES}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A data folder with its own worker, which ends with the folder's socket."""
@@ -60,7 +63,7 @@ def judge_url(tmp_path_factory):
 
 
 def predictions(data, benchmark: str, texts: list[str]) -> dict[str, str]:
-    return dict(zip([prompt.index for prompt in client.prompts(data, benchmark)], texts, strict=True))
+    return dict(zip([prompt.index for prompt in client.prompts(data, COLUMNS[benchmark])], texts, strict=True))
 
 
 def worker_pid(data) -> int:
@@ -68,78 +71,84 @@ def worker_pid(data) -> int:
     return int(client.socket_path(data).with_suffix(".alive").read_text())
 
 
-def test_every_benchmark_has_a_case():
-    assert set(CASES) == set(BENCHMARKS)
+def test_every_class_that_a_column_may_name_has_its_reader_and_every_vlmevalkit_column_a_case():
+    known = get_args(columns.VLMEvalKit.model_fields["dataset_class"].annotation)
+    assert set(known) == set(harness._READERS)
+    assert set(CASES) == {name for name in columns.names() if columns.load(name).harness == "vlmevalkit"}
 
 
 @pytest.mark.parametrize("benchmark", CASES)
 def test_scores_are_those_worked_out_by_hand(data, judge_url, benchmark):
     texts, value, scores = CASES[benchmark]
-    result = client.evaluate(data, benchmark, predictions(data, benchmark, texts), judge_url=judge_url)
+    result = client.evaluate(data, COLUMNS[benchmark], predictions(data, benchmark, texts), judge_url=judge_url)
     assert result.value == pytest.approx(value)
     assert [item["prediction"] for item in result.items] == texts
-    assert [item["index"] for item in result.items] == [prompt.index for prompt in client.prompts(data, benchmark)]
+    assert [item["index"] for item in result.items] == [
+        prompt.index for prompt in client.prompts(data, COLUMNS[benchmark])
+    ]
     if scores:
         assert [item["score"] for item in result.items] == scores
-    assert result.n == sum(bool(item["groups"]) for item in result.items) or not BENCHMARKS[benchmark].parts
-    assert result.harness["name"] == "VLMEvalKit" and result.harness["dataset"] == BENCHMARKS[benchmark].dataset
+    assert result.n == sum(bool(item["groups"]) for item in result.items) or not COLUMNS[benchmark].parts
+    assert result.harness["name"] == "VLMEvalKit" and result.harness["dataset"] == COLUMNS[benchmark].dataset
 
 
 def test_prompts_are_the_class_own(data):
     suffix = "\nAnswer the question using a single word or phrase."
-    assert [p.text for p in client.prompts(data, "GQA")] == [
+    assert [p.text for p in client.prompts(data, COLUMNS["GQA"])] == [
         f"is it red{suffix}",
         f"what color{suffix}",
         f"sport{suffix}",
     ]
-    assert client.prompts(data, "MathVista")[2].text == "what is x"
-    (first, second) = client.prompts(data, "RefCOCO+")
+    assert client.prompts(data, COLUMNS["MathVista"])[2].text == "what is x"
+    (first, second) = client.prompts(data, COLUMNS["RefCOCO+"])
     assert (first.index, second.index) == ("RefCOCO+_val_2", "RefCOCO+_val_3")
     assert first.image.size == (32, 24) and first.image.getpixel((0, 0)) == (14, 80, 160)
 
 
 def test_prompts_are_kept_until_the_table_changes(data):
     kept = data / "prompts" / "TextVQA.jsonl"
-    before = [p.text for p in client.prompts(data, "TextVQA")]
+    before = [p.text for p in client.prompts(data, COLUMNS["TextVQA"])]
     stamp = kept.stat().st_mtime_ns
-    client.prompts(data, "TextVQA")
+    client.prompts(data, COLUMNS["TextVQA"])
     assert kept.stat().st_mtime_ns == stamp
     tsv = data / "TextVQA_VAL.tsv"
     original = tsv.read_text()
     tsv.write_text(original.replace("what number", "which number"))
     try:
-        assert client.prompts(data, "TextVQA")[0].text == before[0].replace("what", "which")
+        assert client.prompts(data, COLUMNS["TextVQA"])[0].text == before[0].replace("what", "which")
     finally:
         tsv.write_text(original)
-    assert [p.text for p in client.prompts(data, "TextVQA")] == before
+    assert [p.text for p in client.prompts(data, COLUMNS["TextVQA"])] == before
 
 
 def test_a_model_that_writes_programs_runs_none(data, judge_url, tmp_path):
     target = tmp_path / "made"
     program = f'__import__("os").system("touch {target}")'
     for benchmark in CASES:
-        count = len(client.prompts(data, benchmark))
-        result = client.evaluate(data, benchmark, predictions(data, benchmark, [program] * count), judge_url=judge_url)
+        count = len(client.prompts(data, COLUMNS[benchmark]))
+        result = client.evaluate(
+            data, COLUMNS[benchmark], predictions(data, benchmark, [program] * count), judge_url=judge_url
+        )
         assert result.value == 0.0
     assert not target.exists()
 
 
 def test_scoring_twice_gives_the_same(data, judge_url):
     answers = predictions(data, "MathVista", CASES["MathVista"][0])
-    first, second = (client.evaluate(data, "MathVista", answers, judge_url=judge_url) for _ in range(2))
+    first, second = (client.evaluate(data, COLUMNS["MathVista"], answers, judge_url=judge_url) for _ in range(2))
     assert asdict(first) == asdict(second)
 
 
 def test_predictions_must_fit_the_items(data):
     answers = predictions(data, "GQA", ["a", "b", "c"])
     with pytest.raises(UserError, match="1 missing, 1 of unknown"):
-        client.evaluate(data, "GQA", {**{k: v for k, v in answers.items() if k != "0"}, "x": "y"})
-    with pytest.raises(UserError, match="no text"):
-        client.evaluate(data, "GQA", {**answers, "0": None})
-    with pytest.raises(UserError, match="unknown benchmark 'Vizwiz'; known: VizWiz"):
-        client.evaluate(data, "Vizwiz", answers)
+        client.evaluate(data, COLUMNS["GQA"], {**{k: v for k, v in answers.items() if k != "0"}, "x": "y"})
+    with pytest.raises(UserError, match="is not text"):
+        client.evaluate(data, COLUMNS["GQA"], {**answers, "0": None})
+    with pytest.raises(UserError, match="unknown benchmark 'Vizwiz': did you mean 'VizWiz'"):
+        columns.load("Vizwiz")
     with pytest.raises(UserError, match="no data folder"):
-        client.prompts(data / "absent", "GQA")
+        client.prompts(data / "absent", COLUMNS["GQA"])
 
 
 class TestJudge:
@@ -147,7 +156,7 @@ class TestJudge:
 
     def test_none_given(self, data):
         with pytest.raises(client.NoJudge, match="none was given"):
-            client.evaluate(data, "MathVista", predictions(data, "MathVista", ["1"] * 5))
+            client.evaluate(data, COLUMNS["MathVista"], predictions(data, "MathVista", ["1"] * 5))
 
     def test_nobody_listens(self, data):
         with socket.socket() as free:
@@ -155,7 +164,7 @@ class TestJudge:
             url = f"http://127.0.0.1:{free.getsockname()[1]}/v1/chat/completions"
         start = time.monotonic()
         with pytest.raises(client.NoJudge, match="does not answer"):
-            client.evaluate(data, "MATH-Vision", predictions(data, "MATH-Vision", ["1"] * 6), judge_url=url)
+            client.evaluate(data, COLUMNS["MATH-Vision"], predictions(data, "MATH-Vision", ["1"] * 6), judge_url=url)
         assert time.monotonic() - start < 15
 
     def test_it_fails_after_hello(self, data, tmp_path, monkeypatch):
@@ -167,7 +176,7 @@ class TestJudge:
         monkeypatch.setattr(rules, "reply", reply)
         with judge.running(tmp_path) as url, pytest.raises(client.NoJudge, match="failed on 2 of 5 items"):
             client.evaluate(
-                data, "MathVista", predictions(data, "MathVista", ["12", "20", "0", "1.5", "x"]), judge_url=url
+                data, COLUMNS["MathVista"], predictions(data, "MathVista", ["12", "20", "0", "1.5", "x"]), judge_url=url
             )
 
 
@@ -215,21 +224,21 @@ class TestWorker:
             silent.listen(64)
             url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/chat/completions"
             with pytest.raises(UserError, match=r"at MathVista for more than 2 s.*raise request_seconds") as caught:
-                client.evaluate(data, "MathVista", answers, judge_url=url, seconds=2)
+                client.evaluate(data, COLUMNS["MathVista"], answers, judge_url=url, seconds=2)
         assert "\n" not in str(caught.value)
         deadline = time.monotonic() + 10
         while _alive(pid) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not _alive(pid)
-        assert client.evaluate(data, "GQA", predictions(data, "GQA", ["No", "blue", "none"])).n == 3
+        assert client.evaluate(data, COLUMNS["GQA"], predictions(data, "GQA", ["No", "blue", "none"])).n == 3
         assert worker_pid(data) != pid
 
     def test_a_worker_that_hangs_over_a_dead_clients_request_is_replaced(self, data):
-        answers = {prompt.index: "No" for prompt in client.prompts(data, "GQA")}
+        answers = {prompt.index: "No" for prompt in client.prompts(data, COLUMNS["GQA"])}
         pid = worker_pid(data)
         os.kill(pid, signal.SIGSTOP)
         write_json(client.socket_path(data).with_suffix(".work"), {"id": "a dead client's", "until": 0})
-        assert client.evaluate(data, "GQA", answers, seconds=3).n == 3
+        assert client.evaluate(data, COLUMNS["GQA"], answers, seconds=3).n == 3
         assert worker_pid(data) != pid and not _alive(pid)
 
     def test_waiting_for_another_request_is_no_hanging(self, tmp_path):
@@ -255,7 +264,7 @@ class TestWorker:
 
     def test_a_missing_table_is_one_clear_line(self, data, tmp_path):
         with pytest.raises(UserError, match="no benchmark data"):
-            client.prompts(tmp_path, "GQA")
+            client.prompts(tmp_path, COLUMNS["GQA"])
 
 
 def _alive(pid: int) -> bool:
@@ -272,19 +281,20 @@ HOSTILE = 'one\u2028two\n\t\x00 <|im_end|> {output_2} "\\ \U0001f40d'
 
 
 def from_vlmevalkit(data, folder, judge_base_url):
-    return client.evaluate(data, "GQA", predictions(data, "GQA", ["no", HOSTILE, ""]))
+    return client.evaluate(data, COLUMNS["GQA"], predictions(data, "GQA", ["no", HOSTILE, ""]))
 
 
 def from_lm_eval(data, folder, judge_base_url):
     text_benchmarks.write("validation", folder, {"MBPP": 3})
     tiny.save(tiny.language_model("mistral"), folder / "model")
-    return lm.evaluate(folder, ["MBPP"], folder / "model")["MBPP"]
+    return lm.evaluate(folder, [columns.load("MBPP")], folder / "model")["MBPP"]
 
 
 def from_alpaca_eval(data, folder, judge_base_url):
     text_benchmarks.write("validation", folder, {"AlpacaEval": 3})
-    answers = dict(zip([prompt.index for prompt in alpaca.prompts(folder)], ["no", HOSTILE, ""], strict=True))
-    return alpaca.evaluate(folder, answers, judge_base_url)
+    asked = columns.load("AlpacaEval")
+    answers = dict(zip([prompt.index for prompt in alpaca.prompts(folder, asked)], ["no", HOSTILE, ""], strict=True))
+    return alpaca.evaluate(folder, asked, answers, judge_base_url)
 
 
 @pytest.mark.parametrize("evaluate", [from_vlmevalkit, from_lm_eval, from_alpaca_eval])

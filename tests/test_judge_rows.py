@@ -5,15 +5,16 @@ import urllib.error
 import urllib.request
 
 import pytest
-from small_plan import score, small_plan
+from small_plan import asked_otherwise, score, small_plan
 from test_rows import BASE, Fakes
+from text_benchmarks import changed
 
 from emkit.errors import UserError
 from emkit.files import write_json
-from eval import pipeline, rows, scores
+from eval import columns, pipeline, rows, scores
 from eval.judge import pairs
 from eval.judge.spending import Ledger
-from eval.plan import EVALUATION
+from eval.places import EVALUATION
 from eval.vlm import client
 
 KEY = "sk-a-key-that-must-not-appear"
@@ -24,15 +25,15 @@ SERVICE = {"judge_upstream": "https://127.0.0.1:1/v1", "judge_model": MODEL}
 class Asking(Fakes):
     """A harness that asks the judge twice and, as VLMEvalKit does, says no more than that it does not answer."""
 
-    def evaluate(self, data, benchmark, predictions, judge_url, seconds):
-        if benchmark == "MathVista":
+    def evaluate(self, data, column, predictions, judge_url, seconds):
+        if column.name == "MathVista":
             for text in ("hello", pairs._START + " which?"):
                 body = json.dumps({"model": "any", "messages": [{"role": "user", "content": text}], "logprobs": True})
                 try:
                     urllib.request.urlopen(judge_url, body.encode()).close()
                 except urllib.error.HTTPError:
                     raise client.NoJudge("the judge does not answer") from None
-        return super().evaluate(data, benchmark, predictions, judge_url, seconds)
+        return super().evaluate(data, column, predictions, judge_url, seconds)
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def plan(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("JUDGE", raising=False)
     monkeypatch.delenv("EMKIT_MAX_USD", raising=False)
-    found = small_plan(tmp_path, benchmarks=["MathVista", "GQA"])
+    found = small_plan(tmp_path, columns=["MathVista", "GQA"])
     write_json(found.manifest(EVALUATION), {"benchmarks": {name: {"sha256": name} for name in found.benchmarks}})
     return found
 
@@ -76,7 +77,7 @@ def test_requests_and_unusable_replies_are_counted_in_the_cell(plan, capsys):
 def test_without_a_judge_the_judged_cells_alone_have_no_score(plan, monkeypatch, capfd, environment, changes, reason):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    plan.protocol.update(SERVICE | changes)
+    asked_otherwise(plan, **SERVICE | changes)
     judged, other = cells(plan)
     assert judged.status == "no judge" and judged.value is None and judged.reason.startswith(reason)
     assert other.status == "ok"
@@ -88,13 +89,14 @@ def test_without_a_judge_the_judged_cells_alone_have_no_score(plan, monkeypatch,
 def test_the_cost_is_said_and_weighed_before_anything_runs(plan, monkeypatch, capsys):
     pipeline.announce_judge(plan)
     assert capsys.readouterr().out == ""  # the rules cost nothing
-    plan.protocol.update(SERVICE)
-    plan.protocol["benchmarks"]["MathVista"] |= {"n": 10**5, "judge_tokens": {"prompt": 1000, "reply": 100}}
+    asked_otherwise(plan, **SERVICE)
+    tokens = columns.JudgeTokens(prompt=1000.0, reply=100.0)
+    plan.protocol = changed(plan.protocol, "MathVista", n=10**5, judge_tokens=tokens)
     with pytest.raises(UserError, match="costs money: say with --max-usd"):
         pipeline.announce_judge(plan)
     jobs = len(plan.jobs)
     each, points = 1e5 * (1000 * 0.15e-6 + 100 * 0.60e-6), len(plan.points("task_arithmetic"))
-    validation = plan.protocol["benchmarks"]["MathVista"]["validation_n"] / 1e5
+    validation = plan.protocol.columns["MathVista"].validation_n / 1e5
     total = each * (jobs + points * validation)
     assert f"together about ${total:.2f}; spent so far $0.00; no cap is set" in capsys.readouterr().out
     monkeypatch.setenv("EMKIT_MAX_USD", str(total - 1))

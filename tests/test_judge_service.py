@@ -358,7 +358,7 @@ with judge.opened({str(tmp_path / "cache")!r}, {upstream.url!r}) as proxy:
 # ---------------------------------------------------------------------------------------------- the estimate
 def test_the_estimate_of_a_recipe(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("EMKIT_MAX_USD", raising=False)
-    plan = Plan(ROOT / "emkit/recipes/paper/internvl.yaml", tmp_path)
+    plan = Plan("table1", "paper", tmp_path)
     found = {line.benchmark: line for line in estimate.lines(plan)}
     assert set(found) == {"MathVista", "MATH-Vision"}
     assert found["MathVista"].requests == 1000 * len(plan.jobs) and found["MATH-Vision"].requests == 304 * len(
@@ -368,9 +368,9 @@ def test_the_estimate_of_a_recipe(tmp_path, monkeypatch, capsys):
     assert found["MathVista"].dollars == pytest.approx(1000 * len(plan.jobs) * tokens)
     shown = estimate.text(plan)
     assert f"judge {MODEL} at https://api.openai.com/v1" in shown and "cap $10" in shown and "2024-07-18" in shown
-    mini = Plan(ROOT / "emkit/recipes/mini/internvl.yaml", tmp_path)
+    mini = Plan("table1", "mini", tmp_path)
     assert estimate.total(mini) == 0 and "costs nothing" in estimate.text(mini)
-    assert main(["reproduce", "emkit/recipes/mini/internvl.yaml", "--max-usd", "much"]) == 2
+    assert main(["reproduce", "table1", "--max-usd", "much"]) == 2
     assert capsys.readouterr().err == "error: --max-usd is 'much'; it must be an amount in US dollars, such as 5\n"
 
 

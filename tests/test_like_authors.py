@@ -11,13 +11,13 @@ from conftest import recipe_data, save_recipe
 from engine_toys import toy
 from torch.func import functional_call
 
-from emkit import cli
 from emkit.alignment.fit import FitOptions, Optimiser, fit
 from emkit.alignment.like import imposed, resolved
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.order import authors_order, authors_steps, authors_turns, pieces, pull
 from emkit.alignment.sequences import collate
 from emkit.coefficients import Coefficients
+from eval.__main__ import main
 
 BETA, GAMMA = {"VQA": 1.0, "Chart": 2.5}, 0.7
 SAMPLES = 9  # of two tasks: 18 micro-steps, three optimiser steps, the last of two micro-steps
@@ -188,12 +188,13 @@ def test_a_row_is_merged_like_the_authors(tiny_zoo, tmp_path, capsys):
     data = recipe_data(tiny_zoo)
     save_recipe(tmp_path, data)
     out = tmp_path / "em" / "model"
-    arguments = ["merge-row", str(tmp_path / "recipe.yaml"), "expert_merging", "--scale", "0.3", "--out", str(out)]
-    assert cli.main([*arguments, "--like", "authors", "--memory", "1GiB", "--micro-tokens", "500"]) == 0
+    arguments = ["merge", str(tmp_path / "table1.yaml"), "expert_merging", "--scale", "0.3", "--out", str(out)]
+    arguments += ["--profile", str(tmp_path / "profile.yaml")]
+    assert main([*arguments, "--like", "authors", "--memory", "1GiB", "--micro-tokens", "500"]) == 0
     assert json.loads(capsys.readouterr().out)["row"] == "expert_merging"
     history = json.loads((out.parent / "history.json").read_text())["stages"][0]["history"]
     assert [entry["learning_rate"] for entry in history] == [0.5]  # two samples of two tasks: one step
-    assert cli.main([*arguments, "--memory", "much"]) == 2
+    assert main([*arguments, "--memory", "much"]) == 2
     assert "is no amount of memory" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ from conftest import recipe_data, save_recipe
 
 from emkit import cli
 from emkit.schema import load_yaml
+from eval.__main__ import main
 
 THEIRS = {
     "parameterisation": "sigmoid",
@@ -189,8 +190,8 @@ def rows(tiny_zoo, folder, capsys, change=lambda data: None, row="expert_merging
     change(data)
     save_recipe(folder, data)
     out = folder / row / "model"
-    given = ["merge-row", str(folder / "recipe.yaml"), row, "--scale", "0.3", "--out", str(out), *LIKE, *more]
-    status = cli.main(given)
+    given = ["merge", str(folder / "table1.yaml"), row, "--profile", str(folder / "profile.yaml")]
+    status = main([*given, "--scale", "0.3", "--out", str(out), *LIKE, *more])
     printed = capsys.readouterr()
     if status:
         return status, printed.err

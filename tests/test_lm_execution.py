@@ -2,12 +2,12 @@
 
 import pytest
 from test_lm_harness import canned
-from text_benchmarks import asked, right, write
+from text_benchmarks import asked, column, right, write
 
 from emkit.errors import UserError
 from eval import sandbox
-from eval.benchmarks.lm import scoring
-from eval.lm import execution, harness, tasks
+from eval.items import lines
+from eval.lm import execution, harness, scoring
 
 CODE = ("HumanEval", "MBPP")
 
@@ -28,18 +28,18 @@ def data(tmp_path_factory):
 
 def scores(data, name: str, replies: list[str], monkeypatch) -> list[float]:
     """Each item's score, by the real harness and sandbox, when item i is answered with ``replies[i]``."""
-    rows = tasks.rows(data, name)
+    rows = lines.rows(data, column(name))
     given = {f"[INST] {asked(name, row)} [/INST]": reply for row, reply in zip(rows, replies, strict=True)}
     monkeypatch.setattr(harness, "_model", lambda *arguments: canned(given))
     monkeypatch.setattr(execution, "_execute", execution.sandbox(cpu_seconds=1))
-    found = harness.evaluate(str(data), [name], "no folder", "float32", "cpu")[name]
+    found = harness.evaluate(str(data), [column(name)], "no folder", "float32", "cpu")[name]
     assert found["n"] == len(rows)
     return [item["score"] for item in found["items"]]
 
 
 @pytest.mark.parametrize("name", CODE)
 def test_right_programs_pass_and_wrong_ones_do_not(data, name, monkeypatch):
-    rows = tasks.rows(data, name)
+    rows = lines.rows(data, column(name))
     replies = [right(name, row) for row in rows]
     replies[1] = "return None" if name == "HumanEval" else replies[1].replace("return", "return None #")
     replies[3] = "```python\n" + replies[3] + "\n```\nas asked"
@@ -50,7 +50,7 @@ def test_right_programs_pass_and_wrong_ones_do_not(data, name, monkeypatch):
 
 def test_a_completion_cannot_forge_its_verdict(data, monkeypatch):
     """Each tries to be taken for right without computing anything."""
-    heads = [row["prompt"].splitlines()[0] for row in tasks.rows(data, "HumanEval")]
+    heads = [row["prompt"].splitlines()[0] for row in lines.rows(data, column("HumanEval"))]
     replies = [
         "return 0\nimport sys\nsys.exit(0)",
         "return 0\ndef check(candidate):\n    pass",
@@ -84,7 +84,7 @@ def test_the_prompt_is_the_benchmarks_own_whatever_a_reply_makes_of_it(monkeypat
 
 @pytest.mark.parametrize("name", CODE)
 def test_a_program_that_keeps_the_sandbox_from_a_verdict_fails_its_item_alone(data, name, monkeypatch):
-    rows = tasks.rows(data, name)
+    rows = lines.rows(data, column(name))
     replies = [right(name, row) for row in rows]
     tests = rows[2].get("test_list")
     if name == "HumanEval":

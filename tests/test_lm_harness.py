@@ -1,18 +1,20 @@
-"""lm-evaluation-harness over our task files: its log, our items and a count by hand agree."""
+"""lm-evaluation-harness over the columns: its log, our items and a count by hand agree."""
 
-import re
+from pathlib import Path
 
 import pytest
 import torch
-from text_benchmarks import asked, right, write
+from text_benchmarks import TEXT, asked, column, right, write
 
 from emkit.errors import UserError
 from emkit.zoo import build
 from emkit.zoo.families import mistral
 from emkit.zoo.text import skills
-from eval.benchmarks.lm import scoring
-from eval.lm import client, execution, harness, tasks
+from eval.items import lines
+from eval.lm import client, execution, harness, scoring
 
+GSM8K, MATH = column("GSM8K"), column("MATH")
+SCORED = TEXT[1:]  # by lm-evaluation-harness
 COUNTS = {"AlpacaEval": 5, "GSM8K": 6, "MATH": 6, "HumanEval": 4, "MBPP": 4}
 
 
@@ -36,19 +38,18 @@ def model(tmp_path_factory):
 
 
 def rows(data, name: str) -> list[dict]:
-    return tasks.rows(data, name)
+    return lines.rows(data, column(name))
 
 
-# ---- task files
-@pytest.mark.parametrize("name", tasks.SCORED)
-def test_a_task_file_is_a_protocol_that_the_readme_explains(name):
-    text = (tasks.FOLDER / f"{tasks.NAMES[name]}.yaml").read_text(encoding="utf-8")
-    settings = tasks.settings(name)
-    assert settings["dataset_path"] == "json" and not re.search(r"^include:", text, re.MULTILINE)
-    assert settings["metadata"]["version"] and settings["num_fewshot"] == 0
-    readme = (tasks.FOLDER / "README.md").read_text(encoding="utf-8")
-    about = settings["metadata"]
-    assert f"{name}, `{about['protocol']}`" in readme and f"{about['n']} ({about['validation_n']})" in readme
+# ---- columns
+@pytest.mark.parametrize("name", SCORED)
+def test_a_column_is_a_task_that_the_readme_explains(name):
+    found = column(name)
+    settings = harness.settings(found)
+    assert settings["dataset_path"] == "json" and "include" not in found.task
+    assert settings["metadata"]["version"] == found.version and settings["num_fewshot"] == 0
+    readme = (Path(harness.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert f"{name}, `{found.protocol}`" in readme and f"{found.n} ({found.validation_n})" in readme
 
 
 # ---- metrics, by hand
@@ -128,13 +129,13 @@ def test_scores_are_those_counted_by_hand_and_code_goes_to_the_given_function_al
         programs.append((program, tests, prelude, names))
         return "WRONG" not in program
 
-    for name in tasks.SCORED:
+    for name in SCORED:
         for number, row in enumerate(rows(data, name)):
             prompt, reply = asked(name, row), right(name, row)
             replies[f"[INST] {prompt} [/INST]"] = reply if number < hits[name] else "WRONG"
     monkeypatch.setattr(execution, "_execute", execute)
     monkeypatch.setattr(harness, "_model", lambda *given: canned(replies))
-    found = harness.evaluate(str(data), list(tasks.SCORED), "no folder", "float32", "cpu")
+    found = harness.evaluate(str(data), [column(name) for name in SCORED], "no folder", "float32", "cpu")
     for name, result in found.items():
         n = COUNTS[name]
         assert result["n"] == n and result["value"] == pytest.approx(100 * hits[name] / n)
@@ -155,33 +156,33 @@ def test_scores_are_those_counted_by_hand_and_code_goes_to_the_given_function_al
 def test_a_log_that_disagrees_with_its_items_is_no_score():
     samples = [{"doc_id": i, "doc": {"index": str(i)}, "resps": [["x"]], "final_number": 1.0} for i in range(4)]
     log = {
-        "samples": {"emkit_gsm8k": samples},
-        "results": {"emkit_gsm8k": {"final_number,none": 1.0}},
-        "n-samples": {"emkit_gsm8k": {"effective": 4}},
+        "samples": {"emkit_GSM8K": samples},
+        "results": {"emkit_GSM8K": {"final_number,none": 1.0}},
+        "n-samples": {"emkit_GSM8K": {"effective": 4}},
     }
-    assert harness._scored("GSM8K", log)["value"] == 100.0
-    log["results"]["emkit_gsm8k"]["final_number,none"] = 0.75
+    assert harness._scored(GSM8K, harness.settings(GSM8K), log)["value"] == 100.0
+    log["results"]["emkit_GSM8K"]["final_number,none"] = 0.75
     with pytest.raises(RuntimeError, match=r"reports 75\.0, its items give 100\.0"):
-        harness._scored("GSM8K", log)
+        harness._scored(GSM8K, harness.settings(GSM8K), log)
 
 
 def test_a_worker_asks_the_model_as_transformers_alone_does(data, model):
-    found = client.evaluate(data, ["GSM8K", "MATH"], model)
+    found = client.evaluate(data, [GSM8K, MATH], model)
     loaded, tokenizer = mistral.load(model)
     torch.set_num_threads(1)
-    for name, column in (("GSM8K", "question"), ("MATH", "problem")):
-        expected = skills.replies(loaded, tokenizer, [row[column] for row in rows(data, name)])
+    for name, asks in (("GSM8K", "question"), ("MATH", "problem")):
+        expected = skills.replies(loaded, tokenizer, [row[asks] for row in rows(data, name)])
         assert [item["prediction"] for item in found[name].items] == expected
-        assert found[name].harness["dataset"].startswith(tasks.settings(name)["metadata"]["protocol"])
+        assert found[name].harness["dataset"].startswith(column(name).protocol)
     with client._free(client._service(data)) as first, client._free(client._service(data)) as second:
         assert first.socket_path != second.socket_path, "a busy worker is not asked"
-    again = client.evaluate(data, ["MATH"], model)["MATH"]
+    again = client.evaluate(data, [MATH], model)["MATH"]
     assert again == found["MATH"]
 
 
 def test_code_without_a_sandbox_fails_before_a_model_is_opened(data, monkeypatch):
     monkeypatch.setattr(execution, "_execute", None)
     with pytest.raises(UserError, match="no sandbox: MBPP"):
-        harness.evaluate(str(data), ["GSM8K", "MBPP"], "no folder", "float32", "cpu")
+        harness.evaluate(str(data), [GSM8K, column("MBPP")], "no folder", "float32", "cpu")
     with pytest.raises(UserError, match="no benchmark data"):
-        harness.evaluate("/nowhere", ["GSM8K"], "no folder", "float32", "cpu")
+        harness.evaluate("/nowhere", [GSM8K], "no folder", "float32", "cpu")

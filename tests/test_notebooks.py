@@ -11,7 +11,8 @@ import pytest
 from small_plan import small_plan
 
 from emkit.errors import UserError
-from eval import comparisons, notebooks, papermill_runner, scale, tables
+from eval import notebooks, papermill_runner, render, scale
+from eval.__main__ import main
 from eval.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,15 +112,12 @@ def test_an_output_does_not_say_where_the_repository_lies(tmp_path):
 
 
 # ---- what a reader sees of an error
-TABLES = ("table1", "table2", "table3")
-
-
-def without_scores(source, folder, results):
+def without_scores(source, folder, results, more=""):
     """The outputs of a notebook that fails where Jupyter runs it in ``folder``."""
     found = nbformat.read(source, as_version=4)
     for cell in found.cells:
         if "parameters" in cell.metadata.get("tags", []):
-            cell.source += f"\nresults = {str(results)!r}"
+            cell.source += f"\nresults = {str(results)!r}{more}"
     client = nbclient.NotebookClient(found, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     with pytest.raises(nbclient.exceptions.CellExecutionError):
         client.execute()
@@ -129,11 +127,12 @@ def without_scores(source, folder, results):
 @pytest.mark.parametrize(("table", "folder"), [("table1", "."), ("table2", "notebooks"), ("table3", "notebooks")])
 def test_run_all_without_scores_is_one_line_that_names_the_command(tmp_path, monkeypatch, table, folder):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    outputs = without_scores(ROOT / "notebooks" / f"{table}.ipynb", ROOT / folder, tmp_path / "results")
+    more = f"\ntable = {table!r}"
+    outputs = without_scores(ROOT / "notebooks" / "table.ipynb", ROOT / folder, tmp_path / "results", more)
     [error] = [out for out in outputs if out["output_type"] == "error"]
     [line] = error["traceback"]
     assert error["ename"] == "UserError" and "\n" not in line
-    assert "no score file" in line and "-m eval reproduce emkit/recipes/mini/" in line and str(ROOT) in line
+    assert "no score file" in line and f"-m eval reproduce {table} --profile mini" in line and str(ROOT) in line
 
 
 def test_any_other_error_keeps_its_traceback(tmp_path, monkeypatch):
@@ -146,51 +145,61 @@ def test_any_other_error_keeps_its_traceback(tmp_path, monkeypatch):
 def test_the_runner_says_what_the_notebook_says_and_leaves_no_output(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(ROOT)
-    plan = Plan("emkit/recipes/mini/internvl.yaml", tmp_path / "results")
+    plan = Plan("table1", "mini", tmp_path / "results")
     with pytest.raises(UserError) as caught:
         notebooks.execute(plan)
     said = str(caught.value)
-    assert said.startswith("notebooks/table1.ipynb: cell ") and f"run `{plan.command}` in {ROOT}" in said
+    assert said.startswith("notebooks/table.ipynb: cell ") and f"run `{plan.command}` in {ROOT}" in said
     assert "\n" not in said and not list(tmp_path.rglob("*.ipynb*"))
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_notebooks_in_the_repository_hold_no_outputs_and_define_no_functions(table):
-    for cell in nbformat.read(ROOT / "notebooks" / f"{table}.ipynb", as_version=4).cells:
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_in_the_repository_hold_no_outputs_and_define_no_functions(path):
+    assert papermill_runner.parameters(path)
+    for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             assert not cell.outputs and not cell.execution_count and "def " not in cell.source
 
 
 @pytest.mark.parametrize(
-    ("recipe", "results", "command"),
+    ("table", "profile", "results", "command"),
     [
-        ("mini/internvl", "results", "make reproduce-table1"),
-        ("mini/qwen2_vl", "results", "make reproduce-table2"),
-        ("mini/mistral", "results", "make reproduce-table3"),
-        ("smoke/internvl", "results", "make reproduce-table1 PROFILE=smoke"),
-        ("paper/mistral", "results", "make reproduce-table3 PROFILE=paper"),
+        ("table1", "mini", "results", "make reproduce-table1"),
+        ("table2", "mini", "results", "make reproduce-table2"),
+        ("table1", "smoke", "results", "make reproduce-table1 PROFILE=smoke"),
+        ("table3", "paper", "results", "make reproduce-table3 PROFILE=paper"),
         (
-            "mini/mistral",
+            "table3",
+            "mini",
             "elsewhere",
-            ".venv/bin/python -m eval reproduce emkit/recipes/mini/mistral.yaml --results elsewhere",
+            ".venv/bin/python -m eval reproduce table3 --profile mini --results elsewhere",
         ),
     ],
 )
-def test_the_command_is_the_one_that_makes_these_results(monkeypatch, recipe, results, command):
+def test_the_command_is_the_one_that_makes_these_results(monkeypatch, table, profile, results, command):
     monkeypatch.chdir(ROOT)
-    plan = Plan(f"emkit/recipes/{recipe}.yaml", results)
+    plan = Plan(table, profile, results)
     assert plan.command == command
-    if command.startswith("make"):  # make itself says which recipe that is
+    if command.startswith("make"):  # make itself says which table that is
         shown = subprocess.run([*command.split(), "--dry-run"], capture_output=True, text=True, check=True).stdout
-        assert f"emkit/recipes/{recipe}.yaml" in shown
+        assert f"-m eval reproduce {table} --profile {profile} " in shown
+
+
+def test_a_notebook_dropped_into_the_folder_runs_by_its_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "notebooks").mkdir()
+    parameters = "profile: str = 'mini'\nresults: str = 'results'\ntimes: int = 2"
+    notebook(tmp_path, "print(profile, results, times)", parameters=parameters)
+    (tmp_path / "source.ipynb").rename(tmp_path / "notebooks" / "07_mine.ipynb")
+    monkeypatch.chdir(tmp_path)
+    assert main(["notebook", "07_mine", "--profile", "smoke", "-p", "times=3"]) == 0
+    assert capsys.readouterr().out == "results/smoke/notebooks/07_mine.ipynb\n"
+    assert outputs(tmp_path / "results" / "smoke" / "notebooks" / "07_mine.ipynb") == ["smoke results 3\n"]
 
 
 def test_every_view_of_results_that_are_not_there_names_the_command(tmp_path):
     plan = small_plan(tmp_path)
     views = [
-        lambda: tables.entries(plan),
-        lambda: comparisons.compare(plan, [("base", "task_arithmetic")]),
-        lambda: comparisons.seed_interval(plan, "expert_merging"),
+        lambda: render.entries(plan),
         lambda: scale.read(plan, "task_arithmetic"),
         lambda: scale.write(plan, "task_arithmetic"),
         lambda: plan.needed(plan.cells(plan.jobs[0]) / "coefficients.json"),

@@ -5,6 +5,7 @@ All three tables are run in one go, as `make reproduce-tables` does; between the
 """
 
 import contextlib
+import csv
 import os
 import re
 import shutil
@@ -21,12 +22,14 @@ from small_plan import SMOKE
 
 from emkit.files import read_json
 from eval import scores
-from eval.plan import EVALUATION, VALIDATION, Job, Plan
+from eval.places import EVALUATION, VALIDATION, Job
+from eval.plan import Plan
 from eval.vlm import client
 from eval.workers import client as workers
 
 ROOT = Path(__file__).parent.parent
-RECIPE, SIZES, TEXT = (Path(f"emkit/recipes/smoke/few-{name}.yaml") for name in ("images", "sizes", "text"))
+RECIPE, SIZES, TEXT = (Path(f"few/table{number}.yaml") for number in (1, 2, 3))
+PROFILE = "few"  # the folder holds the profile's files, too
 KEPT_ROWS = (
     "base",
     "vqa",
@@ -44,33 +47,93 @@ LIMIT = 900  # seconds that one stage may take on a busy machine
 
 
 def clone(folder: Path) -> Path:
-    """What a fresh clone of the working tree would hold, with two recipes more."""
+    """What a fresh clone of the working tree would hold, with three tables more."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     for name in names:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    few(folder / RECIPE, "internvl", KEPT_ROWS, ["VizWiz", "MathVista", "ChartQA", "RefCOCO"])
-    few(folder / SIZES, "qwen2_vl", SIZES_ROWS, ["VizWiz", "OCRVQA", "RefCOCO"])
-    few(folder / TEXT, "mistral", TEXT_ROWS, ["AlpacaEval", "MATH", "MBPP"])
+    few(folder / RECIPE, "table1", KEPT_ROWS, ["VizWiz", "MathVista", "ChartQA", "RefCOCO"])
+    few(folder / SIZES, "table2", SIZES_ROWS, ["VizWiz", "OCRVQA", "RefCOCO"])
+    few(folder / TEXT, "table3", TEXT_ROWS, ["AlpacaEval", "MATH", "MBPP"])
+    for path, text in MORE.items():
+        (folder / path).write_text(text, encoding="utf-8")
     return folder
 
 
-def few(recipe: Path, backbone: str, rows: Sequence[str], benchmarks: Sequence[str]) -> None:
-    """The smoke recipe of ``backbone`` with some of its rows and benchmarks; ``ties`` is a row that is not run yet."""
-    data = yaml.safe_load(SMOKE.with_name(f"{backbone}.yaml").read_text(encoding="utf-8"))
+def few(path: Path, table: str, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """The table ``table`` with some of its rows and columns, and its smoke profile with one seed beside it; ``ties`` is
+    a row that is not run yet."""
+    data = yaml.safe_load((ROOT / "eval" / "tables" / f"{table}.yaml").read_text(encoding="utf-8"))
     data["rows"] = [row | {"method": None} if row["id"] == "ties" else row for row in data["rows"] if row["id"] in rows]
-    data |= {"benchmarks": list(benchmarks), "seeds": [0]}
-    recipe.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    data["compare"] = [pair for pair in data["compare"] if set(pair) <= set(rows)]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(data | {"columns": list(columns)}, sort_keys=False), encoding="utf-8")
+    text = (SMOKE.parent / f"{data['backbone']}.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"^seeds: .*$", "seeds: [0]", text, flags=re.MULTILINE)
+    (path.parent / f"{data['backbone']}.yaml").write_text(text, encoding="utf-8")
 
 
 def plan_of(folder: Path, monkeypatch, recipe: Path = RECIPE) -> Plan:
     monkeypatch.chdir(folder)
-    return Plan(recipe)
+    return Plan(recipe, PROFILE)
 
 
-REPRODUCE = ("reproduce", str(RECIPE), str(SIZES), str(TEXT), "--jobs", "2")
+# Tables like the paper's 8 and 11 (sweeps that share a row with the first table) and 4 (averages), and one of models of
+# one's own, with a backbone of which the paper has no table: a file each, but for the models' profile.
+MORE = {
+    "few/table8.yaml": """
+title: Table 8
+backbone: internvl
+columns: [VizWiz, MathVista, ChartQA, RefCOCO]
+published: {file: eval/paper/table8.csv, models: InternVL2.5-1B}
+rows:
+  - {id: gamma, label: "{}", method: expert_merging, vary: {options.gamma: [0, 0.2]}}
+  - {id: expert_merging, label: "5", method: expert_merging}
+compare: [[gamma_0, expert_merging]]
+learned: [gamma_0.2]
+""",
+    "few/table11.yaml": """
+title: Table 11
+backbone: internvl
+columns: [VizWiz, MathVista, ChartQA, RefCOCO]
+rows:
+  - {id: samples, label: "N = {}", method: expert_merging, vary: {calibration.samples: [1]}}
+""",
+    "few/table4.yaml": """
+title: Table 4
+averages: {InternVL2.5: few/table1.yaml, Qwen2-VL: few/table2.yaml, Mistral: few/table3.yaml}
+published: {file: eval/paper/table4.csv, models: the published models}
+rows:
+  - {id: expert_merging, label: Expert Merging}
+  - {id: expert_merging_pp, label: Expert Merging++}
+  - {id: ties, label: TIES Merging}
+""",
+    "few/own.yaml": """
+title: Our own models
+backbone: causal_lm
+columns: [MATH]
+rows:
+  - {id: start, label: Start, method: checkpoint, model: base}
+  - {id: half, label: Half of both, method: task_arithmetic, scale: 0.5}
+""",
+    "few/causal_lm.yaml": """
+name: smoke
+backbone: causal_lm
+zoo: mistral-smoke
+models:
+  base: results/smoke/zoo/mistral/base
+  experts: {left: results/smoke/zoo/mistral/math, right: results/smoke/zoo/mistral/code}
+calibration: {samples: 1, response_tokens: 8}
+grid: [0.1]
+seeds: [0]
+protocol: {judge_upstream: rules, every_column: {n: 10, validation_n: 8}}
+""",
+}
+SWEPT = {"few/table8.yaml": {"gamma_0", "gamma_0.2"}, "few/table11.yaml": {"samples_1"}}
+REPRODUCE = ("reproduce", str(RECIPE), str(SIZES), str(TEXT), *(path for path in MORE if path != "few/causal_lm.yaml"))
+REPRODUCE += ("--profile", PROFILE, "--jobs", "2")
 
 
 def start(folder: Path, step: Sequence[str] = REPRODUCE) -> subprocess.Popen:
@@ -122,7 +185,7 @@ def stages(folder: Path, plan: Plan, sizes: Plan, text: Plan) -> dict:
         "scale": lambda: plan.cell(point, "VizWiz").is_file(),
         "fit": lambda: any((plan.run / "cache").rglob("*.state.json")),
         "scoring": lambda: plan.cell(Job("expert_merging", 0), "MathVista").is_file(),
-        "notebook": lambda: plan.table.is_file() and not plan.notebook.is_file(),
+        "notebook": lambda: plan.csv.is_file() and not plan.notebook.is_file(),
         "the second table's fit": lambda: any((sizes.run / "cache").rglob("*.state.json")),
         "the third table's scoring": lambda: text.cell(Job("chat", 0), "MATH").is_file(),
     }
@@ -153,7 +216,7 @@ def undisturbed(fresh, tmp_path_factory):
 def test_killed_at_every_stage_it_ends_with_the_identical_results(fresh, undisturbed, tmp_path, monkeypatch):
     folder = shutil.copytree(fresh, tmp_path / "clone")
     plan = plan_of(folder, monkeypatch)
-    for stage, reached in stages(folder, plan, Plan(SIZES), Plan(TEXT)).items():
+    for stage, reached in stages(folder, plan, Plan(SIZES, PROFILE), Plan(TEXT, PROFILE)).items():
         kill_when(folder, reached)
         print(f"killed in stage {stage}")
     # a row that is taken up again is merged again, and what its merge leaves is written again; its scores are not
@@ -171,14 +234,14 @@ def test_killed_while_a_cell_is_being_scored_it_ends_with_the_identical_table(un
     plan = plan_of(folder, monkeypatch)
     monkeypatch.setattr(workers, "_PACKAGE_ROOT", folder)  # the worker of that copy
     work = client.socket_path(folder / plan.data(EVALUATION)).with_suffix(".work")
-    cell, row = plan.cell(Job("base", 0), "MathVista"), ("row", str(RECIPE), "base", "0")
-    for path in (cell, scores.items_path(cell), plan.table):
+    cell, row = plan.cell(Job("base", 0), "MathVista"), ("row", str(RECIPE), "base", "0", "--profile", PROFILE)
+    for path in (cell, scores.items_path(cell), plan.csv):
         path.unlink()
     kill_when(folder, lambda: work.is_file() and read_json(work)["id"], row)
     assert not cell.exists() and list(plan.run.glob("tmp/**/*.safetensors"))
     finish(folder, row)
-    finish(folder, ("table", str(RECIPE)))
-    assert plan.table.read_bytes() == (undisturbed / plan.table).read_bytes()
+    finish(folder, ("table", str(RECIPE), "--profile", PROFILE))
+    assert plan.csv.read_bytes() == (undisturbed / plan.csv).read_bytes()
     assert results(folder) == results(undisturbed)
     assert not list(plan.run.glob("tmp/**/*.safetensors"))
 
@@ -211,6 +274,39 @@ def test_every_cell_is_there_and_merged_weights_are_not(undisturbed, monkeypatch
     assert (undisturbed / f"results/smoke/notebooks/{table}.ipynb").is_file()
 
 
+@pytest.mark.parametrize("table", list(SWEPT))
+def test_a_sweep_is_scored_row_by_row_and_a_shared_row_once(undisturbed, monkeypatch, table):
+    plan = plan_of(undisturbed, monkeypatch, Path(table))
+    assert {job.row for job in plan.jobs} == SWEPT[table] | set(plan.rows) and all(map(plan.is_done, plan.jobs))
+    found = {row: read_json(plan.cells(Job(row, 0)) / "coefficients.json") for row in plan.rows}
+    assert len({str(coefficients) for coefficients in found.values()}) == len(found)
+    log = (plan.run / "log" / f"{plan.name}.log").read_text()
+    assert "rule row" in log and f"eval row {table} expert_merging 0" not in log  # scored for the first table
+    text = (undisturbed / f"results/smoke/tables/{plan.name}.md").read_text(encoding="utf-8")
+    assert ("| 0.2 | 29.75 |" in text) == (plan.table.published is not None)  # Table 8 as published
+
+
+def test_a_table_of_averages_has_the_averages_of_its_tables(undisturbed):
+    found = csv.DictReader((undisturbed / "results/smoke/tables/table4.csv").read_text().splitlines())
+    cells = {(line["method"], line["benchmark"]): (line["score"], line["status"]) for line in found}
+    for column, table in (("InternVL2.5", "table1"), ("Qwen2-VL", "table2"), ("Mistral", "table3")):
+        lines = csv.DictReader((undisturbed / f"results/smoke/tables/{table}.csv").read_text().splitlines())
+        averages = {line["method"]: line["score"] for line in lines if line["benchmark"] == "Avg"}
+        assert cells["Expert Merging", column] == (averages["Expert Merging"], "ok")
+        assert cells["TIES Merging", column] == ("", "not run yet")
+    text = (undisturbed / "results/smoke/tables/table4.md").read_text(encoding="utf-8")
+    assert "| Expert Merging | 58.11 | 63.34 | 47.43 |" in text and "Avg" not in text
+
+
+def test_a_table_of_ones_own_models_of_any_backbone(undisturbed):
+    text = (undisturbed / "results/smoke/tables/own.md").read_text(encoding="utf-8")
+    assert text.startswith("# Our own models, profile `smoke`") and "Published" not in text and "paper" not in text
+    assert (
+        re.search(r"\| Half of both \| \d+\.\d\d ± ", text) and "| Half of both | 0.5 | given by the recipe |" in text
+    )
+    assert (undisturbed / "results/smoke/causal_lm/half/0/MATH.json").is_file()
+
+
 def test_one_display_shows_every_table(undisturbed):
     shown = (undisturbed / "output").read_text()
     for table in ("table1", "table2", "table3"):
@@ -227,15 +323,17 @@ def test_published_files_come_back_when_they_are_lost(undisturbed):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("recipe", ["smoke/few-images", "mini/internvl", "mini/qwen2_vl", "mini/mistral"])
-def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkeypatch, recipe):
-    folder, recipe = shutil.copytree(fresh, tmp_path / "clone"), Path(f"emkit/recipes/{recipe}.yaml")
+@pytest.mark.parametrize(
+    ("table", "profile"), [(RECIPE, PROFILE), ("table1", "mini"), ("table2", "mini"), ("table3", "mini")]
+)
+def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkeypatch, table, profile):
+    folder = shutil.copytree(fresh, tmp_path / "clone")
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--nolock"]
-    command += ["--config", f"recipe={recipe}", f"python={sys.executable}"]
+    command += ["--config", f"table={table}", f"profile={profile}", f"python={sys.executable}"]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     monkeypatch.chdir(folder)
-    plan = Plan(recipe)
+    plan = Plan(table, profile)
     points = [point for row in plan.scale_rows for point in plan.points(row)]
     lines = re.findall(r"^ +output: (.*)$", run.stdout + run.stderr, re.MULTILINE)
     planned = {file for line in lines for file in line.split(", ")}

@@ -5,40 +5,37 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import EXPERTS
 from safetensors.torch import load_file, save_file
-from small_plan import ROWS, SMOKE
+from small_plan import ROOT, TABLE, smoke, write
 
 from emkit import cli
 from emkit.errors import UserError
 from eval import pipeline
 from eval.__main__ import main
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture
 def recipe(tmp_path, tiny_zoo):
-    """The path of a small recipe over a copy of the tiny zoo, and a function that rewrites it with changes."""
+    """Writes a small table and a profile of a copy of the tiny zoo, with changes; returns what names both."""
     shutil.copytree(tiny_zoo, tmp_path / "zoo")
-    data = yaml.safe_load(SMOKE.read_text(encoding="utf-8")) | {"rows": ROWS, "zoo": None}
     experts = {name: str(tmp_path / "zoo" / name) for name in EXPERTS}
-    data["models"] = {"base": str(tmp_path / "zoo" / "base"), "experts": experts, "mixture": None}
-    data["sources"] = {}
+    models = {"base": str(tmp_path / "zoo" / "base"), "experts": experts, "mixture": None}
+    data = smoke(zoo=None, models=models)
     data["methods"]["expert_merging"]["beta"] = dict.fromkeys(EXPERTS, 1.0)
-    path = tmp_path / "recipe.yaml"
 
-    def write(**changes):
-        path.write_text(yaml.safe_dump(data | changes, sort_keys=False), encoding="utf-8")
-        return str(path)
+    def given(**changes):
+        table = TABLE | {key: value for key, value in changes.items() if key in TABLE}
+        if "rows" in changes:
+            table["learned"] = []
+        paths = write(tmp_path, table, data | {key: value for key, value in changes.items() if key not in TABLE})
+        return [str(paths[0]), "--profile", str(paths[1])]
 
-    write.data = data
-    return write
+    given.data = data
+    return given
 
 
 @pytest.fixture
@@ -60,20 +57,20 @@ def refuses(tmp_path, capfd):
     ("changes", "words"),
     [
         ({"backbone": "intervl"}, ["intervl", "internvl"]),
-        ({"benchmarks": ["VizViz"]}, ["unknown benchmark 'VizViz'"]),
-        ({"bencmarks": []}, ["unknown key 'bencmarks'", "benchmarks"]),
+        ({"columns": ["VizViz"]}, ["unknown benchmark 'VizViz'", "VizWiz"]),
+        ({"seed": []}, ["unknown key 'seed'", "seeds"]),
         ({"seeds": ["one"]}, ["seeds[0]", "'one' is not a whole number"]),
         ({"calibration": {"samples": "five", "response_tokens": 8}}, ["calibration.samples", "'five'"]),
         ({"rows": [{"id": "a", "label": "A", "method": "task_aritmetic"}]}, ["task_aritmetic", "task_arithmetic"]),
-        ({"protocol": "eval/benchmarks/absent.yaml"}, ["absent.yaml"]),
+        ({"protocol": {"judge": "rules"}}, ["protocol: unknown key 'judge'", "judge_upstream"]),
     ],
     ids=["backbone", "benchmark", "key", "type", "nested type", "method", "protocol"],
 )
-def test_a_wrong_recipe_is_refused(recipe, refuses, command, changes, words):
-    refuses([command, recipe(**changes)], *words)
+def test_a_wrong_table_or_profile_is_refused(recipe, refuses, command, changes, words):
+    refuses([command, *recipe(**changes)], *words)
 
 
-def test_an_absent_recipe_is_refused(refuses, tmp_path):
+def test_an_absent_table_is_refused(refuses, tmp_path):
     refuses(["plan", str(tmp_path / "none.yaml")], "none.yaml")
 
 
@@ -90,7 +87,7 @@ def test_an_expert_with_another_shape_is_refused(recipe, refuses, tmp_path):
         tensors[name] = torch.cat([tensors[name], tensors[name]])
 
     broken(tmp_path, "Chart", widen)
-    refuses(["reproduce", recipe()], "Chart", "q_proj.weight", "shape")
+    refuses(["reproduce", *recipe()], "Chart", "q_proj.weight", "shape")
 
 
 def test_an_expert_with_another_name_is_refused(recipe, refuses, tmp_path):
@@ -99,7 +96,7 @@ def test_an_expert_with_another_name_is_refused(recipe, refuses, tmp_path):
         tensors["extra"] = tensors.pop(name)
 
     broken(tmp_path, "VQA", rename)
-    refuses(["reproduce", recipe()], "VQA", "it lacks", "q_proj.weight', which is merged")
+    refuses(["reproduce", *recipe()], "VQA", "it lacks", "q_proj.weight', which is merged")
 
 
 def test_nan_is_refused(recipe, refuses, tmp_path):
@@ -107,26 +104,26 @@ def test_nan_is_refused(recipe, refuses, tmp_path):
         next(tensor for name, tensor in tensors.items() if name.endswith("up_proj.weight"))[0, 0] = float("nan")
 
     broken(tmp_path, "VQA", spoil)
-    refuses(["reproduce", recipe()], "VQA", "up_proj.weight", "NaN")
+    refuses(["reproduce", *recipe()], "VQA", "up_proj.weight", "NaN")
 
 
 def test_a_truncated_checkpoint_is_refused(recipe, refuses, tmp_path):
     path = tmp_path / "zoo" / "Chart" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    refuses(["reproduce", recipe()], "Chart/model.safetensors", "not a whole safetensors file")
+    refuses(["reproduce", *recipe()], "Chart/model.safetensors", "not a whole safetensors file")
 
 
 def test_a_pickled_checkpoint_is_refused_unread(recipe, refuses, tmp_path):
     folder = tmp_path / "zoo" / "Chart"
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
-    refuses(["reproduce", recipe()], "pickled weights", "pytorch_model.bin")
+    refuses(["reproduce", *recipe()], "pickled weights", "pytorch_model.bin")
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_missing_model_is_refused(recipe, refuses, tmp_path):
     shutil.rmtree(tmp_path / "zoo" / "VQA")
-    refuses(["reproduce", recipe()], "zoo/VQA")
+    refuses(["reproduce", *recipe()], "zoo/VQA")
 
 
 def test_an_empty_calibration_set_is_refused(recipe, refuses, tmp_path):
@@ -135,12 +132,12 @@ def test_an_empty_calibration_set_is_refused(recipe, refuses, tmp_path):
         files[name] = str(tmp_path / f"{name}.jsonl")
         (tmp_path / f"{name}.jsonl").write_text("", encoding="utf-8")
     calibration = {"samples": 2, "response_tokens": 8, "source": "jsonl", "files": files}
-    refuses(["reproduce", recipe(calibration=calibration)], "calibration set", "empty")
+    refuses(["reproduce", *recipe(calibration=calibration)], "calibration set", "empty")
 
 
 def test_results_that_are_a_file_are_refused(recipe, refuses, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    refuses(["reproduce", recipe()], "cannot write", "not a folder", results="file")
+    refuses(["reproduce", *recipe()], "cannot write", "not a folder", results="file")
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.EROFS, "read-only"), (errno.ENOSPC, "the disk is full")])
@@ -149,41 +146,42 @@ def test_a_read_only_or_full_disk_is_refused(recipe, refuses, monkeypatch, numbe
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("tempfile.mkstemp", fail)
-    refuses(["reproduce", recipe()], "cannot write", words)
+    refuses(["reproduce", *recipe()], "cannot write", words)
 
 
 def test_what_broke_in_a_run_is_what_is_said(recipe, refuses, monkeypatch):
     """The table is there, the notebook is not: nothing is published, and its own error is the one that is told."""
 
     def breaks(plan, *_):
-        plan.table.parent.mkdir(parents=True)
-        plan.table.write_text("row,benchmark\n", encoding="utf-8")
-        raise UserError("notebooks/table1.ipynb: cell 8 failed")
+        plan.csv.parent.mkdir(parents=True)
+        plan.csv.write_text("row,benchmark\n", encoding="utf-8")
+        raise UserError("notebooks/table.ipynb: cell 8 failed")
 
     monkeypatch.setattr(pipeline, "_snakemake", breaks)
-    refuses(["reproduce", recipe()], "Table 1: notebooks/table1.ipynb: cell 8 failed")
+    refuses(["reproduce", *recipe()], "Table 1: notebooks/table.ipynb: cell 8 failed")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["row", "RECIPE", "base", "7"], "base runs with seed 0, not 7"),
-        (["row", "RECIPE", "ties", "0"], "unknown row 'ties'"),
-        (["curve", "RECIPE", "ties"], "unknown row 'ties'"),
-        (["scale", "RECIPE", "task_arithmetic"], "no score file"),
-        (["table", "RECIPE"], "no score file"),
-        (["notebook", "RECIPE", "-p", "profile=mini"], "no parameter 'profile'"),
-        (["notebook", "RECIPE", "-p", "profile"], "NAME=VALUE"),
-        (["reproduce", "RECIPE", "--jobs", "0"], "--jobs is 0"),
+        (["row", "TABLE", "base", "7"], "base runs with seed 0, not 7"),
+        (["row", "TABLE", "ties", "0"], "unknown row 'ties'"),
+        (["curve", "TABLE", "ties"], "unknown row 'ties'"),
+        (["scale", "TABLE", "task_arithmetic"], "no score file"),
+        (["table", "TABLE"], "no score file"),
+        (["notebook", "TABLE", "-p", "recipe=mini"], "no parameter 'recipe'"),
+        (["notebook", "TABLE", "-p", "profile"], "NAME=VALUE"),
+        (["reproduce", "TABLE", "--jobs", "0"], "--jobs is 0"),
     ],
 )
 def test_a_wrong_argument_is_refused(recipe, refuses, arguments, words):
-    path = recipe()
-    refuses([path if argument == "RECIPE" else argument for argument in arguments], words)
+    table, *profile = recipe()
+    refuses([table if argument == "TABLE" else argument for argument in arguments] + profile, words)
 
 
 def test_emkit_refuses_in_one_line_too(recipe, refuses, tmp_path):
-    refuses(["merge-row", recipe(), "bose", "--out", str(tmp_path / "out")], "unknown row 'bose'", call=cli.main)
+    table, *profile = recipe()
+    refuses(["merge", table, "bose", *profile, "--out", str(tmp_path / "out")], "unknown row 'bose'")
     refuses(["zoo", "build", "internvl-maxi", "--out", str(tmp_path / "out")], "no zoo recipe", call=cli.main)
     refuses(["zoo", "check", str(tmp_path)], "no zoo in", call=cli.main)
     assert not (tmp_path / "out").exists()
@@ -193,11 +191,13 @@ def test_emkit_refuses_in_one_line_too(recipe, refuses, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["plan", "emkit/recipes/foo/internvl.yaml"], ["profiles: mini, paper, smoke"]),
-        (["reproduce", "emkit/recipes/mini/intervl.yaml"], ["backbones: internvl, mistral, qwen2_vl"]),
+        (["plan", "table1", "--profile", "foo"], ["no profile 'foo'", "mini, paper, smoke"]),
+        (["plan", "table1", "--profile", "smoek"], ["no profile 'smoek'", "did you mean 'smoke'"]),
+        (["reproduce", "tabel1"], ["no table 'tabel1'", "did you mean 'table1'"]),
+        (["table", "table14x"], ["no table 'table14x'"]),
     ],
 )
-def test_an_unknown_profile_or_backbone_is_answered_with_those_there_are(refuses, monkeypatch, arguments, words):
+def test_an_unknown_profile_or_table_is_answered_with_those_there_are(refuses, monkeypatch, arguments, words):
     monkeypatch.chdir(ROOT)
     refuses(arguments, *words)
 
@@ -207,22 +207,24 @@ def test_an_unknown_profile_or_backbone_is_answered_with_those_there_are(refuses
 )
 def test_a_step_before_its_time_names_the_command_that_does_all_of_them(recipe, refuses, arguments):
     step, *rest = arguments
-    refuses([step, recipe(), *rest], "has not been run to its end", "-m eval reproduce")
+    table, *profile = recipe()
+    refuses([step, table, *rest, *profile], "has not been run to its end", "-m eval reproduce")
 
 
 def test_lost_models_of_the_repository_are_brought_back_by_git(recipe, refuses, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "eval").symlink_to(ROOT / "eval")
     models = {"base": "results/zoo/internvl/base", "experts": recipe.data["models"]["experts"], "mixture": None}
-    refuses(["reproduce", recipe(models=models)], "results/zoo/internvl/base", "`git checkout results/zoo/internvl`")
+    refuses(["reproduce", *recipe(models=models)], "results/zoo/internvl/base", "`git checkout results/zoo/internvl`")
     out = ["--out", str(tmp_path / "out")]
-    refuses(["merge-row", recipe(models=models), "base", *out], "`git checkout results/zoo`", call=cli.main)
+    table, *profile = recipe(models=models)
+    refuses(["merge", table, "base", *profile, *out], "`git checkout results/zoo`")
 
 
-@pytest.mark.parametrize("module", ["emkit.cli", "eval"])
-def test_without_the_environment_one_line_says_how_to_get_it(module):
+@pytest.mark.parametrize("command", [("emkit.cli", "explain"), ("eval", "plan", "table1")])
+def test_without_the_environment_one_line_says_how_to_get_it(command):
     """A bare Python of the same version: nothing of the environment can be imported."""
-    command = [sys.executable, "-S", "-E", "-m", module, "plan", "emkit/recipes/mini/internvl.yaml"]
+    command = [sys.executable, "-S", "-E", "-m", *command]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = run.stderr.splitlines()
     assert run.returncode == 2 and len(lines) == 1, run.stderr
@@ -233,6 +235,6 @@ def test_a_missing_module_of_our_own_is_a_bug_and_keeps_its_traceback(monkeypatc
     def broken(options):
         raise ModuleNotFoundError("No module named 'emkit.absent'", name="emkit.absent")
 
-    monkeypatch.setattr(cli, "_plan", broken)
+    monkeypatch.setattr(cli, "_explain", broken)
     with pytest.raises(ModuleNotFoundError, match=r"emkit\.absent"):
-        cli.main(["plan", "x"])
+        cli.main(["explain", "x"])

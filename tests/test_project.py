@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emkit import recipe
-from emkit.errors import UserError
-from eval import keys, published
+from eval import keys, profile
+from eval import table as tables
 from eval.plan import Plan
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted((ROOT / "emkit" / "recipes").glob("[!z]*/*.yaml"))
+PROFILES = sorted(profile.FOLDER.glob("*/*.yaml"))
 
 
 def text(name: str) -> str:
@@ -70,7 +69,8 @@ def explained() -> list[list[str]]:
 
 def test_make_explains_every_target_with_needs_and_duration():
     lines = [line for line in explained() if len(line) == 4]
-    assert {line[0] for line in lines} == targets()
+    of_tables = {f"reproduce-{name}" for name in tables.names()} | {"plan-table1"}
+    assert {line[0] for line in lines} == targets() | of_tables
     assert all(all(line) for line in lines)
     assert all(re.match(r"(about )?\d+ (s|min)|at once", line[3]) for line in lines)
     assert "MEASURE" not in text("README.md")
@@ -83,7 +83,7 @@ def test_make_alone_prints_every_target():
 
 def test_every_target_is_phony():
     phony = re.search(r"^\.PHONY: (.*)$", text("Makefile"), re.MULTILINE)[1].split()
-    assert set(phony) == targets()
+    assert set(phony) == targets() | {"$(TABLES:%=reproduce-%)", "$(TABLES:%=plan-%)"}
 
 
 def test_a_wrong_python_gives_one_clear_line(tmp_path):
@@ -107,7 +107,7 @@ def test_ci_calls_make_test():
 def test_importing_emkit_needs_neither_harness_nor_jupyter():
     code = """
 import sys
-import emkit, emkit.cli, emkit.methods, emkit.recipe, emkit.backbones.internvl
+import emkit, emkit.cli, emkit.methods, emkit.backbones.internvl
 unwanted = {"vlmeval", "papermill", "nbformat", "IPython", "jupyter_client", "snakemake", "eval"}
 print(*sorted(unwanted & set(sys.modules)))
 """
@@ -120,56 +120,49 @@ def test_emkit_never_imports_eval():
         assert not re.search(r"^\s*(from|import) eval\b", path.read_text(encoding="utf-8"), re.MULTILINE), path
 
 
-# ---- recipes
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_every_value_of_a_recipe_has_its_source(path):
-    data = recipe.load(path).data
-    named = set(data["sources"])
-    for method, settings in data["methods"].items():
+# ---- profiles and tables
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_value_of_a_profile_has_its_source(path):
+    found = profile.load(path)
+    named = set(found.sources)
+    for method, settings in found.methods.items():
         for key in settings:
             assert f"methods.{method}.{key}" in named, f"methods.{method}.{key} has no source"
-    for key in data["calibration"]:
+    for key in found.calibration.model_fields_set:
         assert f"calibration.{key}" in named or key == "files", f"calibration.{key} has no source"
-    assert {"scale.grid", "seeds"} <= named
+    assert {"grid", "seeds"} <= named and bool(found.scales) == ("scales" in named)
 
 
-BACKBONES = pytest.mark.parametrize("backbone", ["internvl", "qwen2_vl", "mistral"])
+TABLES = pytest.mark.parametrize("table", ["table1", "table2", "table3"])
 
 
-@BACKBONES
-@pytest.mark.parametrize("profile", ["mini", "paper"])
-def test_the_rows_are_the_papers_table_in_its_order(profile, backbone):
-    plan = Plan(ROOT / "emkit" / "recipes" / profile / f"{backbone}.yaml")
-    rows = plan.paper.scores()
-    labels = [row["label"] for row in plan.recipe.rows if row["method"] != "reset_expert"]
+@TABLES
+@pytest.mark.parametrize("name", ["mini", "paper"])
+def test_the_rows_are_the_papers_table_in_its_order(name, table):
+    plan = Plan(table, name)
+    rows = tables.published(plan.table)
+    labels = [row.label for row in plan.rows.values() if row.method != "reset_expert"]
     assert labels == list(rows)
     assert [*plan.benchmarks, "Avg"] == list(rows["Task Arithmetic"])
-    assert plan.benchmarks == list(plan.paper.experts)
-    assert set(plan.recipe.experts) == set(plan.paper.experts.values())
-    assert set(plan.protocol["benchmarks"]) == set(plan.benchmarks)
+    assert plan.benchmarks == list(plan.experts)
+    assert set(plan.profile.models.experts) == set(plan.experts.values())
+    assert set(plan.protocol.columns) == set(plan.benchmarks)
 
 
-@BACKBONES
-def test_paper_and_mini_list_the_same_jobs(backbone):
-    plans = [Plan(ROOT / "emkit" / "recipes" / profile / f"{backbone}.yaml") for profile in ("mini", "paper")]
-    rows = [[(row["id"], row["label"]) for row in plan.recipe.rows] for plan in plans]
-    assert rows[0] == rows[1] and plans[0].benchmarks == plans[1].benchmarks
-    jobs = [{job.row for job in plan.jobs} for plan in plans]
-    assert jobs[0] - jobs[1] == {"mixture"} & set(plans[0].rows)  # of which no checkpoint is public
-
-
-def test_a_backbone_without_a_table_says_so():
-    with pytest.raises(UserError, match="no table of 'causal_lm'"):
-        published.of("causal_lm")
+@TABLES
+def test_paper_and_mini_run_the_same_rows(table):
+    jobs = [{job.row for job in Plan(table, name).jobs} for name in ("mini", "paper")]
+    assert jobs[0] - jobs[1] == {"mixture"} & jobs[0]  # of which no checkpoint is public
 
 
 # ---- what is committed
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_no_committed_file_is_a_target_of_the_pipeline(path, monkeypatch):
+@TABLES
+@pytest.mark.parametrize("name", ["mini", "smoke", "paper"])
+def test_no_committed_file_is_a_target_of_the_pipeline(name, table, monkeypatch):
     monkeypatch.chdir(ROOT)
-    plan = Plan(path.relative_to(ROOT))
+    plan = Plan(table, name)
     points = [point for row in plan.scale_rows for point in plan.points(row)]
-    produced = {plan.zoo_stamp, plan.table, plan.notebook}
+    produced = {plan.zoo_stamp, plan.csv, plan.notebook}
     produced |= {plan.manifest(split) for split in ("evaluation", "validation")}
     produced |= {plan.stamp(job) for job in [*plan.jobs, *points]} | {plan.scale_file(row) for row in plan.scale_rows}
     produced |= {plan.cell(job, name) for job in [*plan.jobs, *points] for name in plan.benchmarks}

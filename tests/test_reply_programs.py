@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from eval.alpaca import harness as alpaca
-from eval.benchmarks.lm import programs, scoring
 from eval.judge import rules
+from eval.lm import programs, scoring
 from eval.vlm import mends
 from eval.workers.text import whole
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_plan import SMOKE, items, score, small_plan
+from small_plan import ROOT, asked_otherwise, items, score, small_plan
+from text_benchmarks import changed
 
-from emkit import methods
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
-from eval import asking, keys, pipeline, rows, scale, scores
-from eval.plan import EVALUATION, VALIDATION, Job
+from eval import asking, columns, features, keys, merging, pipeline, rows, scale, scores
+from eval.places import EVALUATION, VALIDATION, Job
 from eval.vlm import client
 
 RIGHT = "yes"
@@ -23,11 +23,11 @@ class Fakes:
 
     def __init__(self, monkeypatch):
         self.merged, self.evaluated, self.broken, self.seconds = [], [], {}, set()
-        monkeypatch.setattr(methods, "merge_row", self.merge)
+        monkeypatch.setattr(merging, "merge_row", self.merge)
         monkeypatch.setattr(
             asking.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate)
         )
-        monkeypatch.setattr(asking.features, "kept", lambda *about: "features")
+        monkeypatch.setattr(features, "kept", lambda *about: "features")
         monkeypatch.setattr(client, "prompts", self.prompts)
         monkeypatch.setattr(client, "evaluate", self.evaluate)
 
@@ -49,16 +49,16 @@ class Fakes:
         assert model == b"weights" and features == "features"
         return [RIGHT for _ in questions]
 
-    def prompts(self, data, benchmark, seconds, rule):
-        assert rule == "dataset"
+    def prompts(self, data, column, seconds):
+        assert column.prompt_rule == "dataset"
         self.seconds.add(seconds)
         return [SimpleNamespace(index=str(i), image=None, text="?") for i in range(4)]
 
-    def evaluate(self, data, benchmark, predictions, judge_url, seconds):
+    def evaluate(self, data, column, predictions, judge_url, seconds):
         self.seconds.add(seconds)
-        self.evaluated.append(benchmark)
-        if benchmark in self.broken:
-            raise self.broken[benchmark]
+        self.evaluated.append(column.name)
+        if column.name in self.broken:
+            raise self.broken[column.name]
         assert set(predictions.values()) == {RIGHT}
         return SimpleNamespace(items=items(1, 1, 1, 0), harness={"name": "fake"})
 
@@ -115,7 +115,7 @@ def test_a_cell_of_other_data_code_or_items_is_scored_again(plan, fakes, monkeyp
         manifest["benchmarks"]["GQA"]["sha256"] = "drawn anew"
         write_json(plan.manifest(EVALUATION), manifest)
     elif what == "code":
-        monkeypatch.setattr(keys, "versions", lambda harness=None: {"code": "another"})
+        monkeypatch.setattr(keys, "versions", lambda libraries=(): {"torch": "another"})
     elif what == "items":
         scores.items_path(path).write_text("", encoding="utf-8")
     else:
@@ -133,7 +133,7 @@ def test_another_method_setting_makes_only_its_own_row_stale(tmp_path, fakes):
     learned = Job("expert_merging", 0)
     for job in (BASE, learned):
         rows.run_job(plan, job)
-    methods_of = {name: dict(settings) for name, settings in plan.recipe.data["methods"].items()}
+    methods_of = {name: dict(settings) for name, settings in plan.profile.methods.items()}
     methods_of["expert_merging"]["gamma"] = 3.0
     changed = small_plan(tmp_path, methods=methods_of)
     assert changed.is_done(BASE) and not changed.is_done(learned)
@@ -163,7 +163,7 @@ def test_a_model_answers_in_the_protocols_dtype_and_in_float32_unless_told(plan,
     rows.run_job(plan, BASE)
     assert fakes.dtype == torch.float32
     before = plan.expected(BASE, "GQA")["recipe_sha256"]
-    plan.protocol["generation"] = {"dtype": "bfloat16", "decoding": "greedy"}
+    asked_otherwise(plan, generation=columns.Generation(dtype="bfloat16"))
     assert plan.expected(BASE, "GQA")["recipe_sha256"] != before
     rows.run_job(plan, BASE)
     assert fakes.dtype == torch.bfloat16 and len(fakes.merged) == 2
@@ -173,7 +173,7 @@ def test_the_harness_has_the_time_that_the_protocol_gives_it(plan, fakes):
     rows.run_job(plan, BASE)
     assert fakes.seconds == {client.REQUEST_SECONDS}
     fakes.seconds.clear()
-    plan.protocol["request_seconds"] = 60
+    asked_otherwise(plan, request_seconds=60)
     rows.run_job(plan, plan.points("task_arithmetic")[0])
     assert fakes.seconds == {60}
 
@@ -204,8 +204,8 @@ def test_points_of_the_grid_are_scored_on_the_validation_split(plan, fakes):
 # ---- which jobs there are
 def test_a_plan_imports_neither_what_draws_nor_what_loads_models(tmp_path):
     """Every small step makes one, and pays for its imports."""
-    code = f"from eval.plan import Plan; Plan({str(SMOKE)!r}).protocol; import sys; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=SMOKE.parents[3], capture_output=True, text=True, check=True)
+    code = "from eval.plan import Plan; Plan('table1', 'smoke').protocol; import sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"matplotlib", "transformers", "vlmeval", "pandas"} & set(run.stdout.split())
 
 
@@ -245,18 +245,22 @@ def test_a_fixed_scale_needs_no_points(tmp_path):
     assert plan.scale_rows == [] and plan.resolved(plan.jobs[0]).scale == 0.1
 
 
-def test_a_learned_row_may_start_from_a_given_scale_but_not_from_none(tmp_path):
+def test_a_learned_row_starts_from_task_arithmetics_scale_given_shown_or_neither(tmp_path):
     learned = {"id": "em", "label": "EM", "method": "expert_merging"}
     given = {"id": "ta", "label": "TA", "method": "task_arithmetic", "scale": 0.1}
     plan = small_plan(tmp_path, rows=[given, learned])
     assert plan.scale_rows == [] and plan.chosen_scale("em") == 0.1
-    with pytest.raises(UserError, match="'em' starts from the scale of task_arithmetic, but there is no such row"):
-        _ = small_plan(tmp_path, rows=[learned]).scale_rows
+    alone = small_plan(tmp_path, rows=[learned])
+    assert alone.scale_rows == ["task_arithmetic"] and alone.chosen_scale("em") is None
+    assert [job.row for job in alone.jobs] == ["em", "em"]  # Task Arithmetic is scored on validation items alone
+    write_json(alone.scale_file("task_arithmetic"), {"scale": 0.5})
+    assert alone.chosen_scale("em") == 0.5
+    assert small_plan(tmp_path, rows=[learned], scales={"task_arithmetic": 0.3}).chosen_scale("em") == 0.3
 
 
 def test_an_unknown_benchmark_is_an_error(tmp_path):
     with pytest.raises(UserError, match="unknown benchmark 'VizViz'"):
-        _ = small_plan(tmp_path, benchmarks=["VizViz"]).protocol
+        _ = small_plan(tmp_path, columns=["VizViz"]).protocol
 
 
 # ---- the scale rule
@@ -305,7 +309,7 @@ def test_stamps_without_valid_cells_are_removed(plan, fakes):
 
 
 def test_data_of_another_protocol_are_removed(plan):
-    plan.protocol["benchmarks"]["GQA"]["n"] = 11
+    plan.protocol = changed(plan.protocol, "GQA", n=11)
     pipeline.prune(plan)
     assert not plan.manifest(EVALUATION).exists()
 
@@ -321,23 +325,10 @@ def test_failed_cells_end_the_run_with_an_error(plan, fakes, capsys):
     assert f"`{plan.command}` tries them again" in said.splitlines()[-1]
 
 
-def test_code_version_ignores_comments_and_docstrings(tmp_path, monkeypatch):
-    (tmp_path / "emkit").mkdir()
-    source = tmp_path / "emkit" / "a.py"
-    monkeypatch.setattr(keys, "ROOT", tmp_path)
-    found = []
-    for text in ('"""Old."""\nx = 1\n', '"""New."""\n# why\nx = 1\n', "x = 2\n"):
-        source.write_text(text, encoding="utf-8")
-        keys.code_version.cache_clear()
-        found.append(keys.code_version())
-    keys.code_version.cache_clear()
-    assert found[0] == found[1] != found[2]
-
-
 def test_fits_and_calibration_sets_of_other_code_or_tokenizers_are_not_reused(tmp_path, monkeypatch):
     plan = small_plan(tmp_path)
     before = plan.cache
-    monkeypatch.setattr(keys, "versions", lambda harness=None: {"code": "another"})
+    monkeypatch.setattr(keys, "versions", lambda libraries=(): {"torch": "another"})
     assert plan.cache != before
     monkeypatch.undo()
     monkeypatch.setattr(keys, "model_identity", lambda name: f"{name} with another tokenizer")
@@ -360,9 +351,9 @@ def test_a_benchmark_file_that_changed_or_is_gone_is_drawn_again(tmp_path):
 
 @pytest.mark.parametrize("change", [{"judge_upstream": "https://example.org/v1"}, {"judge_model": "another"}])
 def test_another_judge_makes_judged_cells_stale_and_no_others(tmp_path, change):
-    plan = small_plan(tmp_path, benchmarks=["MathVista", "GQA"])
+    plan = small_plan(tmp_path, columns=["MathVista", "GQA"])
     before = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}
-    plan.protocol.update(change)
+    asked_otherwise(plan, **change)
     after = {name: plan.expected(BASE, name)["recipe_sha256"] for name in plan.benchmarks}
     assert before["GQA"] == after["GQA"] and before["MathVista"] != after["MathVista"]
 

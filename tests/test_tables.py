@@ -8,8 +8,9 @@ from small_plan import score, small_plan
 
 from emkit.errors import UserError
 from emkit.files import write_json
-from eval import published, scale, scores, tables
-from eval.plan import Job
+from eval import render, scale, scores
+from eval import table as tables
+from eval.places import Job
 
 
 @pytest.fixture
@@ -28,12 +29,12 @@ def plan(tmp_path):
 def lines(plan):
     return {
         (line["method"], line["benchmark"]): line
-        for line in csv.DictReader(tables.as_csv(tables.entries(plan)).splitlines())
+        for line in csv.DictReader(render.as_csv(render.entries(plan)).splitlines())
     }
 
 
 def test_columns_and_order(plan):
-    text = tables.as_csv(tables.entries(plan)).splitlines()
+    text = render.as_csv(render.entries(plan)).splitlines()
     assert text[0] == "method,benchmark,score,stderr,n,seeds,status"
     assert [line.split(",")[:2] for line in text[1:4]] == [["Base", "VizWiz"], ["Base", "GQA"], ["Base", "Avg"]]
     assert len(text) == 1 + 4 * 3
@@ -92,24 +93,31 @@ def test_a_column_with_one_failed_seed_has_no_score(plan):
     assert lines(plan)["Expert Merging", "GQA"]["score"] == ""
 
 
-def test_a_missing_score_file_is_an_error(plan):
+def test_a_missing_score_file_is_not_run_yet_and_none_at_all_is_an_error(plan):
     plan.cell(Job("base", 0), "GQA").unlink()
-    with pytest.raises(UserError, match=r"GQA\.json"):
-        tables.entries(plan)
+    plan.cell(Job("expert_merging", 1), "GQA").unlink()
+    for row in ("Base", "Expert Merging"):
+        assert [lines(plan)[row, name]["status"] for name in ("VizWiz", "GQA", "Avg")] == ["ok"] + ["not run yet"] * 2
+        assert lines(plan)[row, "Avg"]["score"] == ""
+    for job in plan.jobs:
+        for name in plan.benchmarks:
+            plan.cell(job, name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"VizWiz\.json: Table 1 has not been run"):
+        render.entries(plan)
 
 
 def test_reading_back_gives_the_rounded_entries(plan, tmp_path):
     path = tmp_path / "table1.csv"
-    path.write_text(tables.as_csv(tables.entries(plan)), encoding="utf-8")
-    read = tables.read_csv(path)
-    assert read[0] == tables.Entry("Base", "VizWiz", 50.0, 28.87, 4, 1, "ok")
+    path.write_text(render.as_csv(render.entries(plan)), encoding="utf-8")
+    read = render.read_csv(path)
+    assert read[0] == render.Entry("Base", "VizWiz", 50.0, 28.87, 4, 1, "ok")
     path.write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(UserError, match="columns"):
-        tables.read_csv(path)
+        render.read_csv(path)
 
 
 def test_markdown_names_the_profile_and_keeps_ours_apart_from_theirs(plan):
-    text = tables.as_markdown(tables.entries(plan), plan.paper, "smoke", tables.scales(plan))
+    text = render.as_markdown(render.entries(plan), plan.table, "smoke", render.scales(plan))
     ours, theirs = text.split("## Published")
     assert "profile `smoke`" in text.splitlines()[0]
     assert "| Base | 50.00 ± 28.87 | 75.00 ± 25.00 | 62.50 ± 19.09 |" in ours
@@ -117,20 +125,20 @@ def test_markdown_names_the_profile_and_keeps_ours_apart_from_theirs(plan):
 
 
 def test_published_tables_are_all_there():
-    shapes = {number: published.scores(number) for number in range(1, 14)}
+    shapes = {number: tables.scores(f"eval/paper/table{number}.csv") for number in range(1, 14)}
     assert shapes[1]["Expert Merging++"]["Avg"] == 58.45
     assert shapes[1]["VQA Expert"]["RefCOCO"] is None
     assert len(shapes[1]) == 20 and all(shapes.values())
 
 
 def test_writing_is_deterministic_and_current(plan):
-    tables.write(plan)
-    first = plan.table.read_bytes()
-    assert tables.is_current(plan)
-    tables.write(plan)
-    assert plan.table.read_bytes() == first
+    render.write(plan)
+    first = plan.csv.read_bytes()
+    assert render.is_current(plan)
+    render.write(plan)
+    assert plan.csv.read_bytes() == first
     score(plan, Job("base", 0), "GQA", 0, 0, 0, 1)
-    assert not tables.is_current(plan)
+    assert not render.is_current(plan)
 
 
 def test_the_table_says_where_every_scale_comes_from(tmp_path):
@@ -153,4 +161,4 @@ def test_the_table_says_where_every_scale_comes_from(tmp_path):
         "AdaMerging": (0.3, "learned per tensor, starting from the recipe's value"),
         "Expert Merging": (0.2, "learned per tensor, starting from Task Arithmetic's"),
     }
-    assert "| TSV Merging | 1 | fixed by its authors |" in tables.scales(found)
+    assert "| TSV Merging | 1 | fixed by its authors |" in render.scales(found)

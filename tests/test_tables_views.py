@@ -2,7 +2,6 @@
 
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +10,12 @@ from scipy import stats as distributions
 from small_plan import ROWS, score, small_plan
 
 from emkit.coefficients import Coefficients
-from emkit.errors import UserError
-from eval import comparisons, figures, tables
-from eval.listing import listing
-from eval.plan import Job, Plan
+from eval import comparisons, figures, render
+from eval.listing import explained, listing
+from eval.places import Job
+from eval.plan import Plan
 from eval.progress import Display
 
-RECIPES = Path(__file__).parent.parent / "emkit" / "recipes"
 EM, TA = "expert_merging", "task_arithmetic"
 
 
@@ -57,9 +55,21 @@ def test_an_item_that_a_judge_left_undecided_is_left_out_of_both_rows(plan):
     assert gqa["delta"] == pytest.approx(100 * 0.5 / 3)
 
 
-def test_a_row_that_is_not_there_cannot_be_compared(plan):
-    with pytest.raises(UserError, match="does not run the row 'ties'"):
-        comparisons.compare(plan, [(EM, "ties")])
+def test_a_row_without_a_score_is_compared_by_its_status(plan):
+    found = comparisons.compare(plan, [(EM, "ties"), (EM, TA)])
+    assert found[-1] == {"rows": "Expert Merging − TIES Merging", "benchmark": "Avg", "status": "not run yet"}
+    words = [comparison["verdict"] for comparison in comparisons.verdicts(found)]
+    assert words[1] == "not run yet" and words[0] in ("ahead", "no difference shown")
+    assert "| – | – | – | – | – | not run yet |" in comparisons.as_markdown(comparisons.verdicts(found))
+    assert comparisons.compare(plan, [(EM, TA)]) == found[:-1]  # and Holm's rule knows nothing of it
+    assert len(figures.differences(found, "t").axes) == 1
+    assert "not run yet" in figures.differences(found[-1:], "t").axes[0].texts[0].get_text()
+    plan.cell(Job(EM, 1), "GQA").unlink()
+    assert [comparison["verdict"] for comparison in comparisons.verdicts(comparisons.compare(plan, [(EM, TA)]))] == [
+        "not run yet"
+    ]
+    assert comparisons.seed_intervals(plan, [EM]) == [{"row": "Expert Merging", "status": "not run yet"}]
+    pyplot.close("all")
 
 
 def test_holm_runs_over_the_pairs_of_one_benchmark(plan):
@@ -83,7 +93,7 @@ def test_verdicts(delta, holm, words):
 
 
 def test_what_merging_can_reach(plan):
-    gqa = comparisons.reach(plan, tables.entries(plan))[1]
+    gqa = comparisons.reach(plan, render.entries(plan))[1]
     assert gqa == {
         "benchmark": "GQA",
         "own expert": "VQA",
@@ -95,27 +105,26 @@ def test_what_merging_can_reach(plan):
 
 
 def test_the_interval_over_seeds(plan):
-    mean, low, high = comparisons.seed_interval(plan, EM)
+    [found] = comparisons.seed_intervals(plan, [EM])
+    mean, low, high = (found[key] for key in ("mean", "low", "high"))
     assert mean == 62.5 and high - mean == pytest.approx(distributions.t.ppf(0.975, 1) * 12.5)
     assert low == pytest.approx(2 * mean - high)
 
 
 def test_a_heat_map_without_scored_experts_says_so_without_a_warning(plan, recwarn):
-    figure = figures.relative_heatmap(tables.entries(plan), {}, {}, "t")
+    figure = figures.relative_heatmap(render.entries(plan), {}, {}, "t")
     assert "no expert" in figure.axes[0].texts[0].get_text() and not recwarn.list
     pyplot.close("all")
 
 
 def test_figures_draw_what_the_table_says(plan, tmp_path):
-    lines = tables.entries(plan)
+    lines = render.entries(plan)
     assert figures.column_references(plan, lines) == {"VizWiz": 50.0, "GQA": 50.0}
-    figure = figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, plan.paper.experts, "t")
+    figure = figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, plan.experts, "t")
     shown = figure.axes[0].images[0].get_array()
     assert np.allclose(shown, [[50, 50], [50, 50], [125, 125], [100, 100], [50, 50]])  # without "not run yet"
     figures.save(figure, tmp_path / "a.png")
-    figures.save(
-        figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, plan.paper.experts, "t"), tmp_path / "b.png"
-    )
+    figures.save(figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, plan.experts, "t"), tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     found = comparisons.compare(plan, [(EM, TA), ("vqa", TA)])
     assert len(figures.differences(found, "t").axes) == 2
@@ -126,9 +135,8 @@ def test_figures_draw_what_the_table_says(plan, tmp_path):
     pyplot.close("all")
 
 
-def test_the_list_of_jobs_for_the_paper_names_everything_and_opens_nothing(monkeypatch):
-    monkeypatch.chdir(RECIPES.parent.parent)
-    plan = Plan("emkit/recipes/paper/internvl.yaml")
+def test_the_list_of_jobs_for_the_paper_names_everything_and_opens_nothing():
+    plan = Plan("table1", "paper")
     text = listing(plan)
     for words in ("OpenGVLab/InternVL2_5-1B", "InternVL2_5-1B_OCR", "MathVision_MINI", "gamma 5.0", "kappa 1.2"):
         assert words in text
@@ -145,3 +153,16 @@ def test_progress_says_a_stage_once_it_ends_and_bars_in_between():
     lines = stream.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["data", "data"]  # a log is not told of every cell
     assert "0/2" in lines[0] and "2/2" in lines[1]
+
+
+def test_a_rows_options_are_shown_with_their_sources(tmp_path):
+    rows = [{"id": "ties", "label": "TIES", "method": "ties", "options": {"merge": "sum"}}]
+    rows += [{"id": "pp", "label": "++", "method": "adamerging_pp"}]
+    methods = {"ties": {"density": 0.35}, "adamerging": {"initial": 0.4}, "adamerging_pp": {"density": 0.5}}
+    sources = {"methods.ties.density": "ours: tried", "methods.adamerging.initial": "ours: too"}
+    plan = small_plan(tmp_path, rows=rows, methods=methods, sources=sources)
+    text = explained(plan, "ties")
+    assert "density = 0.35  (ours: tried)" in text and "merge = sum  (given in the row)" in text
+    assert "scope = model  (default: original" in text and "scale = one of [0.1, 0.5]  (best mean" in text
+    text = explained(plan, "pp")
+    assert "initial = 0.4  (ours: too)" in text and "density = 0.5  (methods.adamerging_pp.density)" in text

@@ -6,18 +6,19 @@ import pytest
 import tiny_models as tiny
 import torch
 from conftest import recipe_data, save_recipe
-from text_benchmarks import asked, write
+from text_benchmarks import TEXT, asked, column, write
 
-from emkit import methods
+from emkit import backbones, methods
 from emkit.alignment.calibration import Settings, calibrate
 from emkit.alignment.sources import JsonlSource, TextZooSource, ZooSource, source
-from emkit.backbones import mistral
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.task_vectors import TaskVectors
 from emkit.zoo import text
 from emkit.zoo.data.sampling import split_of
-from eval.lm import tasks
+from eval.items import lines
+
+mistral = backbones.get("mistral")
 
 SETTINGS = Settings(samples=2, response_tokens=12, hidden_layer=1, max_new_tokens=5)
 
@@ -52,13 +53,13 @@ def test_the_stream_is_not_that_of_the_experts_training_items():
     assert [item.key for item in first("Math", 100) if item.subtask == "gsm8k"] != training
 
 
-@pytest.mark.parametrize("name", tasks.NAMES)
+@pytest.mark.parametrize("name", TEXT)
 def test_questions_are_those_of_evaluation_to_the_letter(name, tmp_path):
     """Against what the harness sends: `asked` is checked against the real one by the harnesses' own tests."""
     write("validation", tmp_path, {name: 40})
-    subtask = tasks.settings(name)["metadata"]["subtask"]
-    drawn = text.distinct(subtask, "validation", tasks.settings(name)["metadata"]["seed"])
-    sent = [asked(name, row) for row in tasks.rows(tmp_path, name)]
+    subtask = column(name).subtask
+    drawn = text.distinct(subtask, "validation", column(name).seed)
+    sent = [asked(name, row) for row in lines.rows(tmp_path, column(name))]
     assert [text.prompt(item) for item in itertools.islice(drawn, 40)] == sent
     if name == "HumanEval":
         requests = {item.questions[0].split("\n")[0] for item in first("Code", 80) if item.subtask == "humaneval"}

@@ -1,22 +1,50 @@
-"""The text benchmarks a few items long, written as a protocol writes them."""
+"""The text columns a few items long, written as a protocol writes them."""
 
 from pathlib import Path
 
-from eval import benchmarks
-from eval.benchmarks import writer
+from emkit.schema import load_yaml
+from eval import columns
+from eval import profile as profiles
+from eval import table as tables
+from eval.columns import Column, Protocol
+from eval.items import writer
 
-FOLDER = Path(benchmarks.__file__).parent
+TABLES = {"internvl": "table1", "qwen2_vl": "table2", "mistral": "table3"}
+TEXT = ("AlpacaEval", "GSM8K", "MATH", "HumanEval", "MBPP")
 
 
-def protocol(counts: dict[str, int]) -> dict:
-    """mistral-smoke with the benchmarks ``counts`` alone, each of so many items."""
-    smoke = benchmarks.load(FOLDER / "mistral-smoke.yaml")
-    chosen = {name: {**smoke["benchmarks"][name], "n": n, "validation_n": n} for name, n in counts.items()}
-    return {**smoke, "name": "few", "benchmarks": chosen}
+def said(profile: str, backbone: str) -> dict:
+    """The section ``protocol`` of a shipped profile."""
+    path = profiles.find(profile, backbone)
+    return load_yaml(path.read_text(), str(path))["protocol"]
+
+
+def full(profile: str, backbone: str) -> Protocol:
+    """How every column of a backbone's table is asked on a shipped profile."""
+    names = tables.load(TABLES[backbone]).columns
+    return columns.protocol(profile, backbone, names, said(profile, backbone), f"{backbone}-{profile}")
+
+
+def changed(given: Protocol, name: str, **changes) -> Protocol:
+    """The protocol with other settings of one column."""
+    column = given.columns[name].model_copy(update=changes)
+    return given.model_copy(update={"columns": {**given.columns, name: column}})
+
+
+def protocol(counts: dict[str, int]) -> Protocol:
+    """mistral's smoke protocol with the columns ``counts`` alone, each of so many items."""
+    smoke = full("smoke", "mistral")
+    chosen = {name: smoke.columns[name].model_copy(update={"n": n, "validation_n": n}) for name, n in counts.items()}
+    return smoke.model_copy(update={"name": "few", "columns": chosen})
+
+
+def column(name: str) -> Column:
+    """A text column as its file says it."""
+    return columns.load(name)
 
 
 def write(split: str, folder: Path, counts: dict[str, int]) -> dict:
-    """Write so many items of each benchmark; returns the manifest."""
+    """Write so many items of each column; returns the manifest."""
     return writer.write(protocol(counts), split, folder)
 
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -29,13 +28,13 @@ from emkit.alignment.variable import (
     authors_sign,
     learning_rate,
 )
+from emkit.backbones.base import Backbone
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.errors import UserError
 from emkit.files import read_json, read_kept, sha256_json, write_json
 from emkit.progress import report
 from emkit.task_vectors import TaskVectors
-from emkit.transforms import View
 
 __all__ = ["OPTIMISERS", "PARAMETERISATIONS", "SCHEDULES", "Fit", "FitOptions", "Optimiser", "fit"]
 __all__ += ["chosen_samples", "learning_rate"]
@@ -78,9 +77,9 @@ class Fit:
 
 
 def fit(
-    backbone: ModuleType,
+    backbone: Backbone,
     model: torch.nn.Module,
-    task_vectors: TaskVectors | View | Placement,
+    task_vectors: TaskVectors | Placement,
     start: Coefficients,
     initial: Mapping[str, float],
     calibration: Calibration,

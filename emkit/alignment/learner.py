@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -18,16 +17,13 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.order import authors_order
 from emkit.alignment.placement import Placement, place
 from emkit.alignment.sources import source
+from emkit.backbones.base import Backbone
 from emkit.coefficients import Coefficients
 from emkit.content import surroundings
 from emkit.errors import UserError
 from emkit.files import atomic_dir, lock, read_json, read_kept, sha256_json, write_json
 from emkit.progress import report
 from emkit.task_vectors import TaskVectors
-from emkit.transforms import View
-
-if TYPE_CHECKING:
-    from emkit.recipe import Recipe
 
 FORMAT = 3  # of the kept fits; part of their keys
 SCALE = "scale of task_arithmetic"  # the initial value "validated by Task Arithmetic" (Section 3.2)
@@ -49,72 +45,76 @@ class Learned:
 
 @dataclass(frozen=True)
 class Learner:
-    """Fits coefficients for a recipe's models. ``cache`` keeps calibration sets and fits; ``scale`` is the chosen λ;
-    ``engine`` says what the machine may give. Settings are what runs: a recipe that is ``like`` the authors' code has
-    theirs in it already.
+    """Fits coefficients. ``calibration`` says which samples; ``cache`` keeps calibration sets and fits; ``scale`` is
+    the chosen λ; ``engine`` says what the machine may give. Options are what runs: of a fit that is ``like`` the
+    authors' code they are theirs already.
 
     ``task_vectors`` may be a transformed view; the calibration set is that of the experts themselves.
     """
 
-    backbone: ModuleType
-    task_vectors: TaskVectors | View
-    recipe: Recipe
+    backbone: Backbone
+    task_vectors: TaskVectors
+    calibration: Mapping[str, Any]
+    device: str
     seed: int
     cache: Path
     scale: float | None = None
     progress: bool = False
     engine: EngineOptions = field(default_factory=EngineOptions)
 
-    def expert_merging(self, settings: Mapping) -> Learned:
+    def expert_merging(self, settings: Any) -> Learned:
         """Expert Merging: one coefficient per merged tensor and expert (Section 3.2)."""
         start = Coefficients.constant(self.task_vectors.names, self._initial(settings))
-        calibration = self._calibration(settings)
+        calibration = self._calibration(settings.hidden_layer, settings.tokens)
         coefficients, stage = self._fit(
             self._options(settings), self._initial(settings), calibration, start, len(start.values)
         )
         return Learned(coefficients, [stage], _described(calibration))
 
-    def adamerging(self, settings: Mapping) -> Learned:
+    def adamerging(self, settings: Any) -> Learned:
         """AdaMerging: one coefficient per merged tensor and expert, by the entropy of the merged model's predictions.
 
         The calibration set is Expert Merging's (the same key, so it is made once); its teachers are not looked at.
         """
         initial = self._initial(settings)
         start = Coefficients.constant(self.task_vectors.names, initial)
-        calibration = self._calibration({"hidden_layer": "middle", **settings})
-        optimiser = Optimiser(**settings["optimiser"])
-        options = FitOptions(objective="entropy", gamma=0.0, clamp=settings["clamp"], optimiser=optimiser)
+        calibration = self._calibration("middle", settings.tokens)
+        optimiser = Optimiser(**settings.optimiser.model_dump())
+        options = FitOptions(objective="entropy", gamma=0.0, clamp=settings.clamp, optimiser=optimiser)
         coefficients, stage = self._fit(options, initial, calibration, start, len(start.values))
         return Learned(coefficients, [stage], _described(calibration))
 
-    def expert_merging_pp(self, first: Mapping, settings: Mapping) -> Learned:
+    def expert_merging_pp(self, first: Any, settings: Any) -> Learned:
         """Expert Merging with the settings ``first``, importance, chunks, and a second fit (Section 3.3)."""
         stage1 = self.expert_merging(first)
         names = self.task_vectors.names
-        importance = layer_importance(stage1.coefficients, self.task_vectors, settings.get("normalise", "per_expert"))
-        chunks = allocate_chunks(importance, settings["budget"], settings["kappa"])
+        importance = layer_importance(stage1.coefficients, self.task_vectors, settings.normalise)
+        chunks = allocate_chunks(importance, settings.budget, settings.kappa)
         start = chunked_start(
             stage1.coefficients,
             Coefficients.constant(names, self._initial(settings)),
             chunks,
-            settings["fixed"],
-            settings["start"],
+            settings.fixed,
+            settings.start,
             {name: self.task_vectors.numel(name) for name in names},
         )
-        calibration = self._calibration(settings)
+        calibration = self._calibration(settings.hidden_layer, settings.tokens)
         coefficients, stage = self._fit(
             self._options(settings),
             self._initial(settings),
             calibration,
             start,
-            settings["budget"] * len(names),
+            settings.budget * len(names),
         )
         stage |= {"importance": importance, "chunks": chunks}
         return Learned(coefficients, [*stage1.stages, stage], _described(calibration))
 
-    def _options(self, settings: Mapping) -> FitOptions:
-        options = self.recipe.fit_options(settings)
-        return options if self.recipe.like is None else replace(options, order=authors_order(self.recipe.backbone))
+    def _options(self, settings: Any) -> FitOptions:
+        names = [part.name for part in fields(FitOptions) if hasattr(settings, part.name)]
+        given = {name: getattr(settings, name) for name in names}
+        if self.engine.like is not None:
+            given["order"] = authors_order(self.backbone.name)
+        return FitOptions(**{**given, "optimiser": Optimiser(**settings.optimiser.model_dump())})
 
     @cached_property
     def _model(self) -> torch.nn.Module:
@@ -123,16 +123,16 @@ class Learner:
         Every tensor is read before, so that NaN and infinity are found before anything long starts.
         """
         _check_finite(self.task_vectors)
-        return self.backbone.load(self.task_vectors.base.path, self.engine.torch_dtype, self.recipe.device)[0]
+        return self.backbone.load(self.task_vectors.base.path, self.engine.torch_dtype, self.device)[0]
 
     @cached_property
     def _placement(self) -> Placement:
         """Where the fits read θ_base and the task vectors; made when the experts have had their turn on the device."""
         return place(self.task_vectors, self._model, self.engine)
 
-    def _initial(self, settings: Mapping) -> dict[str, float]:
+    def _initial(self, settings: Any) -> dict[str, float]:
         """ᾱ_k of each expert, in the experts' order: the chosen λ, a number, or a number for each."""
-        initial = settings["initial"]
+        initial = settings.initial
         if initial == SCALE:
             if self.scale is None:
                 raise UserError(f"initial '{SCALE}' needs that scale: choose it on the validation items first")
@@ -141,10 +141,10 @@ class Learner:
             return {name: float(initial[name]) for name in self.task_vectors.experts}
         return dict.fromkeys(self.task_vectors.experts, float(initial))
 
-    def _calibration(self, settings: Mapping) -> Calibration:
-        given = self.recipe.data["calibration"]
+    def _calibration(self, hidden_layer: int | str, tokens: str) -> Calibration:
+        given = self.calibration
         blocks = self.backbone.blocks(self._model)
-        layer = blocks // 2 if settings["hidden_layer"] == "middle" else settings["hidden_layer"]
+        layer = blocks // 2 if hidden_layer == "middle" else hidden_layer
         if not 1 <= layer <= blocks:
             raise UserError(f"hidden_layer is block {layer}, the model has blocks 1 to {blocks}")
         wanted = {key: given[key] for key in ("samples", "response_tokens", "max_new_tokens") if key in given}
@@ -152,8 +152,8 @@ class Learner:
             self.backbone,
             self._model,
             self.task_vectors,
-            source(given, self.recipe.backbone),
-            Settings(hidden_layer=layer, tokens=settings["tokens"], **wanted),
+            source(given, self.backbone.name),
+            Settings(hidden_layer=layer, tokens=tokens, **wanted),
             self.seed,
             self.cache,
             self.progress,
@@ -172,9 +172,9 @@ class Learner:
         key = sha256_json(
             {
                 "format": FORMAT,
-                "backbone": self.backbone.__name__,
+                "backbone": self.backbone.name,
                 "models": {name: checkpoint.sha256() for name, checkpoint in checkpoints.items()},
-                "surroundings": surroundings(self.recipe.device),
+                "surroundings": surroundings(self.device, __name__, f"emkit.backbones.{self.backbone.name}"),
                 "transforms": list(self.task_vectors.identity),
                 "calibration": calibration.keys,
                 "start": start.to_json(),
@@ -225,10 +225,8 @@ def _described(calibration: Calibration) -> dict:
     }
 
 
-def _check_finite(task_vectors: TaskVectors | View) -> None:
+def _check_finite(task_vectors: TaskVectors) -> None:
     """``UserError`` where a tensor of the base or an expert is not finite."""
-    while isinstance(task_vectors, View):
-        task_vectors = task_vectors.inner
     for number, name in enumerate(task_vectors.names):
         report("task vectors read", number, len(task_vectors.names))
         task_vectors.read(name)

@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from PIL import Image, UnidentifiedImageError
 
-from emkit.backbones import TEXT_ALONE
+from emkit import backbones
 from emkit.errors import UserError
 from emkit.files import sha256_file
+from emkit.imports import code_sha256
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ZooSource:
         from emkit.zoo import data
 
         drawn = {"split": self.split, "subtasks": _subtasks(data.DOMAINS, task), "asked_by": self.backbone}
-        return {"source": "zoo", **drawn, "code": _sha256_files(_modules(data))}
+        return {"source": "zoo", **drawn, "code": code_sha256((data.__name__,))}
 
     def items(self, task: str, seed: int) -> Iterator[Item]:
         """Endless; the same for the same seed, and no item twice."""
@@ -67,11 +67,9 @@ class TextZooSource:
     def identity(self, task: str) -> dict:
         """What the items depend on besides the seed: the split and the code that draws them."""
         from emkit.zoo import text
-        from emkit.zoo.data import sampling
 
         drawn = {"split": self.split, "subtasks": _subtasks(text.DOMAINS, task)}
-        code = _sha256_files([*_modules(text), Path(sampling.__file__)])
-        return {"source": "text zoo", **drawn, "code": code}
+        return {"source": "text zoo", **drawn, "code": code_sha256((text.__name__,))}
 
     def items(self, task: str, seed: int) -> Iterator[Item]:
         """The same for the same seed, and no item twice; ends with the first sub-task that has nothing new."""
@@ -93,14 +91,6 @@ def _subtasks(domains: Mapping[str, Sequence[str]], task: str) -> list[str]:
         known = ", ".join(domains)
         raise UserError(f"calibration.source zoo knows no task '{task}': name the experts {known}, or use jsonl")
     return list(domains[task])
-
-
-def _modules(package: ModuleType) -> list[Path]:
-    return sorted(Path(package.__file__).parent.glob("*.py"))
-
-
-def _sha256_files(files: Sequence[Path]) -> str:
-    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
 
 
 class JsonlSource:
@@ -182,4 +172,4 @@ def source(settings: Mapping, backbone: str) -> ZooSource | TextZooSource | Json
     if settings.get("source", "zoo") == "jsonl":
         return JsonlSource(settings.get("files", {}))
     split = settings.get("split", "train")
-    return TextZooSource(split) if backbone in TEXT_ALONE else ZooSource(split, backbone)
+    return ZooSource(split, backbone) if backbones.get(backbone).VISION else TextZooSource(split)

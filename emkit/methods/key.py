@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import torch
 
-from emkit.content import code_sha256, processor
+from emkit.content import processor
 from emkit.files import sha256_json
-from emkit.methods.registry import Context, Merge
+from emkit.imports import SILENT, code_sha256
+from emkit.merging import Context, Merge
+from emkit.methods import get
 
 
 def content_key(ctx: Context, method: str, merge: Merge) -> str:
-    """Hash over the method with all its values, the input files, emkit's code, and what else may decide a bit.
+    """Hash over the method with all its values, the input files, the code behind it, and what else may decide a bit.
 
     Input files count as the same while nobody has touched them (:meth:`emkit.checkpoints.Checkpoint.identity`).
     Threads and processor are in it because matrix products and SVDs add in an order that may depend on them.
     """
+    code = (get(method).run.__module__, f"emkit.backbones.{ctx.backbone.name}", "emkit.checkpoints", "emkit.layouts")
     checkpoints = [merge.like, ctx.base, *ctx.task_vectors.checkpoints.values()]
     return sha256_json(
         {
             "method": method,
-            "row": dict(ctx.row),
-            "options": dict(ctx.options),
+            "options": ctx.options.model_dump(),
+            "model": None if ctx.model is None else ctx.model.identity(),
             "seed": ctx.seed,
             "scale": merge.scale,
             "coefficients": None if merge.coefficients is None else merge.coefficients.to_json(),
             "experts": ctx.task_vectors.experts,
             "inputs": [checkpoint.identity() for checkpoint in checkpoints],
             "names": ctx.task_vectors.names,
-            "code": code_sha256(),
+            "code": code_sha256(code, (*SILENT, "emkit.zoo")),
             "machine": [torch.__version__, torch.get_num_threads(), processor(ctx.device)],
         }
     )

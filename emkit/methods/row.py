@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from emkit import backbones, layouts
 from emkit.alignment.learner import Learned
@@ -16,17 +16,15 @@ from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.determinism import deterministic
 from emkit.errors import UserError
 from emkit.files import write_json
+from emkit.merging import Context
+from emkit.methods import VALIDATION, Method, get
 from emkit.methods.key import content_key
-from emkit.methods.registry import Context, get
 from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
 
-if TYPE_CHECKING:
-    from emkit.recipe import Recipe
-
 
 def merge_row(
-    recipe: Recipe,
+    recipe: Any,
     row: str,
     seed: int,
     out: str | Path,
@@ -53,9 +51,23 @@ def merge_row(
     base = Checkpoint.open(recipe.model("base"))
     experts = {name: Checkpoint.open(path) for name, path in recipe.experts.items()}
     task_vectors = TaskVectors(base, layouts.aligned(base, experts, backbone), backbone.merged_names)
-    options, device = recipe.settings(entry), recipe.device
-    given = (recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
-    context = Context(*given, use)
+    context = Context(
+        task_vectors=task_vectors,
+        options=recipe.settings(entry),
+        scale=entry.get("scale", scale),
+        seed=seed,
+        device=recipe.device,
+        backbone=backbone,
+        calibration=recipe.data["calibration"],
+        first=recipe.method_settings(method.inherits) if method.inherits else None,
+        cache=Path(cache),
+        progress=progress,
+        engine=use,
+        model=_model(recipe, entry, method, task_vectors),
+    )
+    if method.scale_from == VALIDATION and context.scale is None:
+        raise UserError(f"row '{row}' needs a scale: choose it on the validation items first")
+    options = context.options.model_dump()
     with deterministic():
         merge = method.run(context)
         key = content_key(context, method.name, merge)
@@ -78,6 +90,13 @@ def merge_row(
     return report
 
 
+def _model(recipe: Any, entry: Mapping, method: Method, task_vectors: TaskVectors) -> Checkpoint | None:
+    """The one model that a row without a merge is: an expert under the base's names, or any model as it lies there."""
+    if "expert" in method.needs:
+        return task_vectors.checkpoints[entry["model"]]
+    return Checkpoint.open(recipe.model(entry["model"])) if "model" in method.needs else None
+
+
 def leave(learned: Learned, folder: Path) -> dict:
     """Write the coefficients and the history beside the merged model; what the report says of them."""
     learned.coefficients.save(folder / "coefficients.json")
@@ -90,7 +109,7 @@ def leave(learned: Learned, folder: Path) -> dict:
     }
 
 
-def card(recipe: Recipe, row: Mapping, seed: int, options: Mapping) -> str:
+def card(recipe: Any, row: Mapping, seed: int, options: Mapping) -> str:
     """The merged model's card: what it was made from, and how; ``options`` where they are not the recipe's own."""
     experts = "\n".join(f"- {name}: `{path}`" for name, path in recipe.experts.items())
     return (

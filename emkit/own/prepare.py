@@ -19,7 +19,6 @@ from emkit.errors import UserError
 from emkit.own import card, checks, differences, resources, tokens
 from emkit.own.models import AUTO, Described, Models, describe, folders_of, open_models, who
 from emkit.own.recipe import MergeRecipe
-from emkit.own.verify import OWN_CODE
 
 
 def say_to_stderr(line: str) -> None:
@@ -74,7 +73,7 @@ def prepare(
     remarks += models.remarks
     left_out, code = _left_out(recipe, models), _missing_code(recipe, models.folders)
     config, vectors = described.configs["base"], models.vectors
-    calibration = recipe.data["calibration"]
+    calibration = recipe.calibration
     needs = resources.estimate(recipe.method, vectors, dict(config.text), calibration, use, recipe.device)
     plan = (
         f"{recipe.method.name} of {', '.join(vectors.experts)} on {given['base']}, backbone {recipe.backbone}: "
@@ -166,12 +165,12 @@ def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecip
     """
     if not recipe.method.learned:
         return recipe
-    if config.kind in OWN_CODE:
+    if config.kind in backbones.get(recipe.backbone).own_code:
         raise UserError(
             f"{recipe.method.name} has to run the models, and a {config.kind} needs its own code for that, which emkit "
             "never runs: convert them to transformers' layout, or use a method that needs no prompts"
         )
-    given, settings = recipe.given["calibration"], recipe.data["calibration"]
+    given, settings = recipe.given["calibration"], recipe.calibration
     counts = []
     for label, file in settings["files"].items():
         lines = JsonlSource(settings["files"]).lines(label)

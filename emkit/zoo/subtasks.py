@@ -1,4 +1,5 @@
-"""The names of the ten sub-tasks and of their domains, for those who draw nothing (drawing imports matplotlib)."""
+"""The names of the sub-tasks, ten of images and five of text, and of the images' domains, for those who draw nothing
+(drawing imports matplotlib)."""
 
 SUBTASKS = (
     "vizwiz",
@@ -12,6 +13,7 @@ SUBTASKS = (
     "refcoco+",
     "refcocog",
 )
+TEXT_SUBTASKS = ("alpaca_eval", "gsm8k", "math", "humaneval", "mbpp")
 DOMAINS = {
     "VQA": ("vizwiz", "gqa"),
     "Geometry": ("mathvista", "mathvision"),

@@ -5,16 +5,15 @@ One worker a machine and data folder serves all processes (:mod:`eval.workers.cl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
+from eval.columns import AlpacaEval
+from eval.items.lines import rows
 from eval.judge.errors import NoJudge
-from eval.lm import tasks
-from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried
+from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried, code
 
 REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
 
@@ -28,13 +27,17 @@ class Prompt:
     image: None = None
 
 
-def prompts(data_dir: str | Path) -> list[Prompt]:
+def prompts(data_dir: str | Path, column: AlpacaEval) -> list[Prompt]:
     """Every item's instruction, in the file's order: what a model is to answer in one turn of its chat template."""
-    return [Prompt(row["index"], row["instruction"]) for row in tasks.rows(data_dir, tasks.ALPACA)]
+    return [Prompt(row["index"], row["instruction"]) for row in rows(data_dir, column)]
 
 
 def evaluate(
-    data_dir: str | Path, answers: Mapping[str, str], judge_base_url: str, seconds: float = REQUEST_SECONDS
+    data_dir: str | Path,
+    column: AlpacaEval,
+    answers: Mapping[str, str],
+    judge_base_url: str,
+    seconds: float = REQUEST_SECONDS,
 ) -> Evaluation:
     """Let the judge at ``judge_base_url`` (``…/v1``) compare one row's ``answers`` (index → text) with the reference's.
 
@@ -44,12 +47,13 @@ def evaluate(
     Raises :class:`NoJudge` when the judge did not answer, or named an answer nowhere; :class:`UserError` for any other
     failure, also for scoring that takes the worker more than ``seconds``.
     """
-    wanted = {row["index"] for row in tasks.rows(data_dir, tasks.ALPACA)}
+    wanted = {row["index"] for row in rows(data_dir, column)}
     if set(answers) != wanted or not all(isinstance(text, str) for text in answers.values()):
-        raise UserError(f"{tasks.ALPACA}: there must be one answer, a text, for each of the {len(wanted)} items")
-    request = {"do": "evaluate", "answers": dict(answers), "judge_base_url": judge_base_url}
+        raise UserError(f"{column.name}: there must be one answer, a text, for each of the {len(wanted)} items")
+    asked = column.model_dump(mode="json")
+    request = {"do": "evaluate", "column": asked, "answers": dict(answers), "judge_base_url": judge_base_url}
     try:
-        return Evaluation(**_service(Path(data_dir).resolve()).ask(request, seconds, tasks.ALPACA))
+        return Evaluation(**_service(Path(data_dir).resolve()).ask(request, seconds, column.name))
     except Refused as error:
         raise NoJudge(str(error)) from error
 
@@ -63,28 +67,8 @@ def _service(data_dir: Path) -> Service:
     if not data_dir.is_dir():
         raise UserError(f"no data folder {data_dir}: write it with `python -m eval data RECIPE --split SPLIT`")
     own = {"OPENAI_API_KEY": "none", "OPENAI_API_KEYS": "none", "HF_DATASETS_OFFLINE": "1"}
-    return Service("alpaca_eval", "eval.alpaca.worker", data_dir, _code_sha256(), carried() | ENVIRONMENT | own)
+    return Service("alpaca_eval", "eval.alpaca.worker", data_dir, _code(), carried() | ENVIRONMENT | own)
 
 
-@cache
-def _code_sha256() -> str:
-    """Hash of all code that the worker runs, and the package's version."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    digest, home = hashlib.sha256(), Path(__file__).parents[1]
-    used = (
-        "alpaca/*.py",
-        "workers/*.py",
-        "judge/errors.py",
-        "lm/tasks.py",
-        "benchmarks/lm/alpaca_eval.yaml",
-        "stats.py",
-    )
-    for pattern in used:
-        for path in sorted(home.glob(pattern)):
-            digest.update(path.read_bytes())
-    try:
-        digest.update(version("alpaca_eval").encode())
-    except PackageNotFoundError as error:
-        raise UserError("AlpacaEval is not installed: run `make setup` (package alpaca-eval)") from error
-    return digest.hexdigest()
+def _code() -> str:
+    return code(("eval.alpaca.worker",), "AlpacaEval", "alpaca-eval")

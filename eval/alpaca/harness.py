@@ -16,8 +16,9 @@ from functools import cache
 
 from emkit.errors import UserError
 from eval import stats
+from eval.columns import AlpacaEval
+from eval.items import lines
 from eval.judge.errors import NoJudge
-from eval.lm import tasks
 from eval.workers.text import whole
 
 ANNOTATOR = "weighted_alpaca_eval_gpt-4o-mini-2024-07-18"
@@ -47,17 +48,17 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("alpaca_eval", "openai", "pandas", "scipy")}
 
 
-def evaluate(data_dir: str, answers: dict[str, str], judge_base_url: str) -> dict:
+def evaluate(data_dir: str, column: AlpacaEval, answers: dict[str, str], judge_base_url: str) -> dict:
     """Compare ``answers`` (index → text) with the reference's; ``{"value", "stderr", "n", "items", "harness"}``.
 
     Percent; items as in :mod:`eval.stats`, without those that the judge's reply does not decide. ``NoJudge`` where a
     request failed or nothing was decided; RuntimeError when the package's win rate is not that of its items.
     """
-    rows = tasks.rows(data_dir, tasks.ALPACA)
+    rows = lines.rows(data_dir, column)
     answers = {index: whole(text) for index, text in answers.items()}
     asked = [_apart(row["instruction"]) for row in rows]
     if len(set(asked)) != len(asked):
-        raise UserError(f"{tasks.ALPACA}: two items have the same instruction, by which alpaca_eval tells them apart")
+        raise UserError(f"{column.name}: two items have the same instruction, by which alpaca_eval tells them apart")
     reference = [
         {"instruction": text, "output": _apart(row["output"]), "generator": row["generator"], "dataset": row["dataset"]}
         for text, row in zip(asked, rows)
@@ -78,11 +79,10 @@ def evaluate(data_dir: str, answers: dict[str, str], judge_base_url: str) -> dic
     value, stderr, n = stats.estimate(items)
     if not math.isclose(value, win_rate, rel_tol=1e-9, abs_tol=1e-9):
         raise RuntimeError(f"alpaca_eval reports a win rate of {win_rate}, its items give {value} over {n}")
-    about = tasks.settings(tasks.ALPACA)["metadata"]
     said = {
         "name": "alpaca_eval",
         "version": versions()["alpaca_eval"],
-        "dataset": f"{about['protocol']}/{about['version']}",
+        "dataset": f"{column.protocol}/{column.version}",
         "annotator": ANNOTATOR,
         "unparsable": len(rows) - n,
     }

@@ -30,26 +30,26 @@ def lines(plan) -> list[Line]:
     kept already, cost nothing. The tokens of one request are the protocol's (``judge_tokens``).
     """
     protocol = plan.protocol
-    if not upstream.is_service(protocol["judge_upstream"]):
+    if not upstream.is_service(protocol.judge_upstream):
         return []
     price = price_of(plan)
     jobs = [*plan.jobs, *(point for row in plan.scale_rows for point in plan.points(row))]
     found = []
     for name in plan.benchmarks:
-        asked = protocol["benchmarks"][name]
-        if not asked["judge"]:
+        asked = protocol.columns[name]
+        if not asked.judge:
             continue
         missing = [job for job in jobs if not plan.is_valid(job, name)]
-        items = sum(asked["n" if job.split == "evaluation" else "validation_n"] for job in missing)
-        tokens = asked.get("judge_tokens", {})
-        prompt, reply = tokens.get("prompt", PROMPT_TOKENS), tokens.get("reply", REPLY_TOKENS)
+        items = sum(asked.n if job.split == "evaluation" else asked.validation_n for job in missing)
+        tokens = asked.judge_tokens
+        prompt, reply = (tokens.prompt, tokens.reply) if tokens else (PROMPT_TOKENS, REPLY_TOKENS)
         found.append(Line(name, items, prompt, reply, items * price.of(prompt, reply)))
     return found
 
 
 def price_of(plan) -> Price:
     """The price of the protocol's pinned snapshot; ``UserError`` when it pins none, or one without a price."""
-    return of_model(plan.protocol.get("judge_model") or "a model that the protocol does not name (judge_model)")
+    return of_model(plan.protocol.judge_model or "a model that the protocol does not name (judge_model)")
 
 
 def text(plan) -> str:
@@ -58,7 +58,7 @@ def text(plan) -> str:
     if not found:
         return "the judge costs nothing: it grades by rule, or no benchmark asks it\n"
     price, protocol = price_of(plan), plan.protocol
-    shown = [f"judge {protocol['judge_model']} at {protocol['judge_upstream']}"]
+    shown = [f"judge {protocol.judge_model} at {protocol.judge_upstream}"]
     shown += [f"${price.input:g} and ${price.output:g} per million tokens in and out ({price.source}, {price.date})"]
     for line in found:
         each = f"about {line.prompt_tokens:g} + {line.reply_tokens:g} tokens each"
@@ -81,4 +81,4 @@ def spent(plan) -> float:
 
 def cap_of(plan) -> float | None:
     """The cap that a run of ``plan`` would have: the environment's, else the protocol's."""
-    return spending.cap(plan.protocol.get("judge_max_usd"))
+    return spending.cap(plan.protocol.judge_max_usd)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
-from eval.lm import tasks
-from eval.workers.client import ENVIRONMENT, Evaluation, Service, carried
+from eval.columns import SANDBOX, LMEval
+from eval.workers.client import ENVIRONMENT, Evaluation, Service, carried, code
 
 REQUEST_SECONDS = 3600.0  # for all benchmarks of one model
 SLOTS = 64  # workers at once over one data folder
@@ -24,23 +22,23 @@ SLOTS = 64  # workers at once over one data folder
 
 def evaluate(
     data_dir: str | Path,
-    benchmarks: list[str],
+    columns: list[LMEval],
     model: str | Path,
     dtype: str = "float32",
     device: str = "cpu",
     seconds: float = REQUEST_SECONDS,
 ) -> dict[str, Evaluation]:
-    """Let the harness ask the model in the folder ``model`` and score it, benchmark by benchmark.
+    """Let the harness ask the model in the folder ``model`` and score it, column by column.
 
     ``dtype`` (torch's name) is the model's while it answers. Raises :class:`UserError` for whatever fails, also for
-    taking more than ``seconds``, and for HumanEval and MBPP where there is no sandbox.
+    taking more than ``seconds``, and where programs are to be run and there is no sandbox.
     """
-    for name in benchmarks:
-        tasks.settings(name)
-    about = {"benchmarks": list(benchmarks), "model": str(Path(model).resolve()), "dtype": dtype, "device": device}
+    names = [column.name for column in columns]
+    asked = [column.model_dump(mode="json") for column in columns]
+    about = {"columns": asked, "model": str(Path(model).resolve()), "dtype": dtype, "device": device}
     with _free(_service(_folder(data_dir))) as service:
-        found = service.ask({"do": "evaluate", **about}, seconds, ", ".join(benchmarks))
-    return {name: Evaluation(**found[name]) for name in benchmarks}
+        found = service.ask({"do": "evaluate", **about}, seconds, ", ".join(names))
+    return {name: Evaluation(**found[name]) for name in names}
 
 
 def versions(data_dir: str | Path) -> dict[str, str]:
@@ -73,20 +71,10 @@ def _free(service: Service) -> Iterator[Service]:
 
 def _service(data_dir: Path) -> Service:
     environment = carried() | ENVIRONMENT | {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_OFFLINE": "1"}
-    return Service("lm-evaluation-harness", "eval.lm.worker", data_dir, _code_sha256(), environment)
+    return Service("lm-evaluation-harness", "eval.lm.worker", data_dir, _code(), environment)
 
 
-@cache
-def _code_sha256() -> str:
-    """Hash of all code that the worker runs, and the harness's version."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    digest, home = hashlib.sha256(), Path(__file__).parents[1]
-    for pattern in ("lm/*.py", "workers/*.py", "benchmarks/lm/*", "sandbox/*.py", "stats.py", "vlm/equality.py"):
-        for path in sorted(path for path in home.glob(pattern) if path.is_file()):
-            digest.update(path.read_bytes())
-    try:
-        digest.update(version("lm_eval").encode())
-    except PackageNotFoundError as error:
-        raise UserError("lm-evaluation-harness is not installed: run `make setup` (package lm-eval)") from error
-    return digest.hexdigest()
+def _code() -> str:
+    """Of the whole package: a task may name any function of it."""
+    modules = sorted(f"eval.lm.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
+    return code((*modules, *SANDBOX), "lm-evaluation-harness", "lm_eval")

@@ -1,7 +1,7 @@
 """The one door through which a program that a model wrote leaves the harness: to a sandbox, or nowhere.
 
-Nothing here, in the task files' functions, or in the harness as it is used here runs a program. ``execute`` is given by
-whoever starts the harness; without one every program is an error, never a failed test.
+Nothing here, in the functions that columns name, or in the harness as it is used here runs a program. ``execute`` is
+given by whoever starts the harness; without one every program is an error, never a failed test.
 """
 
 from __future__ import annotations

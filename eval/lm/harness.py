@@ -1,6 +1,6 @@
 """lm-evaluation-harness itself: the only module that imports ``lm_eval``, and only ever inside the worker process.
 
-``simple_evaluate`` runs our task files (and no other: ``include_defaults=False``) on a transformers model, in batches.
+``simple_evaluate`` runs the tasks that columns give (:func:`settings`) on a transformers model, in batches.
 Its own log is read, not trusted: every item's score is taken from the samples it logs, and their mean must be the
 number it reports, to the last digit but rounding.
 """
@@ -8,17 +8,21 @@ number it reports, to the last digit but rounding.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import logging
 import math
 import os
+import re
 import tempfile
 from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
+from emkit.schema import nearest
 from eval import stats
-from eval.lm import execution, tasks
+from eval.columns import LMEval
+from eval.lm import execution
 from eval.workers.text import whole
 
 BATCH = 64  # texts generated at once
@@ -50,33 +54,102 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("lm_eval", "datasets", "transformers", "torch")}
 
 
-def evaluate(data_dir: str, names: list[str], model: str, dtype: str, device: str) -> dict:
-    """Score the model in the folder ``model`` on the benchmarks ``names``, whose items lie in ``data_dir``.
+def evaluate(data_dir: str, columns: list[LMEval], model: str, dtype: str, device: str) -> dict:
+    """Score the model in the folder ``model`` on ``columns``, whose items lie in ``data_dir``.
 
-    Returns per benchmark ``{"value", "stderr", "n", "items", "harness"}`` (percent; items as in :mod:`eval.stats`).
-    ``UserError`` for missing items and, before anything long starts, where code is to be scored without a sandbox;
-    RuntimeError when the harness's log and its items disagree.
+    Returns per column ``{"value", "stderr", "n", "items", "harness"}`` (percent; items as in :mod:`eval.stats`).
+    ``UserError`` for missing items, for a task that is not there or runs code of its own and, before anything long
+    starts, where programs are to be run without a sandbox; RuntimeError when the harness's log and its items disagree.
     """
-    paths = {name: Path(data_dir) / tasks.file(name) for name in names}
-    for path in paths.values():
-        if not path.is_file():
+    for column in columns:
+        path = Path(data_dir) / column.file
+        if not (column.published or path.is_file()):
             raise UserError(f"no benchmark data {path}: write it with `python -m eval data RECIPE --split SPLIT`")
-    executed = [name for name in names if name in tasks.EXECUTED]
+    executed = [column.name for column in columns if column.runs_programs]
     if executed and execution._execute is None:
         raise UserError(f"no sandbox: {' and '.join(executed)} run what a model wrote, which needs one")
     evaluator, _, TaskManager = modules()
-    with contextlib.chdir(data_dir):  # task files name their items by file name alone
+    tasks = {column.name: settings(column) for column in columns}
+    with contextlib.chdir(data_dir):  # tasks name their items by file name alone
         log = evaluator.simple_evaluate(
             model=_model(model, dtype, device),
-            tasks=[tasks.settings(name)["task"] for name in names],
+            tasks=list(tasks.values()),
             batch_size=BATCH,
             apply_chat_template=True,
             fewshot_as_multiturn=True,
             log_samples=True,
             bootstrap_iters=0,
-            task_manager=TaskManager(include_path=str(tasks.FOLDER), include_defaults=False),
+            task_manager=TaskManager(include_defaults=False),
         )
-    return {name: _scored(name, log) for name in names}
+    return {column.name: _scored(column, tasks[column.name], log) for column in columns}
+
+
+def settings(column: LMEval) -> dict:
+    """The task of a column in the harness's own keys: what it includes, what it says, and where its items lie."""
+    said = {"include": column.task} if isinstance(column.task, str) else dict(column.task)
+    task = {"output_type": "generate_until", "num_fewshot": 0}
+    if "include" in said:
+        task |= _installed(said.pop("include"), column.name) | {"num_fewshot": 0}
+    task |= _resolved(said) | {"task": f"emkit_{column.name}", "metadata": {"version": column.version}}
+    if not column.published:
+        task |= dict.fromkeys(("dataset_name", "training_split", "validation_split", "fewshot_split"))
+        task |= {"dataset_path": "json", "test_split": "test", "dataset_kwargs": {"data_files": {"test": column.file}}}
+    if task["output_type"] == "generate_until":
+        task["generation_kwargs"] = task.get("generation_kwargs", {}) | {"max_gen_toks": column.max_new_tokens}
+    return task
+
+
+def _resolved(value):
+    """``value`` with each text "!function module.name" in it as that function."""
+    if isinstance(value, dict):
+        return {key: _resolved(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_resolved(part) for part in value]
+    if not (isinstance(value, str) and value.startswith("!function ")):
+        return value
+    module, _, name = value.removeprefix("!function ").rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"a task names the function {module}.{name}, which is not there: {error}") from error
+
+
+def _installed(name: str, column: str) -> dict:
+    """The settings of a task that lm-evaluation-harness brings along; ``UserError`` for none, or one with code.
+
+    Tasks that name Python functions are refused: some run what a model wrote, or run code when they are imported.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path = _index().get(name)
+    if path is None:
+        raise UserError(f"{column}: lm-evaluation-harness has no task '{name}': {nearest(name, _index())}")
+    if _has_code(path):
+        raise UserError(
+            f"{column}: the task '{name}' of lm-evaluation-harness brings Python code, which is not run here: say what "
+            "it asks under `task:`, with functions of this project"
+        )
+    return {key: value for key, value in load_yaml(path).items() if key not in ("tag", "group")}
+
+
+@cache
+def _index() -> dict[str, Path]:
+    """The harness's tasks that are YAML, by name."""
+    _, _, TaskManager = modules()
+    return {
+        name: Path(entry.yaml_path)
+        for name, entry in TaskManager().task_index.items()
+        if entry.yaml_path and entry.kind.name == "TASK"
+    }
+
+
+def _has_code(path: Path) -> bool:
+    """Whether a task file, or one that it includes, names Python code."""
+    text = path.read_text(encoding="utf-8")
+    included = re.findall(r"^include:\s*(\S+)", text, re.MULTILINE)
+    return bool(re.search(r"!function|^class:|^unsafe_code:\s*true|code_eval", text, re.MULTILINE)) or any(
+        _has_code(path.parent / name) for name in included
+    )
 
 
 def _model(folder: str, dtype: str, device: str):
@@ -92,29 +165,51 @@ def _model(folder: str, dtype: str, device: str):
     return HFLM(pretrained=model.to(device).eval(), tokenizer=tokenizer, batch_size=BATCH, device=device)
 
 
-def _scored(name: str, log: dict) -> dict:
-    """One benchmark's items and value from the harness's log, compared with the number that the log reports."""
-    config = tasks.settings(name)
-    task = config["task"]
-    metric = config["metric_list"][0]["metric"].rpartition(".")[2]
-    filtered = config.get("filter_list", [{"name": "none"}])[0]["name"]
-    samples = sorted(log["samples"][task], key=lambda sample: sample["doc_id"])
+def _scored(column: LMEval, task: dict, log: dict) -> dict:
+    """One column's items and value from the harness's log, compared with the number that the log reports."""
+    metric, filtered = _number(column, task)
+    samples = sorted(
+        (sample for sample in log["samples"][task["task"]] if sample.get("filter", filtered) == filtered),
+        key=lambda sample: sample["doc_id"],
+    )
     items = [
         {
-            "index": sample["doc"]["index"],
-            "prediction": whole(sample["resps"][0][0]),
+            "index": str(sample["doc"].get("index", sample["doc_id"])),
+            "prediction": whole(_prediction(task, sample)),
             "score": float(sample[metric]),
             "groups": [],
         }
         for sample in samples
     ]
-    reported = 100 * log["results"][task][f"{metric},{filtered}"]
+    reported = 100 * log["results"][task["task"]][f"{metric},{filtered}"]
     value, stderr, n = stats.estimate(items)
-    if not math.isclose(value, reported, rel_tol=1e-9, abs_tol=1e-9) or n != log["n-samples"][task]["effective"]:
-        raise RuntimeError(f"{name}: lm-evaluation-harness reports {reported}, its items give {value} over {n}")
+    if (
+        not math.isclose(value, reported, rel_tol=1e-9, abs_tol=1e-9)
+        or n != log["n-samples"][task["task"]]["effective"]
+    ):
+        raise RuntimeError(f"{column.name}: lm-evaluation-harness reports {reported}, its items give {value} over {n}")
     about = {
         "name": "lm-evaluation-harness",
         "version": versions()["lm_eval"],
-        "dataset": f"{config['metadata']['protocol']}/{config['metadata']['version']}",
+        "dataset": f"{column.protocol or column.source}/{column.version}",
     }
     return {"value": value, "stderr": stderr, "n": n, "items": items, "harness": about}
+
+
+def _number(column: LMEval, task: dict) -> tuple[str, str]:
+    """Metric and filter of the column's number: what it names, or the task's first of each."""
+    if column.score:
+        metric, _, filtered = column.score.partition(",")
+        return metric, filtered or "none"
+    metric = task["metric_list"][0]["metric"]
+    return getattr(metric, "__name__", metric), (task.get("filter_list") or [{"name": "none"}])[0]["name"]
+
+
+def _prediction(task: dict, sample: dict) -> str:
+    """The model's reply; of several choices the one that it finds most probable."""
+    if task["output_type"] == "generate_until":
+        return sample["resps"][0][0]
+    likelihoods = [float(reply[0][0]) for reply in sample["resps"]]
+    given = list(sample["arguments"].values() if isinstance(sample["arguments"], dict) else sample["arguments"])
+    chosen = given[likelihoods.index(max(likelihoods))]
+    return str((list(chosen.values()) if isinstance(chosen, dict) else chosen)[1]).strip()

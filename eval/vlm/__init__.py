@@ -1,7 +1,6 @@
 """VLMEvalKit's dataset classes, prompts and metrics, mended and served by one long-lived worker.
 
-* :mod:`eval.vlm.benchmarks` -- Table 1's ten columns: dataset, class, and which number of the class is the column;
-* :mod:`eval.vlm.client`     -- what the rest of the project calls: ``prompts`` and ``evaluate``;
+* :mod:`eval.vlm.client` -- what the rest of the project calls: ``prompts`` and ``evaluate``;
 * :mod:`eval.vlm.worker`     -- the process that answers, one per machine and data folder;
 * :mod:`eval.vlm.harness`    -- the only module that imports ``vlmeval``;
 * :mod:`eval.vlm.mends`      -- the documented corrections of VLMEvalKit, the same for every profile;

@@ -5,20 +5,18 @@ One worker a machine and data folder serves all processes (:mod:`eval.workers.cl
 
 import base64
 import csv
-import hashlib
 import io
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file
+from eval.columns import VLMEvalKit
 from eval.judge.errors import NoJudge
-from eval.vlm import benchmarks
-from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried
+from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried, code
 
 REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
 
@@ -32,24 +30,22 @@ class Prompt:
     text: str
 
 
-def prompts(
-    data_dir: str | Path, benchmark: str, seconds: float = REQUEST_SECONDS, rule: str = "dataset"
-) -> list[Prompt]:
-    """Every item of ``benchmark`` as its dataset class's own ``build_prompt`` makes it, in the TSV's order.
+def prompts(data_dir: str | Path, column: VLMEvalKit, seconds: float = REQUEST_SECONDS) -> list[Prompt]:
+    """Every item of ``column`` as its ``prompt_rule`` says, in the TSV's order: as its dataset class's own
+    ``build_prompt`` makes it, or as VLMEvalKit's Qwen2-VL model does.
 
-    With the ``rule`` "qwen2_vl" as VLMEvalKit's Qwen2-VL model does (a protocol's ``prompt_rule``).
-
-    The texts are kept in ``data_dir/prompts/<benchmark>.jsonl`` for as long as the TSV and the harness are the same.
+    The texts are kept in ``data_dir/prompts/<column>.jsonl`` for as long as the TSV and the harness are the same.
     Raises :class:`UserError` when that takes the worker more than ``seconds``.
     """
-    data_dir, known = _folder(data_dir), benchmarks.get(benchmark)
-    tsv, kept = data_dir / known.tsv, data_dir / "prompts" / f"{benchmark}.jsonl"
+    data_dir = _folder(data_dir)
+    tsv, kept = data_dir / column.file, data_dir / "prompts" / f"{column.name}.jsonl"
     if not tsv.is_file():
         raise UserError(f"no benchmark data {tsv}: write it with `python -m eval data RECIPE --split SPLIT`")
-    header = {"benchmark": benchmark, "rule": rule, "tsv_sha256": sha256_file(tsv), "harness": _code_sha256()}
+    asked = column.model_dump(mode="json")
+    header = {"column": asked, "tsv_sha256": sha256_file(tsv), "harness": _code()}
     lines = _kept(kept, header)
     if lines is None:
-        lines = _ask(data_dir, {"do": "prompts", "benchmark": benchmark, "rule": rule}, seconds)
+        lines = _ask(data_dir, {"do": "prompts", "column": asked}, seconds)
         with atomic_write(kept) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]), encoding="utf-8")
     images = _images(tsv)
@@ -58,23 +54,23 @@ def prompts(
 
 def evaluate(
     data_dir: str | Path,
-    benchmark: str,
+    column: VLMEvalKit,
     predictions: dict[str, str],
     judge_url: str | None = None,
     seconds: float = REQUEST_SECONDS,
 ) -> Evaluation:
     """Score one row's answers with the class's own ``evaluate``; ``predictions`` maps every prompt's index to a text.
 
-    ``judge_url`` is the judge's whole path (:func:`eval.judge.running`), needed by MathVista and MATH-Vision.
+    ``judge_url`` is the judge's whole path (:func:`eval.judge.running`), needed by a judged column.
     The harness's own files live in a temporary folder for the time of the call.
     Raises :class:`NoJudge` when the judge did not answer, :class:`UserError` for any other failure, also for scoring
     that takes the worker more than ``seconds``.
     """
-    benchmarks.get(benchmark)
     if not all(isinstance(text, str) for text in predictions.values()):
-        raise UserError(f"{benchmark}: a prediction is no text")
+        raise UserError(f"{column.name}: a prediction is not text")
     texts = {str(index): text for index, text in predictions.items()}
-    request = {"do": "evaluate", "benchmark": benchmark, "predictions": texts, "judge_url": judge_url}
+    asked = column.model_dump(mode="json")
+    request = {"do": "evaluate", "column": asked, "predictions": texts, "judge_url": judge_url}
     return Evaluation(**_ask(_folder(data_dir), request, seconds))
 
 
@@ -118,13 +114,13 @@ def _decode(images: list[str], row: int, tsv: Path) -> Image.Image:
 
 # -------------------------------------------------------------------------------------------- worker
 def _service(data_dir: Path) -> Service:
-    return Service("VLMEvalKit", "eval.vlm.worker", data_dir, _code_sha256(), _environment(data_dir))
+    return Service("VLMEvalKit", "eval.vlm.worker", data_dir, _code(), _environment(data_dir))
 
 
 def _ask(data_dir: Path, request: dict, seconds: float):
     """What the worker answers; :class:`NoJudge` and :class:`UserError` are its errors."""
     try:
-        return _service(data_dir).ask(request, seconds, request.get("benchmark", request["do"]))
+        return _service(data_dir).ask(request, seconds, request.get("column", {}).get("name", request["do"]))
     except Refused as error:
         raise NoJudge(str(error)) from error
 
@@ -134,24 +130,11 @@ def socket_path(data_dir: Path) -> Path:
     return _service(data_dir).socket_path
 
 
-@cache
-def _code_sha256() -> str:
-    """Hash of the code of this package and the worker's, and the harness's version: with any changed, worker and
-    prompts are others."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    digest = hashlib.sha256()
-    home = Path(__file__).parents[1]
-    for file in [*sorted(home.glob("vlm/*.py")), *sorted(home.glob("workers/*.py")), home / "stats.py"]:
-        digest.update(file.read_bytes())
-    try:
-        digest.update(version("ms-vlmeval").encode())
-    except PackageNotFoundError as error:
-        raise UserError("VLMEvalKit is not installed: run `make setup` (package ms-vlmeval)") from error
-    return digest.hexdigest()
-
-
 def _environment(data_dir: Path) -> dict[str, str]:
     """The worker's whole environment: no key but a dummy, no proxy, no network for the hub, one thread."""
     own = {"LMUData": str(data_dir), "OPENAI_API_KEY": "none", "PRED_FORMAT": "tsv", "EVAL_FORMAT": "csv"}
     return carried() | ENVIRONMENT | own | {"MPLBACKEND": "Agg"}
+
+
+def _code() -> str:
+    return code(("eval.vlm.worker",), "VLMEvalKit", "ms-vlmeval")

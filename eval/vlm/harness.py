@@ -1,9 +1,9 @@
 """VLMEvalKit itself: the only module that imports ``vlmeval``, and only ever inside the worker process.
 
 ``import vlmeval`` loads 200 dataset modules, the wrappers of 300 models and torch (14 s, 1 GB) and switches off TLS
-verification for the process.  The ten columns live in two of those modules, so the three package ``__init__`` files
-are passed over (an empty package with the same path stands in for each) and the modules themselves are imported,
-unchanged: 3 s, 0.2 GB, TLS left alone.  A test compares the classes with those of the full import.
+verification for the process.  The classes that a column may name live in four of those modules, so the package
+``__init__`` files are passed over (an empty package with the same path stands in for each) and the modules themselves
+are imported, unchanged: 3 s, 0.2 GB, TLS left alone.  A test compares the classes with those of the full import.
 """
 
 import importlib
@@ -20,20 +20,26 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from eval import stats
-from eval.vlm import benchmarks, mends
-from eval.vlm.benchmarks import JUDGE_MODEL, Benchmark
+from eval.columns import VLMEvalKit
+from eval.vlm import mends
 from eval.workers.text import whole
 
+JUDGE_MODEL = "gpt-4o-mini"  # the harness asks for gpt-4o-mini-2024-07-18, as the paper's evaluation does
+_FILE = "predictions.tsv"
 JUDGE_THREADS = 64  # the harness waits up to 0.5 s before each call, so many must wait at once
 _MODULES = {
     "smp_file": "vlmeval.smp.file",
     "smp_misc": "vlmeval.smp.misc",
     "image_base": "vlmeval.dataset.image_base",
+    "image_mcq": "vlmeval.dataset.image_mcq",
     "image_vqa": "vlmeval.dataset.image_vqa",
+    "image_yorn": "vlmeval.dataset.image_yorn",
     "refcoco": "vlmeval.dataset.refcoco",
     "mathv": "vlmeval.dataset.utils.mathv",
     "mathvista": "vlmeval.dataset.utils.mathvista",
+    "multiple_choice": "vlmeval.dataset.utils.multiple_choice",
     "vqa_eval": "vlmeval.dataset.utils.vqa_eval",
+    "yorn": "vlmeval.dataset.utils.yorn",
     "judge_util": "vlmeval.dataset.utils.judge_util",
     "qwen2_vl": "vlmeval.vlm.qwen2_vl.prompt",
 }
@@ -64,13 +70,12 @@ def modules() -> dict[str, types.ModuleType]:
     return loaded
 
 
+_TYPES: dict[str, str] = {}  # of the data sets that were opened, their classes' own ``TYPE``
+
+
 def _dataset_type(dataset: str, *, default: str = "MCQ") -> str:
-    """``vlmeval.dataset.DATASET_TYPE`` for the ten columns: its classes' own ``TYPE``."""
-    found = {b.dataset: (b.module, b.cls) for b in benchmarks.BENCHMARKS.values()}
-    if dataset not in found:
-        return default
-    module, cls = found[dataset]
-    return getattr(modules()[module], cls).TYPE
+    """``vlmeval.dataset.DATASET_TYPE`` for the data sets that were opened."""
+    return _TYPES.get(dataset, default)
 
 
 def versions() -> dict[str, str]:
@@ -79,46 +84,47 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def _dataset(data_dir: str, module: str, cls: str, name: str, tsv_mtime_ns: int):
+def _dataset(data_dir: str, dataset_class: str, name: str, tsv_mtime_ns: int):
     """The class's own object over the TSV as it is now (folder and time key the cache; LMUData names the folder)."""
     del data_dir, tsv_mtime_ns
-    dataset_class = getattr(modules()[module], cls)
-    dataset_class.DATASET_MD5[name] = None  # the TSV is ours; the stock hash is that of the published file
+    module, cls = dataset_class.split(".")
+    found = getattr(modules()[module], cls)
+    found.DATASET_MD5[name] = None  # the TSV is ours; the stock hash is that of the published file
+    _TYPES[name] = found.TYPE
     try:
-        return dataset_class(dataset=name)
+        return found(dataset=name)
     except (KeyError, ValueError, AssertionError, IndexError) as error:
         raise UserError(f"{name}.tsv is no {name} table as VLMEvalKit reads it: {error!r}") from error
 
 
-def open_dataset(data_dir: str, benchmark: Benchmark):
-    """The dataset object and its rows (DataFrame, ``index`` as text) that belong to ``benchmark``."""
-    path = Path(data_dir) / benchmark.tsv
+def open_dataset(data_dir: str, column: VLMEvalKit):
+    """The dataset object and its rows (DataFrame, ``index`` as text) that belong to ``column``."""
+    path = Path(data_dir) / column.file
     if not path.is_file():
         raise UserError(f"no benchmark data {path}: write it with `python -m eval data RECIPE --split SPLIT`")
-    mtime = path.stat().st_mtime_ns
-    dataset = _dataset(data_dir, benchmark.module, benchmark.cls, benchmark.dataset, mtime)
+    dataset = _dataset(data_dir, column.dataset_class, column.dataset, path.stat().st_mtime_ns)
     rows = dataset.data
-    if benchmark.split:
-        rows = rows[rows["split"] == benchmark.split]
+    if column.split:
+        rows = rows[rows["split"] == column.split]
     if rows.empty:
-        raise UserError(f"{path} holds no items of {benchmark.name}")
+        raise UserError(f"{path} holds no items of {column.name}")
     return dataset, rows
 
 
-def prompts(data_dir: str, name: str, rule: str = "dataset") -> list[dict]:
+def prompts(data_dir: str, column: VLMEvalKit) -> list[dict]:
     """Each item's ``{"index", "row", "text"}``: ``row`` counts the TSV's rows from 0, ``text`` is the class's own.
 
-    With the ``rule`` "qwen2_vl" it is VLMEvalKit's Qwen2-VL model that puts the questions of the sets that it has a
-    prompt for, as in VLMEvalKit's own inference.
+    With the ``prompt_rule`` "qwen2_vl" it is VLMEvalKit's Qwen2-VL model that puts the questions of the sets that it
+    has a prompt for, as in VLMEvalKit's own inference.
     """
-    dataset, rows = open_dataset(data_dir, benchmarks.get(name))
+    dataset, rows = open_dataset(data_dir, column)
     dataset.dump_image = lambda line: []  # the pictures stay in the TSV; only the class's text is wanted
     build = dataset.build_prompt
-    if rule == "qwen2_vl":
+    if column.prompt_rule == "qwen2_vl":
         asking = modules()["qwen2_vl"].Qwen2VLPromptMixin()
         asking.set_dump_image(lambda line: [])
-        if asking.use_custom_prompt(benchmarks.get(name).dataset):
-            build = partial(asking.build_prompt, dataset=benchmarks.get(name).dataset)
+        if asking.use_custom_prompt(column.dataset):
+            build = partial(asking.build_prompt, dataset=column.dataset)
     made = []
     for row, (_, line) in zip(rows.index, rows.iterrows(), strict=True):
         (message,) = build(line)
@@ -126,110 +132,156 @@ def prompts(data_dir: str, name: str, rule: str = "dataset") -> list[dict]:
     return made
 
 
-def evaluate(data_dir: str, name: str, predictions: dict[str, str], judge_url: str | None) -> dict:
+def evaluate(data_dir: str, column: VLMEvalKit, predictions: dict[str, str], judge_url: str | None) -> dict:
     """Score ``predictions`` (index -> text) with the class's own ``evaluate``.
 
     Returns ``{"value", "stderr", "n", "items", "harness"}`` (percent; items as in :mod:`eval.stats`).
     Raises :class:`NoJudge` when the judge did not answer, RuntimeError when the items disagree with the class.
     """
-    benchmark = benchmarks.get(name)
-    dataset, rows = open_dataset(data_dir, benchmark)
+    name, (dataset, rows) = column.name, open_dataset(data_dir, column)
     indices = [str(index) for index in rows["index"]]
     if set(predictions) != set(indices):
         missing, extra = set(indices) - set(predictions), set(predictions) - set(indices)
         raise UserError(f"{name} needs one prediction per item: {len(missing)} missing, {len(extra)} of unknown items")
-    table = rows.drop(columns=[column for column in ("image", "image_path") if column in rows])
+    table = rows.drop(columns=[part for part in ("image", "image_path") if part in rows])
     table = table.assign(prediction=[whole(predictions[index]) for index in indices])
     home, folder = os.getcwd(), tempfile.mkdtemp(prefix="emkit-score-")
     try:
         os.chdir(folder)  # the classes find their files by replacing ".tsv" anywhere in the path
-        modules()["smp_file"].dump(table, "predictions.tsv")
-        reported, scored = _score(benchmark, dataset, judge_url)
+        modules()["smp_file"].dump(table, _FILE)
+        reported, scored = _READERS[column.dataset_class](column, dataset, judge_url)
     finally:
         os.chdir(home)
         shutil.rmtree(folder, ignore_errors=True)
     if [str(index) for index in scored["index"]] != indices or list(scored["prediction"]) != list(table["prediction"]):
         raise RuntimeError(f"{name}: the prediction file did not come back as it was written")
-    items = _items(benchmark, scored)
+    items = _items(column, scored)
     value, stderr, n = stats.estimate(items)
-    _compare(benchmark, reported, scored, items, value)
+    _compare(column, reported, scored, items, value)
     return {
         "value": value,
         "stderr": stderr,
         "n": n,
         "items": items,
-        "harness": {"name": "VLMEvalKit", "version": versions()["ms-vlmeval"], "dataset": benchmark.dataset},
+        "harness": {"name": "VLMEvalKit", "version": versions()["ms-vlmeval"], "dataset": column.dataset},
     }
 
 
-def _score(benchmark: Benchmark, dataset, judge_url: str | None):
-    """The class's report as ``{row name: percent}`` and the table of items with a ``score`` column in [0, 1]."""
-    load, file = modules()["image_vqa"].load, "predictions.tsv"
-    if benchmark.judged:
-        return _score_judged(benchmark, dataset, file, judge_url)
-    report = dataset.evaluate(file)
-    if benchmark.module == "refcoco":
-        scored = load("predictions_detail.tsv")
-        scored["score"] = [float(hit) for hit in scored["hit"]]
-        return dict(zip(report["Split"], report["Precision@1"], strict=True)), scored
-    vqa = modules()["vqa_eval"]
-    if benchmark.cls == "VizWiz":  # leaves no per-item file: its own functions once more
-        scored = load(file)
-        results = [vqa.process_line({**line, "answer": line["answers"]}) for line in scored.to_dict("records")]
-    else:
-        scored = load("predictions_results.tsv")
-        results = [{"match": _matches(text)} for text in scored["eval_match"]]
-        scored["prediction"] = load(file)["prediction"]
-    scored["score"] = [float(hit) for hit in vqa.hit_calculate(results, benchmark.dataset)]
-    return {column: float(report[column].iloc[0]) for column in report}, scored
+# What a class reports, as {name: percent} with its total under `column.split or "Overall"`, and the table of items with
+# a `score` in [0, 1]: each class leaves these in files of its own.
+def _vqa(column: VLMEvalKit, dataset, judge_url: str | None):
+    report = dataset.evaluate(_FILE)
+    scored = modules()["image_vqa"].load("predictions_results.tsv")
+    scored["prediction"] = modules()["image_vqa"].load(_FILE)["prediction"]
+    results = [{"match": [float(match) for match in mends.literal(text)]} for text in scored["eval_match"]]
+    return _vqa_hits(column, report, scored, results)
 
 
-def _matches(text: str) -> list[float]:
-    """``eval_match`` as the class wrote it: a list of floats or booleans."""
-    return [float(match) for match in mends.literal(text)]
+def _vizwiz(column: VLMEvalKit, dataset, judge_url: str | None):
+    """It leaves no file of items: its own functions once more."""
+    report = dataset.evaluate(_FILE)
+    scored = modules()["image_vqa"].load(_FILE)
+    process = modules()["vqa_eval"].process_line
+    results = [process({**line, "answer": line["answers"]}) for line in scored.to_dict("records")]
+    return _vqa_hits(column, report, scored, results)
 
 
-def _score_judged(benchmark: Benchmark, dataset, file: str, judge_url: str | None):
+def _vqa_hits(column: VLMEvalKit, report, scored, results: list[dict]):
+    hits = modules()["vqa_eval"].hit_calculate(results, column.dataset)
+    scored["score"] = [float(hit) for hit in hits]
+    return _reported(column, report), scored
+
+
+def _refcoco(column: VLMEvalKit, dataset, judge_url: str | None):
+    report = dataset.evaluate(_FILE)
+    scored = modules()["image_vqa"].load("predictions_detail.tsv")
+    scored["score"] = [float(hit) for hit in scored["hit"]]
+    return dict(zip(report["Split"], report["Precision@1"], strict=True)), scored
+
+
+def _multiple_choice(column: VLMEvalKit, dataset, judge_url: str | None):
+    """Read by exact matching, as the class does without a judge; its own numbers are shares of 1."""
+    report = dataset.evaluate(_FILE, model="exact_matching")
+    scored = _in_order(modules()["image_mcq"].load("predictions_exact_matching_result.tsv"))
+    scored["score"] = [float(hit) for hit in scored["hit"]]
+    return {part: 100 * value for part, value in _reported(column, report).items()}, scored
+
+
+def _yes_or_no(column: VLMEvalKit, dataset, judge_url: str | None):
+    """Read by exact matching, as the class does without a judge."""
+    report = dataset.evaluate(_FILE, model="exact_matching")
+    scored = _in_order(modules()["image_yorn"].load("predictions_auxmatch.tsv"))
+    scored["score"] = [float(hit) for hit in scored["score"]]
+    return _reported(column, report), scored
+
+
+def _in_order(scored):
+    """The items in the order of the predictions: a class may sort them."""
+    order = list(modules()["image_vqa"].load(_FILE)["index"])
+    return scored.set_index(scored["index"].astype(str)).loc[order].reset_index(drop=True)
+
+
+def _reported(column: VLMEvalKit, report) -> dict[str, float]:
+    """The column's number in a class's report: by the rows' splits, or one row whose columns are the numbers."""
+    total = column.split or "Overall"
+    if column.report not in report:
+        raise UserError(f"{column.name}.report: VLMEvalKit reports {', '.join(report)}, not {column.report}")
+    numbers = {str(split): float(value) for split, value in zip(report.get("split", [total]), report[column.report])}
+    return numbers if len(numbers) > 1 else {total: next(iter(numbers.values()))}
+
+
+def _judged(column: VLMEvalKit, dataset, judge_url: str | None):
     if not judge_url:
-        raise NoJudge(f"{benchmark.name} is graded with a judge and none was given")
+        raise NoJudge(f"{column.name} is graded with a judge and none was given")
     os.environ["OPENAI_API_BASE"] = judge_url
     try:
-        report = dataset.evaluate(file, model=JUDGE_MODEL, nproc=JUDGE_THREADS, retry=1, wait=0.05)
+        report = dataset.evaluate(_FILE, model=JUDGE_MODEL, nproc=JUDGE_THREADS, retry=1, wait=0.05)
     except AssertionError as error:  # "evaluation requires a working OPENAI API"
         raise NoJudge(f"the judge at {judge_url} does not answer") from error
     scored = modules()["image_vqa"].load(f"predictions_{JUDGE_MODEL}.tsv")
     failed = [row for row in scored["log"] if "All 5 retries failed" in row]
     if failed:  # the class would score these as wrong
-        raise NoJudge(f"the judge failed on {len(failed)} of {len(scored)} items of {benchmark.name}")
-    grader = modules()["mathvista" if benchmark.cls == "MathVista" else "mathv"]
+        raise NoJudge(f"the judge failed on {len(failed)} of {len(scored)} items of {column.name}")
+    vista = column.dataset_class == "image_vqa.MathVista"
+    grader = modules()["mathvista" if vista else "mathv"]
     scored["score"] = [float(bool(grader.post_check(line))) for _, line in scored.iterrows()]
-    name = "Task&Skill" if benchmark.cls == "MathVista" else "Subject"
-    return dict(zip(report[name], report["acc"], strict=True)), scored
+    return dict(zip(report["Task&Skill" if vista else "Subject"], report["acc"], strict=True)), scored
 
 
-def _items(benchmark: Benchmark, scored) -> list[dict]:
+_READERS = {
+    "image_mcq.ImageMCQDataset": _multiple_choice,
+    "image_vqa.ImageVQADataset": _vqa,
+    "image_vqa.MathVision": _judged,
+    "image_vqa.MathVista": _judged,
+    "image_vqa.VizWiz": _vizwiz,
+    "image_yorn.ImageYORNDataset": _yes_or_no,
+    "refcoco.RefCOCODataset": _refcoco,
+}
+
+
+def _items(column: VLMEvalKit, scored) -> list[dict]:
     """Per-item results; ``groups`` holds those of the benchmark's parts that an item belongs to."""
     items = []
     for line in scored.to_dict("records"):
-        names = _categories(benchmark, line)
+        names = _categories(column, line)
         items.append(
             {
                 "index": str(line["index"]),
                 "prediction": line["prediction"],
                 "score": line["score"],
-                "groups": [part for part in benchmark.parts if part in names],
+                "groups": [part for part in column.parts if part in names],
             }
         )
-    absent = [part for part in benchmark.parts if not any(part in item["groups"] for item in items)]
+    absent = [part for part in column.parts if not any(part in item["groups"] for item in items)]
     if absent:
-        raise UserError(f"{benchmark.tsv} has no item of: {', '.join(absent)}; {benchmark.name} is the mean over these")
+        raise UserError(f"{column.file} has no item of: {', '.join(absent)}; {column.name} is the mean over these")
     return items
 
 
-def _categories(benchmark: Benchmark, line: dict) -> list[str]:
-    if benchmark.cls == "MathVision":
+def _categories(column: VLMEvalKit, line: dict) -> list[str]:
+    if column.dataset_class == "image_vqa.MathVision":
         return [line["category"]]
-    if benchmark.cls == "MathVista":
+    if column.dataset_class == "image_vqa.MathVista":
         try:
             skills = mends.literal(line["skills"])
         except SyntaxError:  # as MathVista_acc does
@@ -238,19 +290,19 @@ def _categories(benchmark: Benchmark, line: dict) -> list[str]:
     return []
 
 
-def _compare(benchmark: Benchmark, reported: dict[str, float], scored, items: list[dict], value: float) -> None:
+def _compare(column: VLMEvalKit, reported: dict[str, float], scored, items: list[dict], value: float) -> None:
     """The class's own numbers against the same numbers from the items: any difference is an error, not a score."""
-    if benchmark.parts:
+    if column.parts:
         pairs = {}
-        for part in benchmark.parts:
+        for part in column.parts:
             scores = [item["score"] for item in items if part in item["groups"]]
             pairs[part] = 100 * sum(scores) / len(scores)
         pairs["Overall"] = 100 * float(scored["score"].mean())
-        expected = sum(reported[part] for part in benchmark.parts) / len(benchmark.parts)
+        expected = sum(reported[part] for part in column.parts) / len(column.parts)
     else:
-        expected = reported[benchmark.split or "Overall"]
-        pairs = {benchmark.split or "Overall": value}
+        expected = reported[column.split or "Overall"]
+        pairs = {column.split or "Overall": value}
     for part, ours in {**pairs, None: value}.items():
         theirs = expected if part is None else reported[part]
         if abs(ours - theirs) > 1e-9 * max(1.0, abs(theirs)):
-            raise RuntimeError(f"{benchmark.name} {part or ''}: VLMEvalKit reports {theirs}, its items give {ours}")
+            raise RuntimeError(f"{column.name} {part or ''}: VLMEvalKit reports {theirs}, its items give {ours}")

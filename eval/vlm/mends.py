@@ -3,14 +3,15 @@
 1. **Tables are read as text.**  pandas turns a column of digit strings into numbers and "none" or ""
    into NaN: predictions ``042``, ``7``, "" for answers ``042``, ``7``, ``13`` score 0.0 instead of 66.7.
    Datasets and prediction files (tsv) are read with ``dtype=str, keep_default_na=False``; where texts
-   are mixed in, as in the published benchmarks, that is what the stock code sees too.
+   are mixed in, as in the published benchmarks, that is what the stock code sees too.  What the classes of
+   multiple choice and of yes and no compute with (``index``, ``hit``, ``score``) stays numbers.
 2. **Nothing the model wrote is evaluated.**  ``utils.mathv.is_equal`` called ``eval()`` on the
    prediction (and on the judge's reply); it is replaced by :func:`eval.vlm.equality.is_equal`.
 3. **Free answers of MathVista can be right.**  ``utils.mathvista.post_check`` compared the text "None" with an answer
    that is neither option nor number, so no list and no text ever was; :func:`free_answers` compares the extracted
    answer, lists as lists.  A minus sign (U+2212) or an en dash before a digit is read as "-" in numbers.
 
-Every ``eval``/``exec`` that the ten classes reach (found by reading their modules):
+Every ``eval``/``exec`` that the classes reach (found by reading their modules):
 
 ===================================  ==========================================  =======================
 where                                what it evaluates                           now
@@ -38,6 +39,7 @@ from types import ModuleType, SimpleNamespace
 
 from eval.vlm.equality import is_equal
 
+_NUMBER = re.compile(r"True|False|\d+(?:\.\d+)?")
 _MINUS = re.compile(r"[−–](?=\s*[\d.])")
 
 
@@ -49,14 +51,19 @@ def literal(text):
         raise SyntaxError(f"no literal: {str(text)[:80]!r}") from error
 
 
-def read_as_text(stock_load):
-    """VLMEvalKit's ``load`` with mend 1: a ``.tsv`` comes back as text; other formats as ever."""
+def read_as_text(stock_load, computed: tuple[str, ...] = ()):
+    """VLMEvalKit's ``load`` with mend 1: a ``.tsv`` comes back as text, but for ``computed`` columns of numbers; other
+    formats as ever."""
 
     def load(path, fmt=None):
         if fmt is None and str(path).endswith(".tsv"):
             import pandas
 
-            return pandas.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+            table = pandas.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+            for name in computed:
+                if name in table and all(_NUMBER.fullmatch(mark) for mark in table[name]):
+                    table[name] = [int(mark) if mark.isdigit() else literal(mark) + 0 for mark in table[name]]
+            return table
         return stock_load(path, fmt)
 
     return load
@@ -105,15 +112,16 @@ class SerialPool:
 def apply(modules: dict[str, ModuleType]) -> None:
     """Mend the loaded VLMEvalKit modules in place.
 
-    ``modules``: by short name: smp_file, smp_misc, image_base, image_vqa, refcoco, mathv, mathvista,
-    vqa_eval, judge_util (see :mod:`eval.vlm.harness`).
+    ``modules``: by short name (see :mod:`eval.vlm.harness`).
     """
     load = read_as_text(modules["smp_file"].load)
     for name in ("image_base", "image_vqa", "refcoco", "mathv", "mathvista"):
         modules[name].load = load
+    for name in ("image_mcq", "image_yorn", "multiple_choice", "yorn"):
+        modules[name].load = read_as_text(modules["smp_file"].load, ("index", "hit", "score"))
     modules["mathv"].is_equal = is_equal
     modules["mathvista"].post_check = free_answers(modules["mathvista"].post_check)
-    for name in ("smp_misc", "mathv", "mathvista", "vqa_eval"):
+    for name in ("smp_misc", "mathv", "mathvista", "vqa_eval", "image_mcq", "image_yorn", "multiple_choice", "yorn"):
         modules[name].eval = literal  # shadows the builtin for every function of that module
     modules["image_vqa"].mp = SimpleNamespace(Pool=SerialPool)
     modules["judge_util"].load_env = lambda: None

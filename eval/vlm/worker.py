@@ -5,6 +5,7 @@ Started by :mod:`eval.vlm.client`; not called by hand.  A request is ``{"do": "p
 
 import sys
 
+from eval import columns
 from eval.vlm import harness
 from eval.workers import server
 
@@ -12,12 +13,12 @@ from eval.workers import server
 def answer(data_dir: str, request: dict):
     """What one request asks of the harness; a judge that fails is an error of kind "no judge"."""
     try:
+        if request["do"] == "versions":
+            return harness.versions()
+        column = columns.of(request["column"])
         if request["do"] == "prompts":
-            return harness.prompts(data_dir, request["benchmark"], request["rule"])
-        if request["do"] == "evaluate":
-            arguments = (request["benchmark"], request["predictions"], request["judge_url"])
-            return harness.evaluate(data_dir, *arguments)
-        return harness.versions()
+            return harness.prompts(data_dir, column)
+        return harness.evaluate(data_dir, column, request["predictions"], request["judge_url"])
     except harness.NoJudge as error:
         raise server.Refusal("no judge", str(error)) from error
 

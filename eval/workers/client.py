@@ -6,6 +6,7 @@ request for longer than it may be is killed with its process group (:mod:`eval.w
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import socket
@@ -15,10 +16,12 @@ import tempfile
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import lock
+from emkit.imports import code_sha256
 from eval.workers.text import whole
 from eval.workers.watch import Watch
 
@@ -45,6 +48,15 @@ class Evaluation:
     stderr: float
     items: list[dict]
     harness: dict
+
+
+@cache
+def code(modules: tuple[str, ...], harness: str, package: str) -> str:
+    """What a worker runs: a hash of all code that ``modules`` reach, and the version of the harness's ``package``."""
+    try:
+        return f"{code_sha256(modules, ())} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"{harness} is not installed: run `make setup` (package {package})") from error
 
 
 def carried() -> dict[str, str]:

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from functools import partial
 
 from emkit.zoo.data.sampling import SPLITS, Draw, sample_spec
+from emkit.zoo.subtasks import TEXT_SUBTASKS as SUBTASKS
 from emkit.zoo.text import functions, instructions, problems, symbolic
 from emkit.zoo.text.item import Item
 
 __all__ = ["DOMAINS", "SUBTASKS", "Item", "distinct", "item", "items", "prompt"]
 
-SUBTASKS = ("alpaca_eval", "gsm8k", "math", "humaneval", "mbpp")
 DOMAINS = {"Chat": ("alpaca_eval",), "Math": ("gsm8k", "math"), "Code": ("humaneval", "mbpp")}
 
 # sub-task: (sample a specification, make an item of it)

@@ -1,0 +1,22 @@
+"""A column of AlpacaEval: the backbone answers in batches, the judge compares the answers with the reference's."""
+
+from __future__ import annotations
+
+from emkit.progress import report
+from eval.alpaca import client
+from eval.asking import Judged, Merged
+from eval.columns import AlpacaEval
+
+
+def ask(merged: Merged, column: AlpacaEval, judged: Judged) -> tuple[list[dict], dict]:
+    """Items and harness of one column."""
+    plan = merged.plan
+    data, limit = plan.data(merged.job.split), plan.protocol.request_seconds or client.REQUEST_SECONDS
+    prompts = client.prompts(data, column)
+    texts = [prompt.text for prompt in prompts]
+    answers = merged.answers([None] * len(texts), texts, column.max_new_tokens)
+    report("compared by AlpacaEval")
+    with judged.counted() as (opened, counts):
+        given = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
+        result = client.evaluate(data, column, given, opened.base_url, limit)
+    return result.items, {**result.harness, "judge": counts}

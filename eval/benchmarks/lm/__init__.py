@@ -1,1 +1,0 @@
-"""Task files of lm-evaluation-harness; README.md explains them."""

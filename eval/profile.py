@@ -1,0 +1,126 @@
+"""A profile as data: what the rows of any table are computed with, for one backbone.
+
+Models, calibration, the values of a free scale, seeds, benchmark items, and where a method's options differ from its
+defaults, each with its source. A profile is a folder with one file a backbone, such as ``eval/profiles/mini``, or a
+single file of the same keys. Nothing in the code asks which profile it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from emkit import backbones
+from emkit.alignment.like import imposed, layer
+from emkit.config import Settings, option, parse
+from emkit.errors import UserError
+from emkit.methods import check_options, get, resolved
+from emkit.schema import fail, load_yaml, nearest
+from eval import columns
+
+FOLDER = Path(__file__).parent / "profiles"
+
+
+class Models(Settings):
+    """The checkpoints: folders or hub ids."""
+
+    base: str = option(..., "the model that the experts were trained from")
+    experts: dict[str, str] = option(..., "expert → checkpoint, in the order of the task vectors", min_length=1)
+    mixture: str | None = option(None, "the model trained on the experts' data together; none: it is not public")
+
+
+class Samples(Settings):
+    """The unlabeled samples of the learned methods."""
+
+    samples: int = option(..., "N, samples of each expert's task", ge=1)
+    response_tokens: int = option(..., "response tokens that a sample is filled up to", ge=1)
+    split: Literal["train", "validation"] = option("train", "the drawn items that they are taken from")
+    source: Literal["zoo", "jsonl"] = option("zoo", "drawn as the miniatures' data are, or read from files")
+    files: dict[str, str] = option({}, "of jsonl: expert → file of prompts")
+    max_new_tokens: int | None = option(None, "longest response of an expert", ge=1)
+
+
+class Profile(Settings):
+    """What a table's rows depend on besides the table; paths are relative to the working folder."""
+
+    name: str = option(..., "the folder of its results below results/", pattern=r"^[\w.+-]+$")
+    backbone: str = option(..., "the family of the models")
+    zoo: str | None = option(None, "the miniature zoo (emkit/recipes/zoo) to train where models are missing")
+    device: str = option("cpu", "where fits and answers run")
+    models: Models = option(..., "the checkpoints")
+    calibration: Samples = option(..., "the samples of the learned methods")
+    grid: list[float] = option(..., "the values of a free scale that are tried on validation items", min_length=1)
+    scales: dict[str, float] = option({}, "row → its scale, given and not searched")
+    leave_out: list[str] = option([], "rows of a table that are neither run nor shown")
+    seeds: list[int] = option(..., "for rows with something random; the others run with the first", min_length=1)
+    protocol: columns.Asking = option(..., "how the columns are asked")
+    methods: dict[str, dict[str, Any]] = option({}, "method → options that differ from its defaults")
+    sources: dict[str, str] = option({}, "dotted key → where its value is from")
+
+    @cached_property
+    def checkpoints(self) -> dict[str, str]:
+        """Role (``base``, ``mixture`` where there is one, experts) → folder or hub id."""
+        mixture = {"mixture": self.models.mixture} if self.models.mixture is not None else {}
+        return {"base": self.models.base, **mixture, **self.models.experts}
+
+    def options(
+        self, name: str, own: Mapping[str, Any], like: str | None = None, samples: int = 1, where: str = ""
+    ) -> Settings:
+        """Every option of a method: its defaults, the profile's (of the method that it inherits from first), a row's
+        ``own``, and with ``like`` what that puts in their place (``samples`` of each task are its one epoch)."""
+        method = get(name)
+        layers = [self.methods.get(method.inherits or "", {}), self.methods.get(name, {}), own]
+        if like is not None:
+            theirs = imposed(name, samples, len(self.models.experts), self.backbone)
+            layers.append(layer({*layers[0], *layers[1], *layers[2]}, theirs))
+        return resolved(method, *layers, backbone=self.backbone, where=f"{where}methods.{name}")
+
+
+def find(name: str | Path, backbone: str) -> Path:
+    """The file of a profile for a backbone: in a shipped folder by its name, in a folder of one's own, or the file."""
+    folder = next((folder for folder in (FOLDER / str(name), Path(name)) if folder.is_dir()), None)
+    if folder is not None:
+        path = folder / f"{backbone}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(found.stem for found in path.parent.glob("*.yaml")))
+            raise UserError(f"the profile {name} has no file for the backbone '{backbone}': it has {known}")
+        return path
+    if Path(name).suffix not in (".yaml", ".yml"):
+        known = [found.name for found in FOLDER.iterdir() if found.is_dir()]
+        raise UserError(f"there is no profile '{name}': {nearest(str(name), known)}, or give a folder or YAML file")
+    return Path(name)
+
+
+def load(path: Path) -> Profile:
+    """Read and check a profile; ``UserError`` naming file, key and, for a typing error, the nearest valid key."""
+    where = f"{path}: "
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the profile {path}: {error.strerror}") from error
+    data = load_yaml(content, str(path))
+    profile = parse(Profile, data, where)
+    if profile.backbone not in backbones.NAMES:
+        known = nearest(profile.backbone, backbones.NAMES)
+        raise fail(f"{where}backbone", f"unknown backbone '{profile.backbone}': {known}")
+    for name, given in profile.methods.items():
+        check_options(get(name), given, f"{where}methods.{name}", profile.models.experts)
+    if profile.calibration.source == "jsonl":
+        for name in profile.models.experts:
+            if name not in profile.calibration.files:
+                raise fail(f"{where}calibration.files", f"the task '{name}' has no file")
+    _check_sources(data, where)
+    return profile
+
+
+def _check_sources(data: Mapping[str, Any], where: str) -> None:
+    """A source must belong to a value that is there."""
+    for dotted in data.get("sources", {}):
+        at: Any = data
+        for key in dotted.split("."):
+            if not isinstance(at, dict) or key not in at:
+                known = at if isinstance(at, dict) else []
+                raise fail(f"{where}sources", f"'{dotted}' is no key of this profile: {nearest(key, known)}")
+            at = at[key]

@@ -1,0 +1,207 @@
+"""A table drawn from score files: as data (``table1.csv``) and to read, beside the published one (``table1.md``).
+
+A row's value on a benchmark is the mean over its seeds; its standard error joins what the items and what the seeds
+leave uncertain: √(mean over seeds of the items' squared standard errors + s²/S), with s the standard deviation over S
+seeds (0 for one). ``Avg`` is the unweighted mean of the columns; their item errors are independent, so their variances
+add. A column without a score leaves the row without an Avg: nothing is filled in and nothing averaged over.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from emkit.errors import UserError
+from emkit.files import atomic_write
+from eval import scale, scores
+from eval.places import Job
+from eval.plan import Plan
+from eval.table import Table, published
+
+AVERAGE = "Avg"
+NOT_RUN = "not run yet"
+FIELDS = ("method", "benchmark", "score", "stderr", "n", "seeds", "status")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a table's CSV; ``score`` and ``stderr`` in percent, None where ``status`` is not ``ok``."""
+
+    method: str
+    benchmark: str
+    score: float | None = None
+    stderr: float | None = None
+    n: int | None = None
+    seeds: int | None = None
+    status: str = NOT_RUN
+
+    def line(self) -> list[str]:
+        """Its fields as text: two decimals, empty where there is no number."""
+        numbers = ["" if x is None else f"{x:.2f}" for x in (self.score, self.stderr)]
+        counts = ["" if x is None else str(x) for x in (self.n, self.seeds)]
+        return [self.method, self.benchmark, *numbers, *counts, self.status]
+
+
+def combine(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """Mean over seeds and its standard error, from each seed's value and item standard error (percent)."""
+    between = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
+    return float(np.mean(values)), math.sqrt(float(np.mean(np.square(errors))) + between)
+
+
+def column(label: str, benchmark: str, cells: Sequence[scores.Cell]) -> Entry:
+    """One method on one benchmark, from its cells of all seeds."""
+    bad = sorted({cell.status for cell in cells if cell.status != "ok"})
+    if bad:
+        return Entry(label, benchmark, status=bad[0])
+    errors = [cell.stderr if cell.stderr is not None else 0.0 for cell in cells]
+    score, stderr = combine([cell.value for cell in cells], errors)
+    return Entry(label, benchmark, score, stderr, cells[0].n, len(cells), "ok")
+
+
+def average(label: str, cells: Sequence[Sequence[scores.Cell]]) -> Entry:
+    """The unweighted mean over benchmarks; ``cells[b][s]`` is benchmark b's cell of seed s."""
+    bad = sorted({cell.status for column in cells for cell in column if cell.status != "ok"})
+    if bad:
+        return Entry(label, AVERAGE, status=bad[0])
+    values = np.array([[cell.value for cell in column] for column in cells])  # [B, S]
+    errors = np.array([[cell.stderr or 0.0 for cell in column] for column in cells])
+    score, stderr = combine(values.mean(axis=0), np.sqrt(np.square(errors).sum(axis=0)) / len(cells))
+    return Entry(label, AVERAGE, score, stderr, sum(column[0].n for column in cells), values.shape[1], "ok")
+
+
+def entries(plan: Plan) -> list[Entry]:
+    """Every line of the table, in its order; ``UserError`` when there is no score file of it at all."""
+    lines = [entry for row in plan.rows for entry in row_entries(plan, row)]
+    if plan.jobs and all(entry.status == NOT_RUN for entry in lines):
+        plan.needed(plan.cell(plan.jobs[0], plan.benchmarks[0]))
+    return lines
+
+
+def row_entries(plan: Plan, row: str) -> list[Entry]:
+    """A row's line for every benchmark and its average; "not run yet" where the score file of a seed is missing."""
+    label, found = plan.rows[row].label, {}
+    for name in plan.benchmarks if plan.runs(row) else []:
+        paths = [plan.cell(Job(row, seed), name) for seed in plan.seeds(row)]
+        if all(path.is_file() for path in paths):
+            found[name] = [scores.read_cell(path) for path in paths]
+    lines = [column(label, name, found[name]) if name in found else Entry(label, name) for name in plan.benchmarks]
+    complete = len(found) == len(plan.benchmarks)
+    return [*lines, average(label, list(found.values())) if complete else Entry(label, AVERAGE)]
+
+
+def as_csv(lines: Sequence[Entry]) -> str:
+    """The table as CSV text."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(FIELDS)
+    writer.writerows(entry.line() for entry in lines)
+    return stream.getvalue()
+
+
+def read_csv(path: str | Path) -> list[Entry]:
+    """The lines of a table's CSV; raises ``UserError`` when its columns are others."""
+    with open(path, encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if tuple(reader.fieldnames or ()) != FIELDS:
+            raise UserError(f"{path}: its columns are {reader.fieldnames}, not {', '.join(FIELDS)}")
+        number = {"score": float, "stderr": float, "n": int, "seeds": int}
+        return [
+            Entry(**{k: (number[k](v) if v else None) if k in number else v for k, v in line.items()})
+            for line in reader
+        ]
+
+
+def grid(lines: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
+    """Method → benchmark → entry, in the table's order."""
+    table: dict[str, dict[str, Entry]] = {}
+    for entry in lines:
+        table.setdefault(entry.method, {})[entry.benchmark] = entry
+    return table
+
+
+def ours(lines: Sequence[Entry]) -> str:
+    """Our table in Markdown: score ± one standard error, or the status where there is no score."""
+    table = grid(lines)
+    columns = list(next(iter(table.values())))
+    return _markdown(columns, {method: [_ours(row[name]) for name in columns] for method, row in table.items()})
+
+
+def theirs(table: Table) -> str:
+    """The published table in Markdown."""
+    scores = published(table)
+    columns = list(next(iter(scores.values())))
+    return _markdown(columns, {method: [_score(row[name]) for name in columns] for method, row in scores.items()})
+
+
+def averages(lines: Sequence[Entry], table: Table, profile: str) -> str:
+    """Our averages and the published ones beside each other, in Markdown."""
+    theirs = {method: row.get(AVERAGE) for method, row in published(table).items()}
+    rows = {method: [_ours(row[AVERAGE]), _score(theirs.get(method))] for method, row in grid(lines).items()}
+    return _markdown([f"ours (`{profile}`)", "published"], rows)
+
+
+def scales(plan: Plan) -> str:
+    """The scale of every row that has one, and where it comes from, in Markdown."""
+    found = scale.origins(plan)
+    shown = {label: ["–" if value is None else f"{value:g}", origin] for label, (value, origin) in found.items()}
+    return _markdown(["scale", "from"], shown)
+
+
+def as_markdown(lines: Sequence[Entry], table: Table, profile: str, scales: str = "") -> str:
+    """Our table, named with its profile, what its rows were scaled by, and the published one beside it."""
+    text = f"""# {table.title}, profile `{profile}`
+
+Scores in percent on the `{profile}` models and benchmarks, `±` one standard error."""
+    if table.published is not None:
+        text += """ They stand beside the paper's
+numbers, which are of other models on other data, and do not reproduce them."""
+    text += f"\n\n## Ours (`{profile}`)\n\n{ours(lines)}\n"
+    if scales:
+        text += f"\n## What task vectors were scaled by\n\n{scales}\n"
+    if table.published is not None:
+        heading = f"Published ({table.published.models}, the paper's {table.title})"
+        text += f"\n## {heading}\n\n{theirs(table)}\n"
+        if table.columns:
+            text += f"\n## Averages beside each other\n\n{averages(lines, table, profile)}\n"
+    return text
+
+
+def _markdown(columns: Sequence[str], rows: dict[str, list[str]]) -> str:
+    lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    return "\n".join(lines + [f"| {method} | " + " | ".join(values) + " |" for method, values in rows.items()])
+
+
+def _ours(entry: Entry) -> str:
+    return entry.status if entry.score is None else f"{entry.score:.2f} ± {entry.stderr:.2f}"
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def write(plan: Plan) -> None:
+    """Write the table as Markdown and as CSV where the run keeps them; the CSV last, as it is what counts."""
+    for path, text in _texts(plan).items():
+        with atomic_write(path) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def _texts(plan: Plan) -> dict[Path, str]:
+    """What each of the table's files says."""
+    lines = entries(plan)
+    text = as_markdown(lines, plan.table, plan.profile.name, scales(plan))
+    return {plan.csv.with_suffix(".md"): text, plan.csv: as_csv(lines)}
+
+
+def is_current(plan: Plan) -> bool:
+    """Whether the written table is what the score files say now."""
+    try:
+        return all(path.read_text(encoding="utf-8") == text for path, text in _texts(plan).items())
+    except (UserError, FileNotFoundError):
+        return False

@@ -1,0 +1,40 @@
+"""A column that VLMEvalKit scores: the backbone answers in batches, the data set's own class scores the answers."""
+
+from __future__ import annotations
+
+from emkit import backbones
+from emkit.progress import report
+from eval import features, keys
+from eval.asking import Judged, Merged
+from eval.columns import VLMEvalKit
+from eval.vlm import client
+
+
+def ask(merged: Merged, column: VLMEvalKit, judged: Judged) -> tuple[list[dict], dict]:
+    """Items and harness of one column."""
+    plan = merged.plan
+    data, limit = plan.data(merged.job.split), plan.protocol.request_seconds or client.REQUEST_SECONDS
+    report("prompts from VLMEvalKit")
+    prompts = client.prompts(data, column, limit)
+    images = [prompt.image for prompt in prompts]
+    questions = [prompt.text + column.suffix for prompt in prompts]
+    answers = merged.answers(images, questions, column.max_new_tokens, _image_features(merged, column, images))
+    predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
+    report("scored by VLMEvalKit")
+    if not column.judge:
+        result = client.evaluate(data, column, predictions, None, limit)
+        return result.items, result.harness
+    with judged.counted() as (opened, counts):
+        result = client.evaluate(data, column, predictions, opened.url, limit)
+    return result.items, {**result.harness, "judge": counts}
+
+
+def _image_features(merged: Merged, column: VLMEvalKit, images: list):
+    """The images' features where the protocol keeps them for all rows, else None: they come with each answer."""
+    plan, split = merged.plan, merged.job.split
+    if not plan.protocol.keep_image_features:
+        return None
+    backbone = plan.profile.backbone
+    identity = {"items": plan.items_identity(split, column.name), "versions": keys.features(backbone)}
+    folder = plan.run / "features" / split / column.name
+    return features.kept(folder, identity, backbones.get(backbone), *merged.opened, images)
