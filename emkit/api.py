@@ -219,7 +219,8 @@ def _context(experts: Experts, method: methods.Method, given: Mapping[str, Any])
         if "scale" in given and "scale" not in method.needs:
             raise UserError(f"{method.name} has no scale: leave it out")
         scale = given.get("scale", None if method.scale is None else default(method.scale, experts.backbone)[0])
-    methods.check_options(method, own, method.name, experts.labels)
+    if own:
+        methods.check_options(method, own, method.name, experts.labels)
     first = None
     if method.inherits:
         under = methods.get(method.inherits)
@@ -248,7 +249,7 @@ def _calibration(experts: Experts, given: Mapping[str, Any], cache: Path) -> Map
     prepare.check_learnable(experts.models)
     asked = _prompted(experts, given, cache)
     found = recipe.MergeRecipe({"calibration": asked}, experts.backbone).calibration
-    return {**found, "samples": prepare.enough(found, "samples" in asked)}
+    return {**found, "samples": prepare.enough(found, "samples" in asked, experts.backbone)}
 
 
 def _prompted(experts: Experts, given: Mapping[str, Any], cache: Path) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import torch
 
 from emkit.alignment.learner import Learned
 from emkit.checkpoints import Checkpoint, write_checkpoint
-from emkit.content import code_sha256, processor
+from emkit.content import processor
 from emkit.determinism import deterministic
 from emkit.files import sha256_json, write_json
+from emkit.imports import SILENT, code_sha256
 from emkit.merging import Context, Merge
 from emkit.methods import Method
 from emkit.shards import SHARD_BYTES
@@ -35,7 +36,7 @@ class Job:
         self,
         merge: Merge,
         out: Path,
-        card: str,
+        card: str | None = None,
         like: Checkpoint | None = None,
         shard_bytes: int = SHARD_BYTES,
         finish: Callable[[Path], None] | None = None,
@@ -52,24 +53,28 @@ class Job:
             )
 
     def key(self, merge: Merge) -> str:
-        """Hash over the method with all its values, the input files, emkit's code, and what else may decide a bit.
+        """Hash over the method with all its values, the input files, the code behind it, and what else decides a bit.
 
         Input files count as the same while nobody has touched them (:meth:`emkit.checkpoints.Checkpoint.identity`).
         Threads and processor are in it because matrix products and SVDs add in an order that may depend on them.
         """
         context = self.context
+        code = [self.method.run.__module__, "emkit.checkpoints", "emkit.layouts"]
+        if context.backbone is not None:
+            code.append(f"emkit.backbones.{context.backbone.name}")
         checkpoints = [merge.like, context.base, *context.task_vectors.checkpoints.values()]
         return sha256_json(
             {
                 "method": self.method.name,
                 "options": context.options.model_dump(),
+                "model": None if context.model is None else context.model.identity(),
                 "seed": context.seed,
                 "scale": merge.scale,
                 "coefficients": None if merge.coefficients is None else merge.coefficients.to_json(),
                 "experts": context.task_vectors.experts,
                 "inputs": [checkpoint.identity() for checkpoint in checkpoints],
                 "names": context.task_vectors.names,
-                "code": code_sha256(),
+                "code": code_sha256(tuple(code), (*SILENT, "emkit.zoo")),
                 "machine": [torch.__version__, torch.get_num_threads(), processor(context.device)],
             }
         )

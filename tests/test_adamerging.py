@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import base_model, chunked, open_task_vectors, opened, recipe_data, save_recipe
+from conftest import base_model, chunked, merge_row, open_task_vectors, opened, recipe_data, save_recipe
 
 from emkit import backbones
 from emkit.alignment import fit as fitting
@@ -15,7 +15,6 @@ from emkit.alignment.objectives import entropy
 from emkit.alignment.sequences import collate
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.methods.row import merge_row
 from emkit.methods.ties import Elected, Trimmed
 
 internvl = backbones.get("internvl")

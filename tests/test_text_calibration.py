@@ -5,10 +5,10 @@ import itertools
 import pytest
 import tiny_models as tiny
 import torch
-from conftest import recipe_data, save_recipe
+from conftest import merge_row, recipe_data, save_recipe
 from text_benchmarks import TEXT, asked, column, write
 
-from emkit import backbones, methods
+from emkit import backbones
 from emkit.alignment.calibration import Settings, calibrate
 from emkit.alignment.sources import JsonlSource, TextZooSource, ZooSource, source
 from emkit.checkpoints import Checkpoint
@@ -139,7 +139,7 @@ def test_a_recipe_of_a_language_model_is_fitted_on_the_text_zoo(zoo, tmp_path):
     data["methods"]["expert_merging"]["beta"] = {"Code": 2.0}
     data["rows"] = [row for row in data["rows"] if row.get("model") != "VQA"]
     loaded = save_recipe(tmp_path, data)
-    report = methods.merge_row(loaded, "expert_merging", 0, tmp_path / "out", cache=tmp_path / "cache", scale=0.3)
+    report = merge_row(loaded, "expert_merging", 0, tmp_path / "out", cache=tmp_path / "cache", scale=0.3)
     merged, _ = mistral.load(tmp_path / "out")
     assert set(report["calibration"]) == set(text.DOMAINS)
     base = mistral.load(zoo / "base")[0].state_dict()
