@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 
 from emkit.alignment.learner import Learned
 from emkit.alignment.options import EngineOptions
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients, mean_experts, merge_blocks, merge_tensor
 from emkit.config import Settings
@@ -41,7 +41,7 @@ class Context(Generic[O]):
     scale: float | None = None
     seed: int = 0
     device: str = "cpu"
-    backbone: ModuleType | None = None
+    backbone: Backbone | None = None
     calibration: Mapping[str, Any] = field(default_factory=dict)
     first: Settings | None = None
     cache: Path = Path()

@@ -10,9 +10,9 @@ import torch
 from small_plan import write
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from emkit import backbones
 from emkit.alignment.calibration import Calibration, Settings, calibrate
 from emkit.alignment.sources import ZooSource
-from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.task_vectors import TaskVectors
@@ -21,6 +21,8 @@ from emkit.zoo.model import create
 from emkit.zoo.tokenizer import create_processor
 from eval.merging import RowMerge
 from eval.plan import Plan
+
+internvl = backbones.get("internvl")
 
 torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they do
 BLOCKS = 3
@@ -121,7 +123,7 @@ def recipe_data(zoo: Path) -> dict:
             {"id": "expert_merging_pp", "label": "Expert Merging++", "method": "expert_merging_pp"},
         ],
         "seeds": [0],
-        "protocol": "none.yaml",
+        "protocol": {"judge_upstream": "rules"},
     }
 
 

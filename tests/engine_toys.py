@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import tiny_models as tiny
@@ -19,6 +18,7 @@ from emkit.alignment.fit import FitOptions
 from emkit.alignment.objectives import entropy, hidden_alignment, logit_alignment
 from emkit.alignment.sequences import collate
 from emkit.alignment.sources import Item, ZooSource
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.task_vectors import TaskVectors
@@ -28,7 +28,7 @@ BETA = {"VQA": 1.0, "Chart": 2.5}
 
 @dataclass(frozen=True)
 class Toy:
-    backbone: ModuleType
+    backbone: Backbone
     task_vectors: TaskVectors
     calibration: Calibration
 

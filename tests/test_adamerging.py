@@ -7,16 +7,18 @@ import pytest
 import torch
 from conftest import base_model, chunked, open_task_vectors, opened, recipe_data, save_recipe
 
+from emkit import backbones
 from emkit.alignment import fit as fitting
 from emkit.alignment.fit import FitOptions, Optimiser, fit
 from emkit.alignment.merged_model import MergedModel
 from emkit.alignment.objectives import entropy
 from emkit.alignment.sequences import collate
-from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.methods.row import merge_row
 from emkit.methods.ties import Elected, Trimmed
+
+internvl = backbones.get("internvl")
 
 OPTIONS = FitOptions(objective="entropy", gamma=0.0)
 

@@ -8,15 +8,17 @@ import pytest
 import torch
 from conftest import base_model, chunked
 
+from emkit import backbones
 from emkit.alignment import fit as fitting
 from emkit.alignment.calibration import Calibration
 from emkit.alignment.fit import FitOptions, Optimiser, chosen_samples, fit, learning_rate
 from emkit.alignment.merged_model import MergedModel
 from emkit.alignment.order import pieces
 from emkit.alignment.sequences import collate
-from emkit.backbones import internvl
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
+
+internvl = backbones.get("internvl")
 
 BETA = {"VQA": 1.0, "Chart": 2.5}
 

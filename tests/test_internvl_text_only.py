@@ -8,9 +8,11 @@ import torch
 from conftest import open_task_vectors
 from PIL import Image
 
+from emkit import backbones
 from emkit.alignment.calibration import Settings, calibrate
 from emkit.alignment.sources import source
-from emkit.backbones import internvl
+
+internvl = backbones.get("internvl")
 
 
 @pytest.fixture(scope="module")

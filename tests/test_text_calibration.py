@@ -8,16 +8,17 @@ import torch
 from conftest import recipe_data, save_recipe
 from text_benchmarks import TEXT, asked, column, write
 
-from emkit import methods
+from emkit import backbones, methods
 from emkit.alignment.calibration import Settings, calibrate
 from emkit.alignment.sources import JsonlSource, TextZooSource, ZooSource, source
-from emkit.backbones import mistral
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.task_vectors import TaskVectors
 from emkit.zoo import text
 from emkit.zoo.data.sampling import split_of
 from eval.items import lines
+
+mistral = backbones.get("mistral")
 
 SETTINGS = Settings(samples=2, response_tokens=12, hidden_layer=1, max_new_tokens=5)
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from emkit.alignment.variable import (
     authors_sign,
     learning_rate,
 )
+from emkit.backbones.base import Backbone
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.errors import UserError
@@ -77,7 +77,7 @@ class Fit:
 
 
 def fit(
-    backbone: ModuleType,
+    backbone: Backbone,
     model: torch.nn.Module,
     task_vectors: TaskVectors | Placement,
     start: Coefficients,

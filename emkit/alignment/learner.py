@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.order import authors_order
 from emkit.alignment.placement import Placement, place
 from emkit.alignment.sources import source
+from emkit.backbones.base import Backbone
 from emkit.coefficients import Coefficients
 from emkit.content import surroundings
 from emkit.errors import UserError
@@ -52,7 +52,7 @@ class Learner:
     ``task_vectors`` may be a transformed view; the calibration set is that of the experts themselves.
     """
 
-    backbone: ModuleType
+    backbone: Backbone
     task_vectors: TaskVectors
     calibration: Mapping[str, Any]
     device: str
@@ -113,13 +113,8 @@ class Learner:
         names = [part.name for part in fields(FitOptions) if hasattr(settings, part.name)]
         given = {name: getattr(settings, name) for name in names}
         if self.engine.like is not None:
-            given["order"] = authors_order(self._kind)
+            given["order"] = authors_order(self.backbone.name)
         return FitOptions(**{**given, "optimiser": Optimiser(**settings.optimiser.model_dump())})
-
-    @property
-    def _kind(self) -> str:
-        """The backbone's name."""
-        return self.backbone.__name__.rpartition(".")[2]
 
     @cached_property
     def _model(self) -> torch.nn.Module:
@@ -157,7 +152,7 @@ class Learner:
             self.backbone,
             self._model,
             self.task_vectors,
-            source(given, self._kind),
+            source(given, self.backbone.name),
             Settings(hidden_layer=layer, tokens=tokens, **wanted),
             self.seed,
             self.cache,
@@ -177,7 +172,7 @@ class Learner:
         key = sha256_json(
             {
                 "format": FORMAT,
-                "backbone": self.backbone.__name__,
+                "backbone": self.backbone.name,
                 "models": {name: checkpoint.sha256() for name, checkpoint in checkpoints.items()},
                 "surroundings": surroundings(self.device, __name__, self.backbone.__name__),
                 "transforms": list(self.task_vectors.identity),

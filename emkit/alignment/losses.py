@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from emkit.alignment.logits import Head, headless
 from emkit.alignment.objectives import hidden_alignment
 from emkit.alignment.order import Piece
 from emkit.alignment.sequences import batches, collate
+from emkit.backbones.base import Backbone
 
 TERMS = {"alignment": ("hidden", "logit"), "entropy": ("entropy",)}  # an objective's losses of each task
 
@@ -49,7 +49,7 @@ def _checkpointed(block: torch.nn.Module) -> Callable:
 
 
 def backward(
-    backbone: ModuleType,
+    backbone: Backbone,
     model: torch.nn.Module,
     pieces: Sequence[Piece],
     layer: int,

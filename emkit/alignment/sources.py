@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from emkit.backbones import TEXT_ALONE
+from emkit import backbones
 from emkit.errors import UserError
 from emkit.files import sha256_file
 from emkit.imports import code_sha256
@@ -172,4 +172,4 @@ def source(settings: Mapping, backbone: str) -> ZooSource | TextZooSource | Json
     if settings.get("source", "zoo") == "jsonl":
         return JsonlSource(settings.get("files", {}))
     split = settings.get("split", "train")
-    return TextZooSource(split) if backbone in TEXT_ALONE else ZooSource(split, backbone)
+    return ZooSource(split, backbone) if backbones.get(backbone).VISION else TextZooSource(split)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.placement import InHost, OnDevice, Placement, place
 from emkit.alignment.sequences import Folded, collate
 from emkit.alignment.variable import Optimiser, Variable
+from emkit.backbones.base import Backbone
 from emkit.bench.fit_toys import MISTRAL_7B
 from emkit.bench.report import Line
 from emkit.checkpoints import TensorInfo
@@ -79,7 +79,7 @@ class Drawn:
 class Case:
     """What every line is measured on."""
 
-    backbone: ModuleType
+    backbone: Backbone
     model: torch.nn.Module
     vectors: TaskVectors
     calibration: Calibration
@@ -156,7 +156,7 @@ def _case() -> Case:
     return Case(backbone, model, vectors, _calibration(backbone, model, list(experts)), engine)
 
 
-def _calibration(backbone: ModuleType, model: torch.nn.Module, tasks: list[str]) -> Calibration:
+def _calibration(backbone: Backbone, model: torch.nn.Module, tasks: list[str]) -> Calibration:
     """Random tokens with losses at every second half; the base's own states stand for the teachers'.
 
     A head lies in host memory, as a kept teacher's does.
