@@ -1,26 +1,15 @@
-"""Checking plain YAML data against a description of it, with errors a person can act on."""
+"""YAML as it is read, and the words of an error about a value in it (:mod:`emkit.config` checks the values)."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
 
 from emkit.errors import UserError
-
-Check = Callable[[Any, str], None]  # value, where → raises UserError
-
-
-@dataclass(frozen=True)
-class Key:
-    """One key of a mapping: the ``check`` of its value, and whether it may be left out."""
-
-    check: Check
-    required: bool = True
 
 
 def fail(where: str, message: str) -> UserError:
@@ -33,128 +22,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     folded = {str(entry).lower(): str(entry) for entry in known}
     close = difflib.get_close_matches(str(word).lower(), sorted(folded), n=1, cutoff=0.5)
     return f"did you mean '{folded[close[0]]}'?" if close else f"choose one of {', '.join(sorted(folded.values()))}"
-
-
-def mapping(keys: Mapping[str, Key]) -> Check:
-    """A mapping with exactly these keys."""
-
-    def check(value: Any, where: str) -> None:
-        _is(value, dict, where, "a mapping")
-        for key in value:
-            if key not in keys:
-                raise fail(where, f"unknown key '{key}': {nearest(key, keys)}")
-        for key, rule in keys.items():
-            if key in value:
-                rule.check(value[key], _below(where, key))
-            elif rule.required:
-                raise fail(where, f"the key '{key}' is missing")
-
-    return check
-
-
-def mapping_of(item: Check) -> Check:
-    """A mapping from any text to ``item``."""
-
-    def check(value: Any, where: str) -> None:
-        _is(value, dict, where, "a mapping")
-        for key, entry in value.items():
-            _is(key, str, _below(where, key), "text as its key")
-            item(entry, _below(where, key))
-
-    return check
-
-
-def list_of(item: Check) -> Check:
-    """A list, not empty, of ``item``."""
-
-    def check(value: Any, where: str) -> None:
-        _is(value, list, where, "a list")
-        if not value:
-            raise fail(where, "the list is empty")
-        for i, entry in enumerate(value):
-            item(entry, f"{where}[{i}]")
-
-    return check
-
-
-def text(value: Any, where: str) -> None:
-    """Text that is not empty."""
-    _is(value, str, where, "text")
-    if not value.strip():
-        raise fail(where, "the text is empty")
-
-
-def number(low: float = float("-inf"), high: float = float("inf")) -> Check:
-    """A finite number in [low, high]."""
-
-    def check(value: Any, where: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise fail(where, f"{value!r} is not a number")
-        if not low <= value <= high or value in (float("inf"), float("-inf")):
-            raise fail(where, f"{value} is not a number from {low:g} to {high:g}")
-
-    return check
-
-
-def integer(low: int = 0) -> Check:
-    """A whole number of at least ``low``."""
-
-    def check(value: Any, where: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise fail(where, f"{value!r} is not a whole number")
-        if value < low:
-            raise fail(where, f"{value} is less than {low}")
-
-    return check
-
-
-def boolean(value: Any, where: str) -> None:
-    """true or false."""
-    if not isinstance(value, bool):
-        raise fail(where, f"{value!r} is neither true nor false")
-
-
-def choice(*known: str) -> Check:
-    """One of these words."""
-
-    def check(value: Any, where: str) -> None:
-        if value not in known:
-            raise fail(where, f"unknown value '{value}': {nearest(value, known)}")
-
-    return check
-
-
-def anything(value: Any, where: str) -> None:
-    """Whatever it is; for values that are checked elsewhere."""
-
-
-def nullable(item: Check) -> Check:
-    """``item`` or null."""
-    return lambda value, where: None if value is None else item(value, where)
-
-
-def either(*items: Check) -> Check:
-    """What any of ``items`` accepts; the first one's complaint otherwise."""
-
-    def check(value: Any, where: str) -> None:
-        first = None
-        for item in items:
-            try:
-                return item(value, where)
-            except UserError as error:
-                first = first or error
-        raise first
-
-    return check
-
-
-def _is(value: Any, kind: type, where: str, words: str) -> None:
-    if not isinstance(value, kind):
-        raise fail(where, f"{value!r} is not {words}")
-
-
-def _below(where: str, key: Any) -> str:
-    return f"{where}{'' if where.endswith(': ') else '.'}{key}"
 
 
 class Loader(yaml.SafeLoader):

@@ -70,7 +70,7 @@ def calibrate(
                 "base": task_vectors.base.sha256(),
                 "expert": expert.sha256(),
                 "side_files": [side_files_sha256(checkpoint.path) for checkpoint in (task_vectors.base, expert)],
-                "surroundings": surroundings(base_model.device, __name__, backbone.__name__),
+                "surroundings": surroundings(base_model.device, __name__, f"emkit.backbones.{backbone.name}"),
                 "source": source.identity(task),
                 "settings": {name: value for name, value in vars(settings).items() if name != "samples"},
                 "seed": seed,

@@ -174,7 +174,7 @@ class Learner:
                 "format": FORMAT,
                 "backbone": self.backbone.name,
                 "models": {name: checkpoint.sha256() for name, checkpoint in checkpoints.items()},
-                "surroundings": surroundings(self.device, __name__, self.backbone.__name__),
+                "surroundings": surroundings(self.device, __name__, f"emkit.backbones.{self.backbone.name}"),
                 "transforms": list(self.task_vectors.identity),
                 "calibration": calibration.keys,
                 "start": start.to_json(),

@@ -17,7 +17,7 @@ def content_key(ctx: Context, method: str, merge: Merge) -> str:
     Input files count as the same while nobody has touched them (:meth:`emkit.checkpoints.Checkpoint.identity`).
     Threads and processor are in it because matrix products and SVDs add in an order that may depend on them.
     """
-    code = (get(method).run.__module__, ctx.backbone.__name__, "emkit.checkpoints", "emkit.layouts")
+    code = (get(method).run.__module__, f"emkit.backbones.{ctx.backbone.name}", "emkit.checkpoints", "emkit.layouts")
     checkpoints = [merge.like, ctx.base, *ctx.task_vectors.checkpoints.values()]
     return sha256_json(
         {

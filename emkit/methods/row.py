@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from emkit import backbones, layouts
 from emkit.alignment.learner import Learned
@@ -22,12 +22,9 @@ from emkit.methods.key import content_key
 from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
 
-if TYPE_CHECKING:
-    from emkit.recipe import Recipe
-
 
 def merge_row(
-    recipe: Recipe,
+    recipe: Any,
     row: str,
     seed: int,
     out: str | Path,
@@ -93,7 +90,7 @@ def merge_row(
     return report
 
 
-def _model(recipe: Recipe, entry: Mapping, method: Method, task_vectors: TaskVectors) -> Checkpoint | None:
+def _model(recipe: Any, entry: Mapping, method: Method, task_vectors: TaskVectors) -> Checkpoint | None:
     """The one model that a row without a merge is: an expert under the base's names, or any model as it lies there."""
     if "expert" in method.needs:
         return task_vectors.checkpoints[entry["model"]]
@@ -112,7 +109,7 @@ def leave(learned: Learned, folder: Path) -> dict:
     }
 
 
-def card(recipe: Recipe, row: Mapping, seed: int, options: Mapping) -> str:
+def card(recipe: Any, row: Mapping, seed: int, options: Mapping) -> str:
     """The merged model's card: what it was made from, and how; ``options`` where they are not the recipe's own."""
     experts = "\n".join(f"- {name}: `{path}`" for name, path in recipe.experts.items())
     return (
