@@ -5,10 +5,10 @@ Every method is a case of θ_merged = θ_base + combine(transform(τ_1 … τ_K)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ def entrywise(
     return Merge(replaced(ctx, merge), ctx.base, scale=scale)
 
 
-def matrices(ctx: Context, combine: Callable[[Taus], torch.Tensor], scale: float) -> Merge:
+def matrices(ctx: Context, combine: Callable[[Matrices], torch.Tensor], scale: float) -> Merge:
     """θ_base + λ · ``combine`` of the K matrices τ_k; of other tensors θ_base + λ · mean τ_k, as the authors' code."""
 
     def merge(name: str) -> torch.Tensor:
@@ -135,6 +135,23 @@ def averaged(task_vectors: TaskVectors, name: str, scale: float) -> torch.Tensor
     if scale == 1:
         return mean_experts(*task_vectors.read(name))
     return task_vectors.merged(name, np.full((len(task_vectors.experts), 1), scale / len(task_vectors.experts)))
+
+
+class Matrices(Protocol):
+    """K matrices, one at a time, gone through as often as it takes; a tensor [K, m, n] is such, too."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[torch.Tensor]: ...
+
+
+def added(taus: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Σ_k τ_k of K ≥ 1 tensors [*shape], taken one at a time."""
+    each = iter(taus)
+    total = next(each).clone()
+    for tau in each:
+        total.add_(tau)
+    return total
 
 
 class Taus:

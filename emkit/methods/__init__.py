@@ -88,6 +88,8 @@ def method(
     """Register a function from a :class:`Context` to a :class:`Merge` as the method ``name``; see :class:`Method`."""
 
     def register(run: Callable[[Context], Merge]) -> Callable[[Context], Merge]:
+        if name in _REGISTRY:
+            raise ValueError(f"two files register a method '{name}'")
         needed = frozenset(needs) | ({"scale"} if scale is not None else frozenset())
         _REGISTRY[name] = Method(name, run, needed, options, scale, inherits, parts)
         return run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from emkit import backbones
 from emkit.alignment.learner import SCALE
 from emkit.alignment.like import SOURCE as LIKE_SOURCE
 from emkit.alignment.like import check_given, check_method, imposed, layer
-from emkit.config import Settings, default, layered, option, parse
+from emkit.config import Settings, Text, default, layered, option, parse
 from emkit.errors import UserError
 from emkit.methods import Method, check_options, get, registry, resolved
 from emkit.methods.key import default_device
@@ -22,7 +22,6 @@ from emkit.schema import fail, load_yaml, nearest
 
 METHODS = tuple(name for name, found in registry().items() if found.merges)
 AUTO = "auto"
-Text = Annotated[str, Field(pattern=r"\S")]
 # what a merge refuses unless its recipe allows it
 Allowed = Literal["rotary", "adapter_base", "identical", "tokenizer", "disk", "memory"]
 
@@ -146,7 +145,8 @@ class MergeRecipe:
             check_given(found._options, found._imposed(found.method.name))
         settings = found.settings()
         if getattr(settings, "parameterisation", None) == "sigmoid":
-            initial = found.scale if settings.initial == SCALE else settings.initial
+            given = settings.model_dump()["initial"]
+            initial: Any = found.scale if given == SCALE else given
             for value in initial.values() if isinstance(initial, Mapping) else [initial]:
                 if not 0 < value < 1:
                     raise UserError(
