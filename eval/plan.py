@@ -40,7 +40,7 @@ class Plan(Places):
         self.profile = profiles.load(self.profile_path)
         if self.profile.backbone != self.table.backbone:
             raise UserError(f"{self.path} is of {self.table.backbone}, {self.profile_path} of {self.profile.backbone}")
-        super().__init__(Path(results) / self.profile.name, self.profile.backbone, self.path.stem)
+        super().__init__(Path(results) / self.profile.name, self.profile.backbone, self.path.stem, self.table.columns)
         self.rows = {row.id: row for row in self.table.rows if row.id not in self.profile.leave_out}
         for row in self.rows.values():
             self._check(row)
@@ -74,8 +74,9 @@ class Plan(Places):
     @cached_property
     def protocol(self) -> columns.Protocol:
         """How each column is asked; raises ``UserError`` for one that there is not."""
-        said, where = self.profile.protocol, f"{self.profile_path}: protocol"
-        return columns.protocol(self.profile.name, self.profile.backbone, self.benchmarks, said, where)
+        profile, where = self.profile, f"{self.profile_path}: protocol"
+        asked_as = profile.asked_as or profile.name
+        return columns.protocol(asked_as, profile.backbone, self.benchmarks, profile.protocol, where)
 
     @property
     def experts(self) -> dict[str, str]:

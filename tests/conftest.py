@@ -123,7 +123,7 @@ def recipe_data(zoo: Path) -> dict:
             {"id": "expert_merging_pp", "label": "Expert Merging++", "method": "expert_merging_pp"},
         ],
         "seeds": [0],
-        "protocol": "none.yaml",
+        "protocol": {"judge_upstream": "rules"},
     }
 
 
