@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def chunk_bounds(numel: int, chunks: int) -> list[int]:
     if not 1 <= chunks <= max(numel, 1):
         raise UserError(f"a tensor of {numel} elements cannot be split into {chunks} chunks: lower the budget or kappa")
     return [s * numel // chunks for s in range(chunks + 1)]
+
+
+def chunks_within(bounds: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, slice]]:
+    """The chunks s that the entries [``start``, ``stop``) reach into, with their places relative to ``start``."""
+    s = bisect.bisect_right(bounds, start) - 1
+    while s < len(bounds) - 1 and bounds[s] < stop:
+        yield s, slice(max(bounds[s], start) - start, min(bounds[s + 1], stop) - start)
+        s += 1
 
 
 @dataclass

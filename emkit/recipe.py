@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from emkit import backbones
-from emkit.alignment.fit import FitOptions, Optimiser
 from emkit.alignment.like import imposed, resolved
 from emkit.errors import UserError
 from emkit.files import sha256_json
@@ -148,10 +147,6 @@ class Recipe:
         samples = self.data["calibration"]["samples"]
         return resolved(found, given, imposed(method, samples, len(self.experts), self.backbone))
 
-    def fit_options(self, settings: Mapping) -> FitOptions:
-        """The part of :meth:`settings` that is the fit's."""
-        return fit_options(settings)
-
 
 def method_settings(methods: Mapping[str, Mapping], name: str) -> dict:
     """Every option of the method ``name``: its defaults, the settings that it inherits, then its own in ``methods``."""
@@ -159,14 +154,6 @@ def method_settings(methods: Mapping[str, Mapping], name: str) -> dict:
     defaults = {key: option.default for key, option in found.options.items() if option.default is not REQUIRED}
     inherited = method_settings(methods, found.inherits) if found.inherits else {}
     return defaults | inherited | methods.get(name, {})
-
-
-def fit_options(settings: Mapping) -> FitOptions:
-    """The part of a learned method's settings that is the fit's."""
-    keys = ("parameterisation", "temperature", "beta", "gamma", "regulariser", "hidden_loss")
-    keys += ("hidden_weight", "logit_weight")
-    given = {key: settings[key] for key in keys if key in settings}
-    return FitOptions(**given, optimiser=Optimiser(**settings["optimiser"]))
 
 
 def _shipped(path: Path) -> str:

@@ -20,7 +20,7 @@ def test_committed_recipes_load_and_their_rows_have_methods(path):
     for row in found.rows:
         assert row["method"] is None or row["method"] in methods.REGISTRY
     for row in ("expert_merging", "expert_merging_pp"):
-        assert found.fit_options(found.settings(found.row(row))).optimiser.steps > 0
+        assert found.settings(found.row(row))["optimiser"]["steps"] > 0
 
 
 def test_an_unknown_method_is_one_line():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from emkit.alignment import importance
 from emkit.alignment.calibration import Calibration, Settings, calibrate
-from emkit.alignment.fit import FitOptions, Optimiser, fit
-from emkit.alignment.importance import allocate_chunks, chunked_start, layer_importance
+from emkit.alignment.fit import Penalty, Problem, fit
+from emkit.alignment.losses import Alignment, Entropy
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.order import authors_order
 from emkit.alignment.placement import Placement, place
 from emkit.alignment.sources import source
+from emkit.alignment.variable import Optimiser
 from emkit.coefficients import Coefficients
 from emkit.content import surroundings
 from emkit.errors import UserError
@@ -29,7 +31,7 @@ from emkit.transforms import View
 if TYPE_CHECKING:
     from emkit.recipe import Recipe
 
-FORMAT = 3  # of the kept fits; part of their keys
+FORMAT = 4  # of the kept fits; part of their keys
 SCALE = "scale of task_arithmetic"  # the initial value "validated by Task Arithmetic" (Section 3.2)
 
 
@@ -69,9 +71,7 @@ class Learner:
         """Expert Merging: one coefficient per merged tensor and expert (Section 3.2)."""
         start = Coefficients.constant(self.task_vectors.names, self._initial(settings))
         calibration = self._calibration(settings)
-        coefficients, stage = self._fit(
-            self._options(settings), self._initial(settings), calibration, start, len(start.values)
-        )
+        coefficients, stage = self._aligned(settings, calibration, start, len(start.values))
         return Learned(coefficients, [stage], _described(calibration))
 
     def adamerging(self, settings: Mapping) -> Learned:
@@ -82,39 +82,40 @@ class Learner:
         initial = self._initial(settings)
         start = Coefficients.constant(self.task_vectors.names, initial)
         calibration = self._calibration({"hidden_layer": "middle", **settings})
-        optimiser = Optimiser(**settings["optimiser"])
-        options = FitOptions(objective="entropy", gamma=0.0, clamp=settings["clamp"], optimiser=optimiser)
-        coefficients, stage = self._fit(options, initial, calibration, start, len(start.values))
+        penalty = Penalty(gamma=0.0, initial=initial, count=len(start.values))
+        trained = "clamped" if settings["clamp"] else "plain"
+        coefficients, stage = self._fit(settings, Entropy(), penalty, calibration, start, trained)
         return Learned(coefficients, [stage], _described(calibration))
 
     def expert_merging_pp(self, first: Mapping, settings: Mapping) -> Learned:
         """Expert Merging with the settings ``first``, importance, chunks, and a second fit (Section 3.3)."""
         stage1 = self.expert_merging(first)
-        names = self.task_vectors.names
-        importance = layer_importance(stage1.coefficients, self.task_vectors, settings.get("normalise", "per_expert"))
-        chunks = allocate_chunks(importance, settings["budget"], settings["kappa"])
-        start = chunked_start(
+        names, vectors = self.task_vectors.names, self.task_vectors
+        of_layers = importance.layer_importance(stage1.coefficients, vectors, settings.get("normalise", "per_expert"))
+        chunks = importance.allocate_chunks(of_layers, settings["budget"], settings["kappa"])
+        start = importance.chunked_start(
             stage1.coefficients,
             Coefficients.constant(names, self._initial(settings)),
             chunks,
             settings["fixed"],
             settings["start"],
-            {name: self.task_vectors.numel(name) for name in names},
+            {name: vectors.numel(name) for name in names},
         )
         calibration = self._calibration(settings)
-        coefficients, stage = self._fit(
-            self._options(settings),
-            self._initial(settings),
-            calibration,
-            start,
-            settings["budget"] * len(names),
-        )
-        stage |= {"importance": importance, "chunks": chunks}
+        coefficients, stage = self._aligned(settings, calibration, start, settings["budget"] * len(names))
+        stage |= {"importance": of_layers, "chunks": chunks}
         return Learned(coefficients, [*stage1.stages, stage], _described(calibration))
 
-    def _options(self, settings: Mapping) -> FitOptions:
-        options = self.recipe.fit_options(settings)
-        return options if self.recipe.like is None else replace(options, order=authors_order(self.recipe.backbone))
+    def _aligned(
+        self, settings: Mapping, calibration: Calibration, start: Coefficients, count: float
+    ) -> tuple[Coefficients, dict]:
+        """A fit to the experts: Eq. 3, ``count`` being its L or B."""
+        terms = ("beta", "temperature", "hidden_loss", "hidden_weight", "logit_weight")
+        objective = Alignment(**{key: settings[key] for key in terms})
+        penalty = Penalty(
+            gamma=settings["gamma"], initial=self._initial(settings), count=count, kind=settings["regulariser"]
+        )
+        return self._fit(settings, objective, penalty, calibration, start, settings["parameterisation"])
 
     @cached_property
     def _model(self) -> torch.nn.Module:
@@ -161,13 +162,16 @@ class Learner:
 
     def _fit(
         self,
-        options: FitOptions,
-        initial: Mapping[str, float],
+        settings: Mapping,
+        objective: Alignment | Entropy,
+        penalty: Penalty,
         calibration: Calibration,
         start: Coefficients,
-        count: float,
+        trained: str,
     ) -> tuple[Coefficients, dict]:
         """A fit's coefficients and stage entry; from the cache if the same fit was finished before."""
+        order = "tasks" if self.recipe.like is None else authors_order(self.recipe.backbone)
+        optimiser = Optimiser(**settings["optimiser"])
         checkpoints = {"base": self.task_vectors.base, **self.task_vectors.checkpoints}
         key = sha256_json(
             {
@@ -178,9 +182,7 @@ class Learner:
                 "transforms": list(self.task_vectors.identity),
                 "calibration": calibration.keys,
                 "start": start.to_json(),
-                "initial": initial,
-                "options": repr(options),
-                "count": count,
+                "problem": [repr(part) for part in (objective, penalty, optimiser, trained, order)],
                 "seed": self.seed,
                 "engine": self.engine.identity,
             }
@@ -190,19 +192,24 @@ class Learner:
         with lock(folder.with_suffix(".lock")):
             found = read_kept(folder, _read_fit)
             if found is None:
+                problem = Problem(
+                    backbone=self.backbone,
+                    model=self._model,
+                    task_vectors=self._placement,
+                    calibration=calibration,
+                    objective=objective,
+                    penalty=penalty,
+                    order=order,
+                )
                 result = fit(
-                    self.backbone,
-                    self._model,
-                    self._placement,
-                    start,
-                    initial,
-                    calibration,
-                    options,
-                    count,
-                    self.seed,
-                    state,
-                    self.progress,
-                    self.engine,
+                    problem,
+                    start=start,
+                    optimiser=optimiser,
+                    parameterisation=trained,
+                    seed=self.seed,
+                    engine=self.engine,
+                    state=state,
+                    progress=self.progress,
                 )
                 with atomic_dir(folder) as part:
                     result.coefficients.save(part / "coefficients.json")
@@ -210,7 +217,8 @@ class Learner:
                 found = _read_fit(folder)
             state.unlink(missing_ok=True)
         coefficients, history = found
-        return coefficients, {"initial": initial, "options": asdict(options), "history": history}
+        stated = {**settings, "optimiser": optimiser.model_dump(), "order": order}
+        return coefficients, {"initial": dict(penalty.initial), "options": stated, "history": history}
 
 
 def _read_fit(folder: Path) -> tuple[Coefficients, list[dict]]:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from emkit.alignment.logits import Head, headless
+from emkit.alignment.heads import Head, headless
 from emkit.alignment.samples import TaskSamples
 from emkit.alignment.sequences import Folded, batches, collate, fold
 from emkit.alignment.sources import Item

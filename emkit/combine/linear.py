@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from emkit.blocks import Block, in_blocks
-from emkit.coefficients import chunk_bounds
+from emkit.coefficients import chunk_bounds, chunks_within
 
 
 def merge_tensor(base: torch.Tensor, tau: Iterable[torch.Tensor], coefficients: np.ndarray) -> torch.Tensor:
@@ -81,7 +80,7 @@ def _weighted_sum(like: torch.Tensor, block: Block, weights: np.ndarray) -> torc
 
     def merge(start: int, stop: int) -> None:
         terms, merged = block(start, stop), out.view(-1)[start:stop]
-        for s, part in _chunks_within(bounds, start, stop):
+        for s, part in chunks_within(bounds, start, stop):
             total = None
             for term, weight in zip(terms, columns[s], strict=True):
                 if weight == 0.0:
@@ -94,14 +93,6 @@ def _weighted_sum(like: torch.Tensor, block: Block, weights: np.ndarray) -> torc
 
     in_blocks(like.numel(), len(weights), like.device, merge)
     return out
-
-
-def _chunks_within(bounds: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, slice]]:
-    """The chunks s that the entries [``start``, ``stop``) reach into, with their places relative to ``start``."""
-    s = bisect.bisect_right(bounds, start) - 1
-    while s < len(bounds) - 1 and bounds[s] < stop:
-        yield s, slice(max(bounds[s], start) - start, min(bounds[s + 1], stop) - start)
-        s += 1
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

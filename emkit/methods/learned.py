@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from emkit.alignment.fit import OPTIMISERS, PARAMETERISATIONS, SCHEDULES
 from emkit.alignment.importance import FIXED, NORMALISE, allocate_chunks, layer_importance
 from emkit.alignment.learner import SCALE, Learner
 from emkit.alignment.objectives import (
@@ -14,6 +13,7 @@ from emkit.alignment.objectives import (
     logit_alignment,
     regulariser,
 )
+from emkit.alignment.variable import OPTIMISERS, PARAMETERISATIONS, SCHEDULES
 from emkit.methods.assembly import linear
 from emkit.methods.registry import REQUIRED, Context, Merge, Option, method
 from emkit.methods.ties import SELECTION

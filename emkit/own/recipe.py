@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from emkit import backbones
-from emkit.alignment.fit import FitOptions
 from emkit.alignment.learner import SCALE
 from emkit.alignment.like import SOURCE as LIKE_SOURCE
 from emkit.alignment.like import check_given, check_method, imposed, resolved
@@ -16,7 +15,7 @@ from emkit.errors import UserError
 from emkit.methods import REGISTRY, REQUIRED, Method, get
 from emkit.methods.key import default_device
 from emkit.own import defaults, resources
-from emkit.recipe import check_options, fit_options, method_settings
+from emkit.recipe import check_options, method_settings
 from emkit.schema import (
     Key,
     anything,
@@ -66,8 +65,8 @@ class MergeRecipe:
     """A checked recipe, as ``given``, with its ``backbone`` resolved; the properties fill in what it leaves out.
 
     ``like``: whose conventions hold (``--like``, :mod:`emkit.alignment.like`).
-    It offers what methods take of a table's recipe (``device``, ``data["calibration"]``, ``method_settings`` and
-    ``fit_options``), so that both run the same code.
+    It offers what methods take of a table's recipe (``device``, ``data["calibration"]`` and
+    ``method_settings``), so that both run the same code.
     """
 
     given: Mapping[str, Any]
@@ -153,10 +152,6 @@ class MergeRecipe:
                         "both excluded: give another scale or options.initial"
                     )
         return found
-
-    def fit_options(self, settings: Mapping) -> FitOptions:
-        """The part of :meth:`settings` that is the fit's."""
-        return fit_options(settings)
 
     def sources(self) -> dict[str, str]:
         """Where each option's value comes from: this recipe, the paper, an author, or us."""
