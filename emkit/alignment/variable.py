@@ -102,7 +102,7 @@ class Variable:
         self.at_rest = torch.zeros_like(self.w)
         if at_rest is not None:
             self.at_rest.copy_(torch.from_numpy(at_rest))
-        self.step, self.rate, self.slope = 0, 0.0, torch.zeros_like(self.w)
+        self.rate, self.slope, self.taken = 0.0, torch.zeros_like(self.w), torch.tensor(0.0)
 
     def alpha(self, where: slice = slice(None)) -> torch.Tensor:
         """α of a slice: a new tensor."""
@@ -117,7 +117,7 @@ class Variable:
 
     def begin(self, step: int, slope: torch.Tensor) -> None:
         """What holds for every :meth:`descend` of a step (from 0): ``slope`` [n] of γ R(α) in α."""
-        self.step, self.slope, self.rate = step, slope, learning_rate(self.settings, step)
+        self.slope, self.rate, self.taken = slope, learning_rate(self.settings, step), torch.tensor(float(step))
 
     def descend(self, where: slice, gradient: torch.Tensor) -> torch.Tensor:
         """One optimiser step of a slice by ∂loss/∂α of it; its new α."""
@@ -125,9 +125,11 @@ class Variable:
 
     def whole_gradient(self, where: slice, gradient: torch.Tensor) -> torch.Tensor:
         """∂(loss + γ R)/∂w from ∂loss/∂α."""
-        alpha = self.alpha(where)
         gradient = gradient + self.slope[where]
-        return gradient * (alpha * (1 - alpha)) if self.sigmoid else gradient
+        if not self.sigmoid:
+            return gradient
+        alpha = self.alpha(where)
+        return gradient * (alpha * (1 - alpha))
 
     def descend_clipped(self, gradient: torch.Tensor) -> torch.Tensor:
         """One step of the whole vector, the norm of its gradient bounded as ``torch.nn.utils.clip_grad_norm_`` does."""
@@ -139,7 +141,7 @@ class Variable:
         """Adam's or AdamW's step of a slice."""
         w = self.w[where]
         _UPDATES[self.settings.name](
-            *([w], [gradient], [self.first[where]], [self.second[where]], [], [torch.tensor(float(self.step))]),
+            *([w], [gradient], [self.first[where]], [self.second[where]], [], [self.taken.clone()]),
             **{"foreach": False, "amsgrad": False, "maximize": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
             **{"lr": self.rate, "weight_decay": self.settings.weight_decay},
         )
