@@ -210,7 +210,8 @@ def _zoo_check(options) -> int:
 
 
 def _merge_row(options) -> None:
-    from emkit import methods, recipe
+    from emkit import recipe
+    from emkit.methods.row import merge_row
     from emkit.own import resources
 
     loaded, out = recipe.load(options.recipe), resources.place(options.out)
@@ -219,7 +220,7 @@ def _merge_row(options) -> None:
     use, shard = engine.from_arguments(options), engine.parse_bytes(options.shard_size)
     models = [loaded.model("base"), *loaded.experts.values(), *filter(None, [loaded.data["models"].get("mixture")])]
     resources.check_writable(out, True, map(Path, models), resources.by_merge_row, [cache, Path(options.recipe)])
-    report = methods.merge_row(
+    report = merge_row(
         loaded, options.row, options.seed, out, cache, options.scale, progress=True, engine=use, shard_bytes=shard
     )
     print(json.dumps(report, indent=1, sort_keys=True))
@@ -233,12 +234,12 @@ def _importance(options) -> None:
     from emkit.task_vectors import TaskVectors
 
     loaded = recipe.load(options.recipe)
-    settings = loaded.data["methods"]["expert_merging_pp"]
+    settings = loaded.method_settings("expert_merging_pp")
     experts = {name: Checkpoint.open(path) for name, path in loaded.experts.items()}
     names = backbones.get(loaded.backbone).merged_names
     vectors = TaskVectors(Checkpoint.open(loaded.model("base")), experts, names)
-    found = layer_importance(Coefficients.load(options.coefficients), vectors, settings.get("normalise", "per_expert"))
-    chunks = allocate_chunks(found, settings["budget"], settings["kappa"])
+    found = layer_importance(Coefficients.load(options.coefficients), vectors, settings.normalise)
+    chunks = allocate_chunks(found, settings.budget, settings.kappa)
     for name in sorted(found, key=found.get, reverse=True):
         print(f"{found[name]:.4f} {chunks[name]:>3} {name}")
 

@@ -7,7 +7,7 @@ of its default; recipes, the command line, ``emkit explain``, ``emkit init`` and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -29,10 +29,20 @@ class Settings(BaseModel):
     )
 
 
-def option(default: Any, about: str, source: str = "", **bounds: Any) -> Any:
+def option(
+    default: Any,
+    about: str,
+    source: str = "",
+    by_backbone: Mapping[str, tuple[Any, str]] | None = None,
+    every_expert: bool = True,
+    **bounds: Any,
+) -> Any:
     """A field of :class:`Settings`: its ``default`` (``...``: none, it has to be given), what it is ``about``, and the
-    ``source`` of the default (who says so, or why it is ours). ``bounds`` are pydantic's: ``ge``, ``gt``, ``le``, …"""
-    return Field(default, description=about, json_schema_extra={"source": source}, **bounds)
+    ``source`` of the default (who says so, or why it is ours). ``by_backbone``: where a backbone has another default,
+    that and its source. ``every_expert``: whether a mapping from experts must name all of them. ``bounds`` are
+    pydantic's: ``ge``, ``gt``, ``le``, …"""
+    extra = {"source": source, "by_backbone": dict(by_backbone or {}), "every_expert": every_expert}
+    return Field(default, description=about, json_schema_extra=extra, **bounds)
 
 
 def about(field: FieldInfo) -> str:
@@ -40,10 +50,39 @@ def about(field: FieldInfo) -> str:
     return field.description or ""
 
 
-def source(field: FieldInfo) -> str:
-    """The source of an :func:`option`'s default."""
-    extra = field.json_schema_extra
-    return str(extra.get("source", "")) if isinstance(extra, Mapping) else ""
+def default(field: FieldInfo, backbone: str = "") -> tuple[Any, str]:
+    """An :func:`option`'s default for a backbone, and its source; ``...`` where it has to be given."""
+    usual = ... if field.is_required() else field.get_default(call_default_factory=True)
+    return extra(field, "by_backbone", {}).get(backbone, (usual, extra(field, "source", "")))
+
+
+def is_group(field: FieldInfo) -> bool:
+    """Whether an :func:`option` is a group of settings itself."""
+    return any(_groups(field.annotation))
+
+
+def extra(field: FieldInfo, key: str, otherwise: Any) -> Any:
+    """What an :func:`option` was declared with besides pydantic's."""
+    found: Any = field.json_schema_extra or {}
+    return found.get(key, otherwise)
+
+
+def layered(model: type[Settings], *layers: Mapping[str, Any], backbone: str = "") -> dict[str, Any]:
+    """The values of ``layers`` over each other, the last one winning, and a backbone's own defaults under them all.
+
+    A group within the group is merged key by key, starting from its default (part of an optimiser may be given).
+    """
+    fields = model.model_fields
+    other = {key: extra(field, "by_backbone", {}) for key, field in fields.items()}
+    values = {key: found[backbone][0] for key, found in other.items() if backbone in found}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and key in fields and is_group(fields[key]):
+                under = values.get(key, default(fields[key], backbone)[0])
+                under = under.model_dump() if isinstance(under, Settings) else under
+                value = {**under, **value} if isinstance(under, Mapping) else value
+            values[key] = value
+    return values
 
 
 def parse(model: type[S], data: Any, where: str) -> S:
@@ -54,13 +93,24 @@ def parse(model: type[S], data: Any, where: str) -> S:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise _told(error, model, data, where) from None
+        raise _told(error.errors(include_url=False), model, data, where) from None
 
 
-def _told(error: ValidationError, model: type[BaseModel], data: Any, where: str) -> UserError:
+def check(model: type[Settings], data: Any, where: str) -> None:
+    """``UserError``, as :func:`parse`'s, unless ``data`` are settings of a ``model``, perhaps not all."""
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+        wrong = [each for each in mistakes if each["type"] != "missing" or len(each["loc"]) > 1]
+        if wrong:
+            raise _told(wrong, model, data, where) from None
+
+
+def _told(mistakes: Iterable[Any], model: type[BaseModel], data: Any, where: str) -> UserError:
     """The mistake to name: a misspelt key before one that is missing for it; of a union's branches the one that the
     value went furthest into."""
-    found = [(*_reached(data, each["loc"]), each) for each in error.errors(include_url=False)]
+    found = [(*_reached(data, each["loc"]), each) for each in mistakes]
     found.sort(key=lambda mistake: mistake[2]["type"] != "extra_forbidden")
     first = found[0]
     alike = [mistake for mistake in found if mistake[0][:1] == first[0][:1]]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
-from emkit.methods import FAMILIES, REGISTRY, REQUIRED, Method, get
-from emkit.methods.registry import AUTHORS_ONE, VALIDATION
-from emkit.own import defaults
-from emkit.own.recipe import METHODS
+from pydantic.fields import FieldInfo
+
+from emkit.backbones import NAMES
+from emkit.config import Settings, about, default
+from emkit.methods import AUTHORS_ONE, VALIDATION, Method, get, registry
 from emkit.recipe import Recipe
 
 WIDTH = 100
@@ -22,13 +24,11 @@ _SCALE = {
 
 
 def methods() -> str:
-    """One line a method: its name and the first sentence of its docstring; those that only tables have come last."""
-    width = max(map(len, REGISTRY)) + 2
-    families = [family.__name__ for family in FAMILIES]
-    ordered = sorted(REGISTRY.values(), key=lambda found: families.index(found.run.__module__))
-    lines = {found.name: f"{found.name:<{width}}{inspect.getdoc(found.run).splitlines()[0]}" for found in ordered}
-    merging = [line for name, line in lines.items() if name in METHODS]
-    rows = [line for name, line in lines.items() if name not in METHODS]
+    """One line a method: its name and the first sentence about it; those that only tables have come last."""
+    width = max(map(len, registry())) + 2
+    lines = {found: f"{found.name:<{width}}{found.about.splitlines()[0]}" for found in registry().values()}
+    merging = [line for found, line in lines.items() if found.merges]
+    rows = [line for found, line in lines.items() if not found.merges]
     return "\n".join(
         [*merging, "", "Rows of a table that merge nothing:", *rows, "", "emkit explain METHOD says more."]
     )
@@ -40,11 +40,12 @@ def method(name: str, recipe: Recipe | None = None) -> str:
     ``UserError`` for an unknown method.
     """
     found = get(name)
-    sections = [f"{name}\n{'=' * len(name)}\n{inspect.getdoc(found.run)}", _facts(found)]
+    sections = [f"{name}\n{'=' * len(name)}\n{found.about}", _facts(found)]
     if found.parts:
         sections.append("Made of\n-------\n" + "\n\n".join(_part(part) for part in found.parts))
-    if found.options:
-        sections.append("Options\n-------\n" + "\n".join(_option(key, found) for key in found.options))
+    if found.options.model_fields:
+        options = "\n".join(_option(key, field) for key, field in found.options.model_fields.items())
+        sections.append("Options\n-------\n" + options)
     if recipe is not None:
         sections.append(_in_use(found, recipe))
     return "\n\n".join(sections)
@@ -53,27 +54,31 @@ def method(name: str, recipe: Recipe | None = None) -> str:
 def _facts(found: Method) -> str:
     random = "another seed, another result" if found.random else "the same for every seed"
     needs = "unlabeled calibration samples of every expert" if found.learned else "the checkpoints alone"
-    scale = _SCALE[found.scale]
-    if found.scale is None and "scale" in found.needs:
+    scale = _SCALE[found.scale_from]
+    if found.scale_from is None and found.scale is not None:
         scale = "none of its own; a recipe may let it start from Task Arithmetic's"
-    own = defaults.scale(found.name, "auto")
-    if own is not None:
-        scale += f"\n             `emkit merge` takes {own.value:g} unless told otherwise ({own.source})"
+    if found.scale is not None:
+        scale += "\n             `emkit merge` takes " + f"\n{' ' * 13}".join(_defaults(found.scale))
     return f"scale:       {scale}\nneeds:       {needs}\nrandomness:  {random}"
 
 
-def _part(part: Any) -> str:
-    return f"{part.__name__} ({part.__module__})\n{textwrap.indent(inspect.getdoc(part), '  ')}"
+def _part(part: Callable) -> str:
+    return f"{part.__name__} ({part.__module__})\n{textwrap.indent(inspect.getdoc(part) or '', '  ')}"
 
 
-def _option(key: str, found: Method) -> str:
-    option = found.options[key]
-    default = repr(option.default) if option.default is REQUIRED else f"default {_value(option.default)}"
-    own = defaults.options(found.name, "auto").get(key)
-    if own is not None:
-        default += f"; `emkit merge` takes {_value(own.value)} unless told otherwise ({own.source})"
-    about = textwrap.fill(option.about, WIDTH, initial_indent="    ", subsequent_indent="    ")
-    return f"  {key}: {default}\n{about}"
+def _option(key: str, field: FieldInfo) -> str:
+    words = textwrap.fill(about(field), WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return f"  {key}: " + f"\n  {' ' * len(key)}  ".join(_defaults(field)) + f"\n{words}"
+
+
+def _defaults(field: FieldInfo) -> list[str]:
+    """The default and its source; those of backbones that have others."""
+    usual = default(field)
+    if usual[0] is ...:
+        return ["has to be given"]
+    others = {name: found for name in NAMES if (found := default(field, name)) != usual}
+    said = {"": usual, **{f"for {name} ": found for name, found in others.items()}}
+    return [f"{words}{_value(value)}" + (f"  ({source})" if source else "") for words, (value, source) in said.items()]
 
 
 def _in_use(found: Method, recipe: Recipe) -> str:
@@ -86,9 +91,9 @@ def _in_use(found: Method, recipe: Recipe) -> str:
         lines.append(f"row {row['id']} ({row['label']})")
         if "scale" in row:
             lines.append(f"  scale = {row['scale']:g}  (given in the row)")
-        elif found.scale == VALIDATION:
+        elif found.scale_from == VALIDATION:
             lines.append(f"  scale = one of {recipe.data['scale']['grid']}  ({recipe.data['scale']['rule']})")
-        for key, value in recipe.settings(row).items():
+        for key, value in recipe.settings(row).model_dump().items():
             lines.append(f"  {key} = {_value(value)}  ({_source(found, key, row, recipe)})")
     return "\n".join(lines)
 
@@ -101,8 +106,10 @@ def _source(found: Method, key: str, row: dict, recipe: Recipe) -> str:
         if name and key in recipe.data["methods"].get(name, {}):
             dotted = f"methods.{name}.{key}"
             return recipe.data.get("sources", {}).get(dotted, dotted)
-    return "default"
+    source = default(found.options.model_fields[key], recipe.backbone)[1]
+    return f"default: {source}" if source else "default"
 
 
 def _value(value: Any) -> str:
+    value = value.model_dump(exclude_unset=True) if isinstance(value, Settings) else value
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

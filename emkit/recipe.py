@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emkit import backbones
-from emkit.alignment.like import imposed, resolved
+from emkit.alignment.like import imposed, layer
+from emkit.alignment.sources import ZooSamples
+from emkit.config import Settings, parse
 from emkit.errors import UserError
 from emkit.files import sha256_json
-from emkit.methods import REGISTRY, REQUIRED, Method, get
+from emkit.methods import check_options, get, registry, resolved
 from emkit.schema import (
     Key,
     anything,
@@ -32,7 +34,7 @@ _ROW = mapping(
     {
         "id": Key(text),
         "label": Key(text),
-        "method": Key(nullable(choice(*REGISTRY))),
+        "method": Key(nullable(choice(*registry()))),
         "model": Key(text, False),
         "scale": Key(number(), False),
         "options": Key(mapping_of(anything), False),
@@ -49,20 +51,11 @@ _RECIPE = mapping(
                 {"base": Key(text), "experts": Key(mapping_of(text)), "mixture": Key(nullable(text), False)},
             )
         ),
-        "calibration": Key(
-            mapping(
-                {
-                    "samples": Key(integer(1)),
-                    "response_tokens": Key(integer(1)),
-                    "split": Key(choice("train", "validation"), False),
-                    "source": Key(choice("zoo", "jsonl"), False),
-                    "files": Key(mapping_of(text), False),
-                    "max_new_tokens": Key(integer(1), False),
-                }
-            )
-        ),
+        "calibration": Key(anything),
         "scale": Key(mapping({"grid": Key(list_of(number())), "rule": Key(text)})),
-        "methods": Key(mapping({name: Key(anything, False) for name, found in REGISTRY.items() if found.options})),
+        "methods": Key(
+            mapping({name: Key(anything, False) for name, found in registry().items() if found.options.model_fields})
+        ),
         "sources": Key(mapping_of(text), False),
         "rows": Key(list_of(_ROW)),
         "seeds": Key(list_of(integer())),
@@ -101,6 +94,11 @@ class Recipe:
         return self.data.get("device", "cpu")
 
     @property
+    def calibration(self) -> ZooSamples:
+        """The samples of the learned methods."""
+        return parse(ZooSamples, self.data["calibration"], f"{self.path}: calibration")
+
+    @property
     def experts(self) -> dict[str, str]:
         """Expert → checkpoint, in the recipe's order."""
         return self.data["models"]["experts"]
@@ -129,31 +127,23 @@ class Recipe:
             )
         return models[name]
 
-    def settings(self, row: Mapping) -> dict:
-        """The value of every option of a row's method: its defaults, the recipe's ``methods`` (those that it inherits
-        first), then the row's own ``options``; with ``like`` what that puts in their place."""
-        return self._like(row["method"], row.get("options", {}))
+    def settings(self, row: Mapping) -> Settings:
+        """The options of a row's method: its defaults, the recipe's ``methods`` (those that it inherits first), then
+        the row's own ``options``; with ``like`` what that puts in their place. ``UserError`` for one that has no value.
+        """
+        return self._settings(row["method"], row.get("options", {}))
 
-    def method_settings(self, method: str) -> dict:
+    def method_settings(self, method: str) -> Settings:
         """:meth:`settings` of a row without options of its own."""
-        return self._like(method, {})
+        return self._settings(method, {})
 
-    def _like(self, method: str, own: Mapping) -> dict:
-        methods = self.data["methods"]
-        found = method_settings(methods, method) | own
-        if self.like is None:
-            return found
-        given = {*own, *(key for name in (method, get(method).inherits) for key in methods.get(name, {}))}
-        samples = self.data["calibration"]["samples"]
-        return resolved(found, given, imposed(method, samples, len(self.experts), self.backbone))
-
-
-def method_settings(methods: Mapping[str, Mapping], name: str) -> dict:
-    """Every option of the method ``name``: its defaults, the settings that it inherits, then its own in ``methods``."""
-    found = get(name)
-    defaults = {key: option.default for key, option in found.options.items() if option.default is not REQUIRED}
-    inherited = method_settings(methods, found.inherits) if found.inherits else {}
-    return defaults | inherited | methods.get(name, {})
+    def _settings(self, name: str, own: Mapping) -> Settings:
+        method, sections = get(name), self.data["methods"]
+        layers = [sections.get(method.inherits, {}), sections.get(name, {}), own]
+        if self.like is not None:
+            theirs = imposed(name, self.calibration.samples, len(self.experts), self.backbone)
+            layers.append(layer({*layers[0], *layers[1], *layers[2]}, theirs))
+        return resolved(method, *layers, backbone=self.backbone, where=f"{self.path}: methods.{name}")
 
 
 def _shipped(path: Path) -> str:
@@ -181,8 +171,8 @@ def load(path: str | Path) -> Recipe:
             f"{where}backbone", f"unknown backbone '{data['backbone']}': {nearest(data['backbone'], backbones.NAMES)}"
         )
     recipe = Recipe(path, data)
-    _check_methods(recipe, where)
     _check_experts(data, where)
+    _check_methods(recipe, where)
     _check_rows(recipe, where)
     _check_sources(data, where)
     return recipe
@@ -194,68 +184,38 @@ def _check_rows(recipe: Recipe, where: str) -> None:
         here = f"{where}rows[{i}] ('{row['id']}')"
         if ids.count(row["id"]) > 1:
             raise fail(here, "this id is given to more than one row")
-        if (row["method"] in ("checkpoint", "reset_expert")) != ("model" in row):
-            raise fail(here, "the methods checkpoint and reset_expert, and no others, need the key 'model'")
+        method = None if row["method"] is None else get(row["method"])
+        if (method is not None and not method.merges) != ("model" in row):
+            alone = " and ".join(found.name for found in registry().values() if not found.merges)
+            raise fail(here, f"the methods {alone}, and no others, need the key 'model'")
+        if method is None:
+            continue
         if "model" in row:
             recipe.model(row["model"])
-        if row["method"] == "reset_expert" and row["model"] not in recipe.experts:
-            raise fail(here, f"reset_expert needs an expert: {nearest(row['model'], recipe.experts)}")
-        if row["method"] is None:
-            continue
-        method = get(row["method"])
+        if "expert" in method.needs and row["model"] not in recipe.experts:
+            raise fail(here, f"{method.name} needs an expert: {nearest(row['model'], recipe.experts)}")
         if "scale" in row and "scale" not in method.needs:
             raise fail(here, f"the method {method.name} has no free scale: leave out the key 'scale'")
         if "options" in row:
-            check_options(method, row["options"], f"{here}.options", required=())
-        _check_complete(recipe, method, row, where)
+            check_options(method, row["options"], f"{here}.options", recipe.experts)
+        recipe.settings(row)
 
 
 def _check_methods(recipe: Recipe, where: str) -> None:
-    """``methods``: options that their method has, of the right type, and every one that has no default."""
+    """``methods``: options that their method has, of the right type."""
     for name, settings in recipe.data["methods"].items():
-        method = get(name)
-        inherited = get(method.inherits).options if method.inherits else {}
-        required = [
-            key for key, option in method.options.items() if option.default is REQUIRED and key not in inherited
-        ]
-        check_options(method, settings, f"{where}methods.{name}", required)
-
-
-def check_options(method: Method, given: Any, where: str, required: Iterable[str]) -> None:
-    """Raise ``UserError`` unless ``given`` are options of the method, of the right type, with all ``required``."""
-    if not method.options:
-        raise fail(where, f"the method {method.name} has no options")
-    mapping({key: Key(option.check, key in required) for key, option in method.options.items()})(given, where)
-
-
-def _check_complete(recipe: Recipe, method: Method, row: Mapping, where: str) -> None:
-    """A row's method has a value for every option: one without a default has to be in the recipe."""
-    settings = recipe.settings(row)
-    missing = next((key for key in method.options if key not in settings), None)
-    if missing is not None:
-        owner = method.inherits if method.inherits and missing in get(method.inherits).options else method.name
-        raise fail(f"{where}methods", f"the key '{owner}' is missing: row '{row['id']}' needs its '{missing}'")
+        check_options(get(name), settings, f"{where}methods.{name}", recipe.experts)
 
 
 def _check_experts(data: Mapping, where: str) -> None:
-    """Per-expert values must name experts, and a jsonl source must have a file for each."""
+    """There are experts, and a jsonl source has a file for each."""
     experts = data["models"]["experts"]
     if not experts:
         raise fail(f"{where}models.experts", "no expert is named")
-    for method, settings in data["methods"].items():
-        for key in ("beta", "initial"):
-            if isinstance(settings.get(key), dict):
-                for name in settings[key]:
-                    if name not in experts:
-                        raise fail(
-                            f"{where}methods.{method}.{key}", f"unknown expert '{name}': {nearest(name, experts)}"
-                        )
-        missing = sorted(set(experts) - set(settings["initial"])) if isinstance(settings.get("initial"), dict) else []
-        if missing:
-            raise fail(f"{where}methods.{method}.initial", f"the expert '{missing[0]}' has no value")
-    if data["calibration"].get("source") == "jsonl":
+    samples = parse(ZooSamples, data["calibration"], f"{where}calibration")
+    if samples.source == "jsonl":
         for name in experts:
-            if name not in data["calibration"].get("files", {}):
+            if name not in samples.files:
                 raise fail(f"{where}calibration.files", f"the task '{name}' has no file")
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import torch
 
-from emkit.blocks import Block
+from emkit.blocks import Block, in_blocks
 from emkit.checkpoints import Checkpoint, check_finite, check_same_headers
-from emkit.combine.linear import merge_experts
+from emkit.coefficients import merge_blocks, merge_experts
 from emkit.errors import UserError
 
 
@@ -18,7 +18,7 @@ class TaskVectors:
 
     ``merged`` is a backbone's rule for which tensors merging touches; every other tensor stays at the base's value.
     Headers are compared on construction, before anything long starts (``UserError``). ``identity`` lists the
-    transforms that the task vectors went through: none here (see :class:`emkit.transforms.View`).
+    transforms that the task vectors went through: none here (see :class:`Transformed`).
     """
 
     identity: tuple[dict, ...] = ()
@@ -92,3 +92,51 @@ class TaskVectors:
         """θ_base + Σ_k Σ_s α_{k,s} τ_{k,s} of one tensor, in the base's dtype or ``dtype`` (Eq. 5)."""
         base, experts = self.read(name)
         return merge_experts(base if dtype is None else base.to(dtype), experts, coefficients)
+
+
+class Transformed(TaskVectors):
+    """Task vectors seen through a transform: τ̂_k stands in place of τ_k wherever task vectors are taken.
+
+    A block of entries is computed at a time, so that no view ever holds a whole task vector, nor more of a tensor than
+    it is asked for. All arithmetic is on the fp32 τ_k.
+    """
+
+    def __init__(self, inner: TaskVectors, identity: dict):
+        self.inner, self.identity = inner, (*inner.identity, identity)
+        self.base, self.checkpoints, self.names = inner.base, inner.checkpoints, inner.names
+
+    def transform(self, name: str, block: Block) -> Block:
+        """The blocks of τ̂_k of one tensor, given those of τ_k, whose memory may be overwritten."""
+        raise NotImplementedError
+
+    def blocks(self, name: str) -> Block:
+        """τ̂_k of one flattened tensor, block by block: ``(start, stop)`` → fp32 [K, stop − start].
+
+        What it takes of the whole tensor, as a threshold, is computed here; each block when it is asked for.
+        """
+        return self.transform(name, self.inner.blocks(name))
+
+    def read(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """θ_base and the K experts' θ_k of one tensor, as stored: no transform has touched them."""
+        return self.inner.read(name)
+
+    def taus(self, name: str) -> Iterator[torch.Tensor]:
+        """τ̂_k of one tensor for each expert in turn (fp32)."""
+        return iter(self.tau(name))
+
+    def tau(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """τ̂_k of one tensor for every expert: [K, *shape], computed in fp32 and then of ``dtype``."""
+        block, shape = self.blocks(name), self.base.info(name).shape
+        device = block(0, 0).device
+        tau = torch.empty(len(self.experts), self.numel(name), dtype=dtype, device=device)
+
+        def fill(start: int, stop: int) -> None:
+            tau[:, start:stop] = block(start, stop)
+
+        in_blocks(self.numel(name), len(self.experts), device, fill)
+        return tau.reshape(len(self.experts), *shape)
+
+    def merged(self, name: str, coefficients: np.ndarray, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """θ_base + Σ_k Σ_s α_{k,s} τ̂_{k,s} of one tensor, in the base's dtype or ``dtype`` (Eq. 5)."""
+        base = self.base.read(name)
+        return merge_blocks(base if dtype is None else base.to(dtype), self.blocks(name), coefficients)

@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # The code that decides a number. Training a zoo decides files, whose own hashes are in the keys.
 SOURCES = (
     "emkit/*.py",
-    "emkit/combine/*.py",
     "emkit/alignment/*.py",
     "emkit/methods/*.py",
     "emkit/backbones/*.py",

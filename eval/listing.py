@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from emkit.methods.registry import AUTHORS_ONE
+from emkit.methods import AUTHORS_ONE
 from eval.plan import EVALUATION, VALIDATION, Plan
 
 
@@ -59,7 +59,7 @@ def _row(plan: Plan, row: str) -> str:
     values = {"method": entry["method"], "model": entry.get("model"), "scale": entry.get("scale")}
     if source:
         values["scale"] = "chosen on its own validation curve" if source == row else f"that of {source}"
-    elif plan.method(row).scale == AUTHORS_ONE:
+    elif plan.method(row).scale_from == AUTHORS_ONE:
         values["scale"] = f"{plan.settings(row)['scale']:g} (its authors fix it at 1)"
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from emkit import backbones, layouts
-from emkit.alignment.sources import source
 from emkit.checkpoints import Checkpoint, check_finite, check_same_headers
 from emkit.errors import UserError
 from emkit.files import atomic_write
@@ -52,7 +51,7 @@ def check(plan: Plan) -> None:
         for tensor in checkpoint.names:
             check_finite(tensor, checkpoint.read(tensor), name)
     if any(plan.method(job.row).learned for job in plan.jobs):
-        calibration = source(plan.recipe.data["calibration"], plan.recipe.backbone)
+        calibration = plan.recipe.calibration.drawn_from(plan.recipe.backbone)
         for expert in plan.recipe.experts:
             next(calibration.items(expert, plan.recipe.seeds[0]))
 

@@ -86,7 +86,7 @@ class Plan:
 
     def settings(self, row: str) -> dict:
         """The value of every option of the row's method; empty for a method without options."""
-        return self.recipe.settings(self.rows[row])
+        return self.recipe.settings(self.rows[row]).model_dump()
 
     def scale_row(self, row: str) -> str | None:
         """The row on whose validation curve this row's scale is chosen: itself, Task Arithmetic's, or none."""
@@ -248,8 +248,11 @@ class Plan:
     def model_names(self, row: str) -> dict[str, str]:
         """The checkpoints that a row reads: folder or hub id by role."""
         entry = self.rows[row]
-        roles = {"checkpoint": [], "reset_expert": ["base"]}.get(entry["method"], ["base", *self.recipe.experts])
-        return {role: self.recipe.model(role) for role in [*roles, *([entry["model"]] if "model" in entry else [])]}
+        if self.method(row).merges:
+            roles = ["base", *self.recipe.experts]
+        else:
+            roles = [*(["base"] if "expert" in self.method(row).needs else []), entry["model"]]
+        return {role: self.recipe.model(role) for role in roles}
 
     def expected(self, job: Job, benchmark: str) -> dict:
         """The hashes that a valid score file of this cell carries; ``data_sha256`` is None before the data exist."""
@@ -262,7 +265,7 @@ class Plan:
             "settings": self.settings(job.row),
             "seed": job.seed,
             "scale": job.scale,
-            "first_stage": recipe.method_settings(method.inherits) if method.inherits else None,
+            "first_stage": recipe.method_settings(method.inherits).model_dump() if method.inherits else None,
             "calibration": self._calibration_identity() if method.learned else None,
             "device": recipe.device,
             "dtype": self.dtype,

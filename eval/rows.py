@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from emkit import methods
 from emkit.files import atomic_write, lock, write_json
+from emkit.methods.row import merge_row
 from emkit.progress import report, section
 from eval import asking, scores, signs
 from eval.judge.errors import NoJudge
@@ -77,7 +77,7 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
 def _merged(plan: Plan, job: Job, folder: Path) -> asking.Merged:
     """Merge into ``folder``; what a fit learned is kept beside the cells."""
     report("opening the models")
-    merged = methods.merge_row(plan.recipe, job.row, job.seed, folder / "model", cache=plan.cache, scale=job.scale)
+    merged = merge_row(plan.recipe, job.row, job.seed, folder / "model", cache=plan.cache, scale=job.scale)
     write_json(plan.cells(job) / "merge.json", merged)
     for name in KEPT:
         if (folder / name).is_file():

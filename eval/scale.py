@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from emkit.alignment.learner import SCALE
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
-from emkit.methods.registry import AUTHORS_ONE, VALIDATION
+from emkit.methods import AUTHORS_ONE, VALIDATION
 from eval import keys, scores
 from eval.plan import Plan
 
@@ -73,9 +73,9 @@ def origins(plan: Plan) -> dict[str, tuple[float | None, str]]:
 
 def _origin(plan: Plan, row: str) -> tuple[float | None, str] | None:
     method, settings = plan.method(row), plan.settings(row)
-    if method.scale == AUTHORS_ONE:
+    if method.scale_from == AUTHORS_ONE:
         return settings["scale"], "fixed by its authors" if settings["scale"] == 1 else "given by the recipe"
-    if method.scale == VALIDATION:
+    if method.scale_from == VALIDATION:
         given = "scale" in plan.rows[row]
         return plan.chosen_scale(row), "given by the recipe" if given else "chosen on its validation curve"
     if not method.learned:

@@ -11,8 +11,9 @@ import yaml
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from emkit import recipe as recipes
-from emkit.alignment.calibration import Calibration, Settings, calibrate
+from emkit.alignment.calibration import Calibration, calibrate
 from emkit.alignment.sources import ZooSource
+from emkit.alignment.teacher import Recording
 from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
@@ -97,7 +98,14 @@ def recipe_data(zoo: Path) -> dict:
                 "hidden_loss": "mean_squared",
                 "hidden_layer": "middle",
                 "tokens": "response",
-                "optimiser": {"name": "adamw", "lr": 0.02, "weight_decay": 0.0, "steps": 4, "schedule": "cosine"},
+                "optimiser": {
+                    "name": "adamw",
+                    "lr": 0.02,
+                    "weight_decay": 0.0,
+                    "steps": 4,
+                    "schedule": "cosine",
+                    "batch": "all",
+                },
             },
             "expert_merging_pp": {"kappa": 1.2, "budget": 1.0, "fixed": "stage1", "start": "stage1"},
         },
@@ -132,7 +140,7 @@ def opened(zoo: Path) -> list[Checkpoint]:
 @pytest.fixture(scope="module")
 def calibration(tiny_zoo, tmp_path_factory) -> Calibration:
     model, _ = internvl.load(tiny_zoo / "base")
-    settings = Settings(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
+    settings = Recording(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
     cache = tmp_path_factory.mktemp("cache")
     return calibrate(internvl, model, open_task_vectors(tiny_zoo), ZooSource("train", "internvl"), settings, 0, cache)
 

@@ -14,11 +14,12 @@ from PIL import Image
 from torch.func import functional_call
 
 from emkit import backbones
-from emkit.alignment.calibration import Calibration, Settings, calibrate
+from emkit.alignment.calibration import Calibration, calibrate
 from emkit.alignment.fit import Penalty, Problem
 from emkit.alignment.losses import Alignment, Entropy
 from emkit.alignment.sequences import collate
 from emkit.alignment.sources import Item, ZooSource
+from emkit.alignment.teacher import Recording
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.task_vectors import TaskVectors
@@ -70,7 +71,7 @@ def toy(name: str, folder: Path, tokens: str = "response", samples: int = 2) -> 
     experts = {member: Checkpoint.open(folder / member) for member in ("VQA", "Chart")}
     vectors = TaskVectors(Checkpoint.open(folder / "base"), experts, backbone.merged_names)
     source = ZooSource("train", name) if name == "internvl" else Asked(name == "qwen2_vl")
-    settings = Settings(samples=samples, response_tokens=6, hidden_layer=1, tokens=tokens, max_new_tokens=5)
+    settings = Recording(samples=samples, response_tokens=6, hidden_layer=1, tokens=tokens, max_new_tokens=5)
     model, _ = backbone.load(folder / "base")
     return Toy(backbone, vectors, calibrate(backbone, model, vectors, source, settings, 0, folder / "cache"))
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from emkit.checkpoints import TensorInfo
-from emkit.methods import Context, get
+from emkit.merging import Context
+from emkit.methods import get, resolved
 from emkit.task_vectors import TaskVectors
 
 SHAPES = {"a.wide": (6, 11), "b.norm": (9,), "c.tall": (13, 4), "d.square": (8, 8)}
@@ -80,10 +81,7 @@ def run(method: str, task_vectors: TaskVectors, scale: float | None = None, seed
     found = get(method)
     if "scale_option" in options:
         options["scale"] = options.pop("scale_option")
-    assert set(options) <= set(found.options)
-    settings = {name: option.default for name, option in found.options.items()} | options
-    row = {"id": method}
-    context = Context(None, row, seed, Path(), scale, False, None, task_vectors.base, task_vectors, options=settings)
+    context = Context(task_vectors=task_vectors, options=resolved(found, options), scale=scale, seed=seed)
     merge = found.run(context)
     merged = {name: merge.tensors(name) for name in merge.like.names}
     assert all(tensor.dtype == task_vectors.base.info(name).dtype for name, tensor in merged.items())

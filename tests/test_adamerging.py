@@ -17,8 +17,8 @@ from emkit.alignment.variable import Optimiser
 from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.methods import merge_row
-from emkit.transforms import Elected, Trimmed
+from emkit.methods.row import merge_row
+from emkit.methods.ties import Elected, Trimmed
 
 
 def problem(task_vectors, calibration, model, initial=0.3) -> Problem:

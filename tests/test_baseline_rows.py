@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
-from emkit.methods import get, merge_row
+from emkit.methods import get
+from emkit.methods.row import merge_row
 from emkit.task_vectors import TaskVectors
 
 ROWS = {

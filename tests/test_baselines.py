@@ -5,9 +5,9 @@ import pytest
 import torch
 from memory import SHAPES, assert_merged, awkward, expected, float64_taus, run
 
-from emkit.combine.iso_c import iso_c_matrix
 from emkit.methods import get
-from emkit.transforms import random_bits
+from emkit.methods.dare import random_bits
+from emkit.methods.iso_c import iso_c
 
 KINDS = ("generic", "ties", "sparse", "zero", "copies")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -135,8 +135,8 @@ def test_iso_c_leaves_the_null_space_if_asked():
     low = [torch.tensor(rng.normal(size=(10, 2)) @ rng.normal(size=(2, 7)), dtype=torch.float32) for _ in range(2)]
     u, s, vh = np.linalg.svd(sum(low).double().numpy())
     wanted = s.mean() * u[:, :4] @ vh[:4]
-    np.testing.assert_allclose(iso_c_matrix(low, "leave"), wanted, atol=1e-5)
-    assert np.linalg.matrix_rank(iso_c_matrix(low, "fill").double().numpy(), tol=1e-3) == 7
+    np.testing.assert_allclose(iso_c(low, "leave"), wanted, atol=1e-5)
+    assert np.linalg.matrix_rank(iso_c(low, "fill").double().numpy(), tol=1e-3) == 7
 
 
 # ---- what holds for every method
@@ -193,12 +193,12 @@ def test_methods_read_one_tensor_at_a_time_and_only_what_is_merged(method):
 
 
 def test_which_scales_are_free_and_which_their_authors_fix():
-    assert {name for name in (*FREE, *FIXED) if get(name).scale == "validation"} == set(FREE)
-    assert {name for name in (*FREE, *FIXED) if get(name).scale == "authors: 1"} == set(FIXED)
+    assert {name for name in (*FREE, *FIXED) if get(name).scale_from == "validation"} == set(FREE)
+    assert {name for name in (*FREE, *FIXED) if get(name).scale_from == "authors: 1"} == set(FIXED)
     for name in FREE:
-        assert "scale" in get(name).needs and "scale" not in get(name).options
+        assert "scale" in get(name).needs and "scale" not in get(name).options.model_fields
     for name in FIXED:
-        assert "scale" not in get(name).needs and get(name).options["scale"].default == 1.0
+        assert "scale" not in get(name).needs and get(name).options.model_fields["scale"].default == 1.0
 
 
 @pytest.mark.parametrize("method", FIXED)

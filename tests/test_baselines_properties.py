@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from memory import run, task_vectors_of
 
-from emkit.combine.disjoint import disjoint_merge
-from emkit.combine.iso_c import iso_c_matrix
-from emkit.combine.tsv import polar, tsv_matrix
-from emkit.combine.wudi import wudi_matrix
-from emkit.combine.wudi_v2 import wudi_v2_matrix
-from emkit.transforms import Elected, Trimmed
+from emkit.methods.iso_c import iso_c
+from emkit.methods.ties import Elected, Trimmed, disjoint_merge
+from emkit.methods.tsv import polar, tsv
+from emkit.methods.wudi import wudi_matrix
+from emkit.methods.wudi_v2 import wudi_v2_matrix
 
 # small integers, so that ties, zeros and sums of exactly 0 are frequent
 entries = st.integers(-3, 3)
@@ -99,8 +98,8 @@ def random_matrices(seed, experts=3, shape=(7, 5)):
 
 
 COMBINERS = {
-    "tsv": tsv_matrix,
-    "iso_c": iso_c_matrix,
+    "tsv": tsv,
+    "iso_c": iso_c,
     "wudi": lambda taus: wudi_matrix(taus, "adam", 1e-3, 20),
     "wudi closed form": lambda taus: wudi_matrix(taus, "closed_form"),
     "wudi_v2 internvl": lambda taus: wudi_v2_matrix(taus, "internvl", 1e-3, 20),
@@ -143,13 +142,13 @@ def test_copies_of_one_expert_are_its_leading_part_to_tsv(copies):
     u, s, vh = np.linalg.svd(tau.numpy(), full_matrices=False)
     r = 6 // copies
     wanted = u[:, :r] @ np.diag(s[:r]) @ vh[:r]
-    np.testing.assert_allclose(tsv_matrix(tau.repeat(copies, 1, 1)), wanted, atol=1e-10)
+    np.testing.assert_allclose(tsv(tau.repeat(copies, 1, 1)), wanted, atol=1e-10)
 
 
 @pytest.mark.parametrize("copies", [2, 5])
 def test_copies_of_one_expert_are_k_times_one_to_iso_c(copies):
     tau = random_matrices(0, 1)
-    torch.testing.assert_close(iso_c_matrix(tau.repeat(copies, 1, 1)), copies * iso_c_matrix(tau))
+    torch.testing.assert_close(iso_c(tau.repeat(copies, 1, 1)), copies * iso_c(tau))
 
 
 def test_the_polar_factor_is_the_nearest_orthonormal_matrix():
@@ -167,4 +166,4 @@ def test_tsv_decorrelates():
     """Singular vectors are orthonormal across tasks: the merged matrix has the experts' leading values as its own."""
     taus = random_matrices(5, 3, (12, 9))
     values = torch.cat([torch.linalg.svdvals(tau)[:3] for tau in taus]).sort(descending=True).values
-    torch.testing.assert_close(torch.linalg.svdvals(tsv_matrix(taus)), values)
+    torch.testing.assert_close(torch.linalg.svdvals(tsv(taus)), values)

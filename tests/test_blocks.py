@@ -13,9 +13,10 @@ from memory import awkward, run
 
 from emkit import blocks
 from emkit.bench.models import Shape, write_models
-from emkit.combine.linear import mean_experts, merge_experts
+from emkit.coefficients import mean_experts, merge_experts
 from emkit.methods import get
-from emkit.transforms import Dropped, Elected, Trimmed, drop_and_rescale, random_bits
+from emkit.methods.dare import Dropped, drop_and_rescale, random_bits
+from emkit.methods.ties import Elected, Trimmed
 
 ROOT = Path(__file__).resolve().parent.parent
 

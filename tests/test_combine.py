@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from emkit.coefficients import chunk_bounds
-from emkit.combine.linear import mean_experts, merge_experts, merge_tensor
+from emkit.coefficients import chunk_bounds, mean_experts, merge_experts, merge_tensor
 
 HALVES = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # the exponent bits: all set means NaN or infinity
 

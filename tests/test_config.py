@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from emkit.config import Settings, about, option, parse, source
+from emkit.config import Settings, about, check, default, layered, option, parse
 from emkit.errors import UserError
 
 
@@ -16,7 +16,9 @@ class Optimiser(Settings):
 
 class Options(Settings):
     initial: float | dict[str, float] | Literal["scale of task_arithmetic"] = option(..., "where the fit starts")
-    gamma: float = option(0.8, "the weight of R", "paper, Appendix B.2", ge=0)
+    gamma: float = option(
+        0.8, "the weight of R", "paper, Appendix B.2", by_backbone={"internvl": (5.0, "paper, InternVL2.5")}, ge=0
+    )
     optimiser: Optimiser = Optimiser()
     seeds: list[int] = Field([0], min_length=1)
     clip: float | None = option(None, "bound of the gradient", ge=0)
@@ -31,7 +33,23 @@ def test_a_whole_number_is_a_number_and_nothing_else_is_converted():
 
 def test_an_option_says_what_it_is_about_and_where_its_default_is_from():
     field = Options.model_fields["gamma"]
-    assert (about(field), source(field)) == ("the weight of R", "paper, Appendix B.2")
+    assert about(field) == "the weight of R" and default(field) == (0.8, "paper, Appendix B.2")
+    assert default(field, "mistral") == default(field) and default(field, "internvl") == (5.0, "paper, InternVL2.5")
+    assert default(Options.model_fields["initial"]) == (..., "")
+
+
+def test_layers_stand_over_each_other_and_groups_are_merged_key_by_key():
+    first, second = {"initial": {"a": 1.0, "b": 2.0}, "optimiser": {"lr": 0.5}}, {"initial": {"a": 3.0}, "gamma": 1}
+    found = parse(Options, layered(Options, first, second, {"optimiser": {"name": "adam"}}, backbone="internvl"), "x")
+    assert found.initial == {"a": 3.0} and found.gamma == 1.0 and found.optimiser == Optimiser(name="adam", lr=0.5)
+    assert parse(Options, layered(Options, first, backbone="internvl"), "x").gamma == 5.0
+    assert layered(Options, {"optimiser": 3})["optimiser"] == 3  # refused when it is parsed
+
+
+def test_a_part_is_checked_without_what_it_leaves_out():
+    check(Options, {"gamma": 1.0}, "r.yaml: ")
+    with pytest.raises(UserError, match=r"^r\.yaml: gamma: -1 is less than 0$"):
+        check(Options, {"gamma": -1}, "r.yaml: ")
 
 
 @pytest.mark.parametrize(

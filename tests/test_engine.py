@@ -18,7 +18,7 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.placement import InHost, OnDevice, Placement
 from emkit.alignment.variable import Optimiser
 from emkit.coefficients import Coefficients
-from emkit.transforms import Elected, Trimmed
+from emkit.methods.ties import Elected, Trimmed
 
 
 @pytest.fixture(scope="module", params=["internvl", "qwen2_vl", "mistral"])

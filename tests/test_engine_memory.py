@@ -14,7 +14,7 @@ from emkit.alignment.placement import fastest, place
 from emkit.alignment.prefetch import Prefetch
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
-from emkit.methods import REGISTRY
+from emkit.methods import registry
 from emkit.own import resources
 from emkit.task_vectors import TaskVectors
 
@@ -172,8 +172,8 @@ def test_on_a_gpu_the_host_holds_two_models_while_an_expert_is_asked(intern):
     numel = sum(vectors.base.read(name).numel() for name in vectors.base.names)
     kept = 4 * len(vectors.experts) * (2 * 5) * 2 * 16
     for engine, width in ((EngineOptions(), 4), (EngineOptions(memory=1, dtype="bfloat16"), 2)):
-        given = (REGISTRY["expert_merging"], vectors, {"hidden_size": 16}, calibration, engine)
+        given = (registry()["expert_merging"], vectors, {"hidden_size": 16}, calibration, engine)
         found = resources.estimate(*given, "cuda")
-        without = resources.estimate(REGISTRY["task_arithmetic"], *given[1:], "cuda").memory - resources.LIBRARIES
+        without = resources.estimate(registry()["task_arithmetic"], *given[1:], "cuda").memory - resources.LIBRARIES
         assert found.memory - resources.LIBRARIES == max(without, 2 * width * numel + kept)
         assert found.memory - resources.LIBRARIES > without and found.disk == resources.size(vectors.base) + kept

@@ -7,38 +7,41 @@ import pytest
 from conftest import recipe_data, save_recipe
 
 from emkit import explain, recipe
+from emkit.backbones import NAMES
 from emkit.cli import main
-from emkit.methods import REGISTRY, REQUIRED
+from emkit.config import about, default
+from emkit.methods import registry, resolved
 
 SMOKE = Path(recipe.__file__).parent / "recipes" / "smoke" / "internvl.yaml"  # it has a row for each kind of method
 SOURCES = ("authors", "original", "paper", "Section", "Eq.", "Appendix", "ours", "mergekit", "public", "as run")
 
 
-@pytest.mark.parametrize("name", list(REGISTRY))
+@pytest.mark.parametrize("name", list(registry()))
 def test_every_method_shows_its_docstring_its_parts_and_its_options(name):
-    text, found = explain.method(name), REGISTRY[name]
-    assert found.run.__doc__.strip().splitlines()[0] in text
+    text, found = explain.method(name), registry()[name]
+    assert found.about and found.about.splitlines()[0] in text
     for part in found.parts:
         assert part.__name__ in text and part.__doc__.strip().splitlines()[0] in text
-    for key, option in found.options.items():
-        assert f"  {key}: " in text
-        assert (option.default is REQUIRED) == (f"  {key}: given by the recipe" in text)
+    for key, field in found.options.model_fields.items():
+        assert f"\n  {key}: " in text and " ".join(about(field).split()) in " ".join(text.split())
+        assert not field.is_required() and default(field)[1] in text
 
 
-@pytest.mark.parametrize("name", [name for name in REGISTRY if REGISTRY[name].options])
+@pytest.mark.parametrize("name", list(registry()))
 def test_every_default_passes_its_own_check_and_names_a_source(name):
-    for key, option in REGISTRY[name].options.items():
-        if option.default is not REQUIRED:
-            option.check(option.default, f"{name}.{key}")
-        assert option.about.strip()
-        if option.default is not REQUIRED and key not in ("null_space", "hidden_weight", "logit_weight", "normalise"):
-            assert any(word in option.about for word in SOURCES), f"{name}.{key}"
+    found = registry()[name]
+    scale = {} if found.scale is None else {"scale": found.scale}
+    for backbone in NAMES:
+        resolved(found, backbone=backbone)
+        for key, field in {**found.options.model_fields, **scale}.items():
+            assert about(field).strip()
+            assert any(word in default(field, backbone)[1] for word in SOURCES), f"{name}.{key}"
 
 
 def test_every_merging_method_says_what_becomes_of_vectors():
-    for name, found in REGISTRY.items():
-        if name not in ("checkpoint", "reset_expert", "weight_average", "expert_merging_pp"):
-            said = " ".join(found.run.__doc__.split())
+    for name, found in registry().items():
+        if found.merges and name != "expert_merging_pp":
+            said = " ".join(found.about.split())
             assert "Tensors of every number of dimensions are treated alike" in said or "Other tensors than" in said, (
                 name
             )
@@ -52,7 +55,7 @@ def test_a_recipe_adds_the_numbers_in_use_with_their_sources(tmp_path):
     text = explain.method("ties", save_recipe(tmp_path, data))
     assert "density = 0.35  (ours: tried)" in text
     assert "merge = sum  (given in the row)" in text
-    assert "scope = model  (default)" in text
+    assert "scope = model  (default: original's definition" in text
     assert "scale = one of [0.1, 0.3]  (best mean)" in text
     assert "no row has this method" in explain.method("wudi", save_recipe(tmp_path, data))
 
@@ -75,7 +78,7 @@ def test_settings_inherited_from_another_method_show_its_source():
 def test_the_command_line(capsys):
     assert main(["explain"]) == 0
     listed = capsys.readouterr().out
-    assert all(name in listed for name in REGISTRY)
+    assert all(name in listed for name in registry())
     assert main(["explain", "wudi", "--recipe", str(SMOKE)]) == 0
     assert "iterations = 3  (smoke: as few as run the code" in capsys.readouterr().out
     for arguments, said in (

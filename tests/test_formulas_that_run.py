@@ -4,7 +4,7 @@ import pytest
 from conftest import recipe_data, save_recipe
 
 from emkit.alignment import importance, objectives
-from emkit.methods import merge_row
+from emkit.methods.row import merge_row
 
 ALIGNED = ("expert_merging", "expert_merging_pp")
 ENTROPIC = ("adamerging", "adamerging_pp")

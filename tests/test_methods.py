@@ -15,7 +15,8 @@ from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.errors import UserError
-from emkit.methods import REGISTRY, merge_row
+from emkit.methods import registry
+from emkit.methods.row import merge_row
 
 
 @pytest.fixture
@@ -39,10 +40,11 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def test_what_methods_need():
     learned = {"expert_merging", "expert_merging_pp", "adamerging", "adamerging_pp"}
-    assert {name for name, method in REGISTRY.items() if method.learned} == learned
-    assert {name for name, method in REGISTRY.items() if method.random} == learned | {"ta_dare", "ties_dare"}
-    assert REGISTRY["task_arithmetic"].needs == {"scale"}
-    assert all(not REGISTRY[name].needs for name in ("checkpoint", "reset_expert", "weight_average"))
+    assert {name for name, method in registry().items() if method.learned} == learned
+    assert {name for name, method in registry().items() if method.random} == learned | {"ta_dare", "ties_dare"}
+    assert registry()["task_arithmetic"].needs == {"scale"}
+    assert registry()["weight_average"].needs == set() and not registry()["checkpoint"].merges
+    assert (registry()["checkpoint"].needs, registry()["reset_expert"].needs) == ({"model"}, {"expert"})
 
 
 def test_checkpoint_rows_are_the_checkpoints(run, tiny_zoo):

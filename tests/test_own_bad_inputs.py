@@ -86,7 +86,7 @@ def edited(models: Path, folder: Path, **changes) -> str:
         ({"method": "tsv", "scale": 0.3}, "no free scale: its factor is the option `scale`"),
         ({"method": "ties", "options": {"densty": 0.2}}, "options: unknown key 'densty': did you mean 'density'?"),
         ({"method": "ties", "options": {"density": "most"}}, "options.density: 'most' is not a number"),
-        ({"method": "ties", "options": {"density": 2}}, "options.density: 2 is not a number from"),
+        ({"method": "ties", "options": {"density": 2}}, "options.density: 2 is more than 1"),
         ({"options": {"density": 0.2}}, "the method task_arithmetic has no options"),
         ({"options": []}, "options: [] is not a mapping"),
         ({"tokenizer": "maht"}, "tokenizer: 'maht' is neither base nor an expert: did you mean 'math'?"),

@@ -10,8 +10,8 @@ from PIL import Image
 
 from emkit import cli
 from emkit.coefficients import Coefficients
-from emkit.methods import REQUIRED, get
-from emkit.own import defaults, init, recipe, show
+from emkit.methods import get
+from emkit.own import init, recipe, show
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
@@ -47,24 +47,35 @@ def test_a_written_recipe_is_whole_and_holds_the_defaults(tmp_path, method, caps
     written = recipe.MergeRecipe(read, "causal_lm")
     bare = recipe.MergeRecipe({"method": method, "experts": data["experts"]}, "causal_lm")
     assert written.settings() == bare.settings() and written.scale == bare.scale
-    assert set(written.settings()) == set(get(method).options)
-    assert "this recipe" not in written.sources().values()
+    assert set(written.settings().model_dump()) == set(written.sources()) == set(get(method).options.model_fields)
+    assert "this recipe" not in written.sources().values() and not read.get("options") and "scale" not in read
     assert all(line.startswith((" ", "#")) or ":" in line or not line for line in text.splitlines())
     assert max(map(len, text.splitlines())) <= 120
     assert "merge.yaml written" in capsys.readouterr().out
     assert cli.main(given) == 2 and "is there already" in capsys.readouterr().err
 
 
-def test_every_option_that_a_table_must_give_has_a_default_here_with_its_source():
-    for method in recipe.METHODS:
-        for backbone in ("causal_lm", "internvl", "qwen2_vl"):
-            known = defaults.options(method, backbone)
-            for key, option in get(method).options.items():
-                assert (option.default is REQUIRED) == (key in known)
-                if key in known:
-                    option.check(known[key].value, key)
-                    assert known[key].source.split()[0].rstrip(",:") in ("paper", "ours", "authors'")
-            assert ("scale" in get(method).needs) == (defaults.scale(method, backbone) is not None)
+@pytest.mark.parametrize("method", recipe.METHODS)
+def test_what_is_uncommented_is_given_and_at_its_default_changes_nothing(tmp_path, method):
+    file, lines = tmp_path / "merge.yaml", []
+    assert cli.main(["init", str(file), "--method", method, "--base", "m/b", "--expert", "a=m/x"]) == 0
+    keys = get(method).options.model_fields
+    for line in file.read_text(encoding="utf-8").splitlines():
+        key = line.removeprefix("  # ").partition(":")[0]
+        lines.append(line.replace("# ", "", 1) if line.startswith("  # ") and key in keys else line)
+    file.write_text("\n".join(lines), encoding="utf-8")
+    read = recipe.read(file)
+    assert set(read.get("options", {})) == set(keys)
+    recipe.check(read, "")
+    written = recipe.MergeRecipe(read, "causal_lm")
+    bare = recipe.MergeRecipe({"method": method, "experts": {"a": "m/x"}}, "causal_lm")
+    assert written.settings() == bare.settings()
+    assert set(written.sources().values()) <= {"this recipe"}
+
+
+def test_a_given_value_is_the_recipes_also_where_it_is_the_default():
+    found = recipe.MergeRecipe({"method": "ties", "experts": {}, "options": {"density": 0.2}}, "causal_lm")
+    assert found.sources()["density"] == "this recipe" and found.sources()["scope"].startswith("original")
 
 
 def test_the_papers_values_where_it_has_them():
@@ -72,8 +83,8 @@ def test_the_papers_values_where_it_has_them():
     for backbone, n, prior, gamma in (("internvl", 5, 0.1, 5.0), ("mistral", 5, 0.3, 0.8), ("qwen2_vl", 10, 0.3, 0.8)):
         found = recipe.MergeRecipe({"method": "expert_merging_pp", "experts": {}}, backbone)
         settings = found.settings()
-        assert (found.scale, settings["gamma"], settings["kappa"]) == (prior, gamma, 1.2)
-        assert found.data["calibration"]["samples"] == n and settings["hidden_layer"] == "middle"
+        assert (found.scale, settings.gamma, settings.kappa) == (prior, gamma, 1.2)
+        assert found.calibration["samples"] == n and settings.hidden_layer == "middle"
 
 
 def test_part_of_the_optimiser_may_be_given_and_flags_win(tmp_path):
@@ -86,8 +97,8 @@ def test_part_of_the_optimiser_may_be_given_and_flags_win(tmp_path):
     data = with_flags(recipe.read(tmp_path / "merge.yaml"), options)
     assert data["options"] == {"optimiser": {"lr": 0.5, "steps": 7}, "gamma": 2} and data["seed"] == 4
     found = recipe.MergeRecipe({"method": "expert_merging", "experts": {}, **data}, "causal_lm")
-    assert found.settings()["optimiser"]["lr"] == 0.5 and found.settings()["optimiser"]["schedule"] == "cosine"
-    assert found.settings()["optimiser"]["steps"] == 7
+    optimiser = found.settings().optimiser
+    assert (optimiser.lr, optimiser.schedule, optimiser.steps) == (0.5, "cosine", 7)
     assert found.sources()["gamma"] == "this recipe" != found.sources()["temperature"]
 
 
@@ -96,6 +107,8 @@ def test_trying_another_method_leaves_the_first_ones_settings_out(tmp_path, caps
     file = str(tmp_path / "merge.yaml")
     experts = [word for name in own.EXPERTS for word in ("--expert", str(tmp_path / name))]
     assert cli.main(["init", file, "--base", str(tmp_path / "base"), *experts]) == 0
+    text = (tmp_path / "merge.yaml").read_text(encoding="utf-8").replace("# scale:", "scale:")
+    (tmp_path / "merge.yaml").write_text(text.replace("# gamma", "gamma"), encoding="utf-8")
     assert cli.main(["merge", file, "--method", "ties", "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     assert "note: scale and options of" in capsys.readouterr().err
     assert cli.main(["merge", file, "--method", "tis"]) == 2
@@ -106,8 +119,10 @@ def test_a_recipe_for_internvl_has_internvls_defaults(tiny_zoo, tmp_path):
     assert cli.main(["init", str(tmp_path / "a.yaml"), "--base", str(tiny_zoo / "base")]) == 0
     assert cli.main(["init", str(tmp_path / "b.yaml"), "--base", "some/hub-id", "--backbone", "internvl"]) == 0
     for file in ("a.yaml", "b.yaml"):
-        data = recipe.read(tmp_path / file)
-        assert (data["scale"], data["options"]["gamma"], data["backbone"]) == (0.1, 5.0, "internvl")
+        text = (tmp_path / file).read_text(encoding="utf-8")
+        assert "\n# scale: 0.1\n" in text and "\n  # gamma: 5.0\n" in text
+        found = recipe.MergeRecipe(recipe.read(tmp_path / file), recipe.read(tmp_path / file)["backbone"])
+        assert (found.scale, found.settings().gamma, found.backbone) == (0.1, 5.0, "internvl")
 
 
 def test_flags_name_other_experts_than_the_recipe(tmp_path):

@@ -18,9 +18,9 @@ def test_committed_recipes_load_and_their_rows_have_methods(path):
     found = recipe.load(path)
     assert found.profile == path.parent.name
     for row in found.rows:
-        assert row["method"] is None or row["method"] in methods.REGISTRY
+        assert row["method"] is None or row["method"] in methods.registry()
     for row in ("expert_merging", "expert_merging_pp"):
-        assert found.settings(found.row(row))["optimiser"]["steps"] > 0
+        assert found.settings(found.row(row)).optimiser.steps > 0
 
 
 def test_an_unknown_method_is_one_line():
@@ -59,9 +59,8 @@ def changed(data, dotted, value):
         ),
         ("methods.expert_merging.gamma", "much", r"methods.expert_merging.gamma: 'much' is not a number"),
         ("methods.expert_merging.gamma", True, "gamma: True is not a number"),
-        ("methods.expert_merging.gamma", -1, "gamma: -1 is not a number from 0 to inf"),
-        ("methods.expert_merging.gamma", float("nan"), "gamma: nan is not a number from"),
-        ("methods.expert_merging.gamma", ..., "methods.expert_merging: the key 'gamma' is missing"),
+        ("methods.expert_merging.gamma", -1, "gamma: -1 is less than 0"),
+        ("methods.expert_merging.gamma", float("nan"), "gamma: nan is not a finite number"),
         ("methods.expert_merging.initial", "scale", "methods.expert_merging.initial: 'scale' is not a number"),
         ("methods.expert_merging.initial", {"VQA": 0.1}, "initial: the expert 'Chart' has no value"),
         ("methods.expert_merging.beta", {"Vqa": 1}, r"beta: unknown expert 'Vqa': did you mean 'VQA'\?"),
@@ -91,12 +90,12 @@ def changed(data, dotted, value):
             r"rows\[5\] \('ties'\).options: unknown key 'densty': did you mean 'density'\?",
         ),
         ("rows.5.options", {"density": "0.2"}, "options.density: '0.2' is not a number"),
-        ("rows.5.options", {"density": 0}, "options.density: 0 is not a number from 0.0001 to 1"),
+        ("rows.5.options", {"density": 0}, "options.density: 0 is less than 0.0001"),
         ("rows.5.options", {"scope": "layer"}, "options.scope: unknown value 'layer': choose one of model, tensor"),
         ("rows.5.options", {"second_trim": True}, "options: unknown key 'second_trim'"),
         ("methods.ties", {"merge": "median"}, "methods.ties.merge: unknown value 'median'"),
         ("methods.ties_dare", {"second_trim": "yes"}, "second_trim: 'yes' is neither true nor false"),
-        ("methods.ties_dare", {"drop": 1.0}, "methods.ties_dare.drop: 1.0 is not a number from 0 to 0.9999"),
+        ("methods.ties_dare", {"drop": 1.0}, "methods.ties_dare.drop: 1.0 is more than 0.9999"),
         ("methods.wudi", {"iterations": 2.5}, "methods.wudi.iterations: 2.5 is not a whole number"),
         ("methods.wudi", {"solver": "sgd"}, "methods.wudi.solver: unknown value 'sgd'"),
         ("methods.wudi_v2", {"lr": "fast"}, "methods.wudi_v2.lr: 'fast' is not a number"),
@@ -105,7 +104,6 @@ def changed(data, dotted, value):
         ("methods.adamerging", {"gamma": 1}, "methods.adamerging: unknown key 'gamma'"),
         ("methods.ties", [], r"methods.ties: \[\] is not a mapping"),
         ("methods.weight_average", {}, "methods: unknown key 'weight_average'"),
-        ("methods.expert_merging", ..., "methods: the key 'expert_merging' is missing: row 'expert_merging' needs its"),
         ("seeds", [0, "one"], r"seeds\[1\]: 'one' is not a whole number"),
         ("sources", {"scale.gird": "ours"}, r"sources: 'scale.gird' is no key of this recipe: did you mean 'grid'\?"),
         ("calibration.source", "jsonl", "calibration.files: the task '(VQA|Chart)' has no file"),
@@ -158,7 +156,7 @@ def test_settings_inherit_and_rows_override(tmp_path):
     data = changed(data, "rows.8.options", {"kappa": 0})
     found = load(tmp_path, data)
     settings = found.settings(found.row("expert_merging_pp"))
-    assert (settings["gamma"], settings["kappa"], settings["temperature"]) == (7, 0, 1.0)
-    assert found.settings(found.row("expert_merging"))["gamma"] == 0.1
+    assert (settings.gamma, settings.kappa, settings.temperature) == (7, 0, 1.0)
+    assert found.settings(found.row("expert_merging")).gamma == 0.1
     with pytest.raises(UserError, match=r"unknown row 'expert_mergin': did you mean 'expert_merging'\?"):
         found.row("expert_mergin")

@@ -12,8 +12,8 @@ import torch
 from conftest import recipe_data, save_recipe
 from small_plan import small_plan
 
-from emkit import methods
 from emkit.files import write_json
+from emkit.methods.row import merge_row
 from emkit.progress import passes, report, section, told
 from eval import progress, rows, signs
 from eval.plan import EVALUATION, Job
@@ -34,7 +34,7 @@ def heard(call) -> list[tuple[str, int, int]]:
 def test_a_learned_row_reports_every_sample_every_step_and_every_tensor(tiny_zoo, tmp_path):
     recipe = save_recipe(tmp_path, recipe_data(tiny_zoo))
     row = ("expert_merging", 0, tmp_path / "out" / "model", tmp_path / "cache", 0.3)
-    found = heard(lambda: methods.merge_row(recipe, *row))
+    found = heard(lambda: merge_row(recipe, *row))
     steps = recipe.data["methods"]["expert_merging"]["optimiser"]["steps"]
     assert [sign[1:] for sign in found if sign[0] == "fit step"] == [(step, steps) for step in range(steps)]
     samples = [sign[0] for sign in found if sign[0].startswith("calibration ")]
@@ -52,9 +52,9 @@ def test_reports_change_no_byte_of_a_merge(tiny_zoo, tmp_path):
         out = tmp_path / name / "model"
         row = ("expert_merging", 0, out, tmp_path / name / "cache", 0.3)
         if name == "heard":
-            heard(lambda row=row: methods.merge_row(recipe, *row))
+            heard(lambda row=row: merge_row(recipe, *row))
         else:
-            methods.merge_row(recipe, *row)
+            merge_row(recipe, *row)
         written.append([(out / "model.safetensors").read_bytes(), (out.parent / "history.json").read_bytes()])
     assert written[0] == written[1]
 
@@ -95,7 +95,7 @@ def test_a_row_job_leaves_signs_while_it_runs_and_none_after(tmp_path, monkeypat
             seen.extend(signs.running(plan.signs))
         raise ValueError("that is enough")
 
-    monkeypatch.setattr(methods, "merge_row", merge)
+    monkeypatch.setattr(rows, "merge_row", merge)
     rows.run_job(plan, Job("base", 0))
     assert [(sign.job, sign.text) for sign in seen] == [("base/0", f"fit step {step}/3") for step in range(3)]
     assert seen[0].at <= seen[1].at <= seen[2].at

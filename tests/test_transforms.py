@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from memory import awkward, float64_taus, run, task_vectors_of
 
-from emkit.transforms import (
-    Dropped,
-    Elected,
-    Trimmed,
-    drop_and_rescale,
-    magnitude_thresholds,
-    random_bits,
-)
+from emkit.methods.dare import Dropped, drop_and_rescale, random_bits
+from emkit.methods.ties import Elected, Trimmed, magnitude_thresholds
 
 KINDS = ("generic", "ties", "sparse", "zero", "copies")
 

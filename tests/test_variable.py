@@ -7,7 +7,7 @@ import torch
 from emkit.alignment.variable import Optimiser, Variable, authors_sign, learning_rate
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
-from emkit.methods import get
+from emkit.methods import check_options, get
 
 GRID = sorted({*np.round(np.linspace(0.01, 0.99, 99), 2), *np.random.default_rng(0).uniform(0.001, 0.999, 300)})
 
@@ -103,7 +103,7 @@ def test_the_authors_restarts_are_the_default():
 @pytest.mark.parametrize(("key", "value"), [("growth", 0), ("growth", 1.5), ("floor", -0.1), ("floor", 1.1)])
 def test_bounds_of_the_restarts(key, value):
     known = {"name": "adamw", "lr": 0.1, "weight_decay": 0.0, "steps": 5, "schedule": "cosine_restarts"}
-    check = get("expert_merging").options["optimiser"].check
-    check(known | {"growth": 1, "floor": 0}, "optimiser")
+    method = get("expert_merging")
+    check_options(method, {"optimiser": known | {"growth": 1, "floor": 0}}, "options", ())
     with pytest.raises(UserError, match=key):
-        check(known | {key: value}, "optimiser")
+        check_options(method, {"optimiser": known | {key: value}}, "options", ())

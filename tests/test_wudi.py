@@ -7,8 +7,8 @@ import pytest
 import torch
 from memory import assert_merged, awkward, expected, float64_taus, run
 
-from emkit.combine.wudi import wudi_matrix
-from emkit.combine.wudi_v2 import wudi_v2_matrix
+from emkit.methods.wudi import wudi_matrix
+from emkit.methods.wudi_v2 import wudi_v2_matrix
 
 SHAPES = [(6, 11), (13, 4), (8, 8)]
 

@@ -29,7 +29,6 @@ from emkit.errors import UserError
 from emkit.files import read_json, read_kept, sha256_json, write_json
 from emkit.progress import report
 from emkit.task_vectors import TaskVectors
-from emkit.transforms import View
 
 STATES = 50  # how often in a fit its state is written at least
 
@@ -54,7 +53,7 @@ class Problem:
 
     backbone: ModuleType
     model: torch.nn.Module
-    task_vectors: TaskVectors | View | Placement
+    task_vectors: TaskVectors | Placement
     calibration: Calibration
     objective: Alignment | Entropy
     penalty: Penalty

@@ -50,10 +50,10 @@ def imposed(method: str, samples: int, experts: int, backbone: str) -> dict[str,
     return found | ({"fixed": "initial", "start": "initial"} if method == "expert_merging_pp" else {})
 
 
-def resolved(settings: Mapping, given: Collection[str], changes: Mapping) -> dict[str, Any]:
-    """``settings`` with the ``changes`` of :func:`imposed`; ``given`` are the options that are no defaults."""
-    hidden = {} if "hidden_weight" in given else {"hidden_weight": 0.0}
-    return {**settings, **hidden, **changes}
+def layer(given: Collection[str], changes: Mapping) -> dict[str, Any]:
+    """What stands in place of all other options: the ``changes`` of :func:`imposed`, and no hidden term unless its
+    weight is among those ``given``."""
+    return {**({} if "hidden_weight" in given else {"hidden_weight": 0.0}), **changes}
 
 
 def check_given(given: Mapping, changes: Mapping) -> None:

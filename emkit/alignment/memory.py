@@ -9,8 +9,7 @@ import torch
 from emkit.alignment.arithmetic import BLOCK
 from emkit.alignment.objectives import HELD
 from emkit.alignment.options import EngineOptions
-from emkit.task_vectors import TaskVectors
-from emkit.transforms import View
+from emkit.task_vectors import TaskVectors, Transformed
 
 # floats that a block keeps for each token and unit of width until its backward: inputs of norms, matrices, attention
 # and of the gated activation (three times about three widths), as Llama-like blocks have them
@@ -39,26 +38,26 @@ def activation_bytes(model: torch.nn.Module, options: EngineOptions) -> int:
     return PASSING_PER_WIDTH * per_block + (blocks * per_block + kept if options.checkpointing else blocks * kept)
 
 
-def held_bytes(task_vectors: TaskVectors | View, wide: torch.dtype | None) -> int:
+def held_bytes(task_vectors: TaskVectors, wide: torch.dtype | None) -> int:
     """Bytes of θ_base as stored and K task vectors in ``wide`` (None: K experts as stored)."""
     return sum(sum(_sizes(task_vectors, name, wide)) for name in task_vectors.names)
 
 
-def pinned_bytes(task_vectors: TaskVectors | View) -> int:
+def pinned_bytes(task_vectors: TaskVectors) -> int:
     """Bytes of host memory that all of it takes as stored and pinned: each tensor the next power of two."""
     return sum(1 << (size - 1).bit_length() for name in task_vectors.names for size in _sizes(task_vectors, name, None))
 
 
-def _sizes(task_vectors: TaskVectors | View, name: str, wide: torch.dtype | None) -> list[int]:
+def _sizes(task_vectors: TaskVectors, name: str, wide: torch.dtype | None) -> list[int]:
     """Bytes of one tensor of θ_base as stored, and of each expert's vector."""
     base = task_vectors.base.info(name).nbytes
-    if wide is None and not isinstance(task_vectors, View):
+    if wide is None and not isinstance(task_vectors, Transformed):
         return [base, *(expert.info(name).nbytes for expert in task_vectors.checkpoints.values())]
     vector = task_vectors.numel(name) * (wide or torch.float32).itemsize
     return [base] + [vector] * len(task_vectors.experts)
 
 
-def fixed_bytes(task_vectors: TaskVectors | View, model, options: EngineOptions, wide: torch.dtype) -> int:
+def fixed_bytes(task_vectors: TaskVectors, model, options: EngineOptions, wide: torch.dtype) -> int:
     """What a fit needs besides task vectors: the model, activations, logits, one gradient, working blocks, and on a GPU
     an expert's head and what the GPU takes for itself."""
     device = next(model.parameters()).device.type
@@ -70,7 +69,7 @@ def fixed_bytes(task_vectors: TaskVectors | View, model, options: EngineOptions,
     return needed + (_head_bytes(model) + GPU_OWN if device == "cuda" else 0)
 
 
-def moving_bytes(task_vectors: TaskVectors | View) -> int:
+def moving_bytes(task_vectors: TaskVectors) -> int:
     """What streamed task vectors take on a GPU: the largest tensor with all its vectors, :data:`MOVING` times."""
     return MOVING * max(sum(_sizes(task_vectors, name, None)) for name in task_vectors.names)
 

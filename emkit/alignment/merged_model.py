@@ -11,7 +11,6 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.placement import Placement, place, wide_dtype
 from emkit.coefficients import Coefficients, chunk_bounds
 from emkit.task_vectors import TaskVectors
-from emkit.transforms import View
 
 Update = Callable[[slice, torch.Tensor], torch.Tensor]
 
@@ -51,7 +50,7 @@ class MergedModel:
     def __init__(
         self,
         model: torch.nn.Module,
-        task_vectors: TaskVectors | View | Placement,
+        task_vectors: TaskVectors | Placement,
         coefficients: Coefficients,
         parameter_name: Callable[[str], str] = str,
         shards: Whole | None = None,

@@ -18,7 +18,6 @@ from emkit.alignment.heads import Head
 
 HIDDEN_LOSSES = ("mean_squared", "squared_norm")
 REGULARISERS = ("paper", "authors")
-TOKENS = ("response", "all")
 HELD = {"cpu": 2**21, "cuda": 2**25}  # numbers of a block of logits: 8 and 128 MiB of fp32
 LEAST = 128  # positions taken at a time, if there are so many
 

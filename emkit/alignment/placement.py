@@ -12,8 +12,7 @@ from emkit.alignment.memory import MOVING, available, fixed_bytes, held_bytes, m
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.prefetch import Prefetch
 from emkit.errors import UserError
-from emkit.task_vectors import TaskVectors
-from emkit.transforms import View
+from emkit.task_vectors import TaskVectors, Transformed
 
 
 class Placement:
@@ -27,7 +26,7 @@ class Placement:
 
     kind = "files"
 
-    def __init__(self, task_vectors: TaskVectors | View, device: torch.device | str):
+    def __init__(self, task_vectors: TaskVectors, device: torch.device | str):
         self.task_vectors, self.device = task_vectors, torch.device(device)
         self.names, self.experts = list(task_vectors.names), tuple(task_vectors.experts)
         self._moved = Prefetch(self._copied)
@@ -51,7 +50,7 @@ class Placement:
         """The tensor where it lives."""
         vectors = self.task_vectors
         base = vectors.base.read(name).reshape(-1)
-        if isinstance(vectors, View):
+        if isinstance(vectors, Transformed):
             return Rows(base, [tau.reshape(-1) for tau in vectors.taus(name)], given=True)
         return Rows(base, [expert.read(name).reshape(-1) for expert in vectors.checkpoints.values()], given=False)
 
@@ -71,7 +70,7 @@ class InHost(Placement):
 
     kind = "host"
 
-    def __init__(self, task_vectors: TaskVectors | View, device: torch.device | str):
+    def __init__(self, task_vectors: TaskVectors, device: torch.device | str):
         super().__init__(task_vectors, device)
         keep: Callable = _pinned if self.device.type == "cuda" else torch.clone
         self._held = {}
@@ -88,7 +87,7 @@ class OnDevice(Placement):
 
     kind = "device"
 
-    def __init__(self, task_vectors: TaskVectors | View, device: torch.device | str, wide: torch.dtype | None):
+    def __init__(self, task_vectors: TaskVectors, device: torch.device | str, wide: torch.dtype | None):
         super().__init__(task_vectors, device)
         self.wide = wide
         self._held = {}
@@ -121,7 +120,7 @@ def wide_dtype(model: torch.nn.Module) -> torch.dtype:
     return torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
 
 
-def place(task_vectors: TaskVectors | View, model: torch.nn.Module, options: EngineOptions) -> Placement:
+def place(task_vectors: TaskVectors, model: torch.nn.Module, options: EngineOptions) -> Placement:
     """The fastest placement that ``options.memory`` and the device allow, or the one that ``options.place`` names.
 
     On the device as fp32 task vectors; on the device as stored; in host memory (a GPU's); else from the files. On the

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
@@ -20,33 +21,32 @@ from emkit.coefficients import Coefficients
 from emkit.config import Settings, option
 from emkit.errors import UserError
 
-PARAMETERISATIONS = ("plain", "sigmoid")
-SCHEDULES = ("constant", "cosine", "cosine_restarts")
-OPTIMISERS = ("adamw", "adam")
 _UPDATES = {"adamw": adamw, "adam": adam}
 
 
 class Optimiser(Settings):
-    """The optimiser of a fit's coefficients."""
+    """How a fit descends."""
 
     name: Literal["adamw", "adam"] = option("adamw", "they differ in where weight decay enters")
-    lr: float = option(..., "the learning rate at the start", gt=0)
-    weight_decay: float = option(0.0, "of what is trained: α, or its logit", ge=0)
-    steps: int = option(..., "optimiser steps", ge=1)
+    lr: float = option(..., "the learning rate", ge=0)
+    weight_decay: float = option(0.0, "the decay of what is trained", ge=0)
+    steps: int = option(..., "how many steps", ge=1)
     schedule: Literal["constant", "cosine", "cosine_restarts"] = option(
         "cosine",
         "cosine falls from lr to 0 over the steps; cosine_restarts falls to floor · lr and starts again, first after "
         "period steps and then after growth times as many as the time before (torch's CosineAnnealingWarmRestarts)",
     )
-    batch: int | float | Literal["all"] = option(
+    batch: Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0.01, le=0.5)] | Literal["all"] = option(
         "all",
-        "samples of each task in one step; below 1, the part of one: a sample that is a pack of many short questions "
-        "is dealt into that many parts, which take turns",
+        "samples of each task in a step (all: every one); below 1, the part of one: a sample that is a pack of many "
+        "short questions is dealt into that many parts, which take turns",
     )
-    clip: float | None = option(None, "bound on the norm of the whole coefficient gradient (null: none)", ge=0)
+    clip: Annotated[float, Field(ge=0)] | None = option(
+        None, "bound of the norm of the whole coefficient gradient; null: none"
+    )
     period: int = option(50, "steps before the first restart", "authors' code", ge=1)
-    growth: int = option(2, "of the period with each restart", "authors' code", ge=1)
-    floor: float = option(0.1, "of the rate, in units of lr", "authors' code", ge=0, le=1)
+    growth: int = option(2, "how much longer the period is after each restart", "authors' code", ge=1)
+    floor: float = option(0.1, "what cosine_restarts falls to, in units of lr", "authors' code", ge=0, le=1)
 
 
 def learning_rate(settings: Optimiser, step: int) -> float:

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from emkit.checkpoints import Checkpoint, write_checkpoint
-from emkit.methods import Context, get
+from emkit.merging import Context
+from emkit.methods import get, resolved
 from emkit.methods.key import content_key, default_device
 from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
@@ -30,9 +31,8 @@ def merge(
     found = get(method)
     opened = Checkpoint.open(base)
     vectors = TaskVectors(opened, {Path(path).name: Checkpoint.open(path) for path in experts}, list)
-    settings = {name: option.default for name, option in found.options.items()} | options
-    row, device = {"id": method}, default_device()
-    context = Context(None, row, 0, Path(), scale, False, None, opened, vectors, settings, device)
+    settings = resolved(found, options)
+    context = Context(task_vectors=vectors, options=settings, scale=scale, device=default_device())
     result = found.run(context)
     key = content_key(context, method, result)
     write_checkpoint(out, result.tensors, result.like, shard_bytes=shard_bytes, key=key)

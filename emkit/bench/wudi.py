@@ -8,24 +8,10 @@ import time
 
 import torch
 
-from emkit.combine.wudi import wudi_matrix
 from emkit.methods.key import default_device
+from emkit.methods.wudi import wudi, wudi_matrix
 
 FORMS = ("emkit", "direct")
-
-
-def direct(taus: torch.Tensor, lr: float, iterations: int) -> torch.Tensor:
-    """``iterations`` Adam steps on Σ_i ‖(M − τ_i) τ_iᵀ‖² / ‖τ_i‖² from M = Σ τ_i, by autograd; ``taus`` [K, m, n]."""
-    m = torch.nn.Parameter(taus.sum(0))
-    stepper = torch.optim.Adam([m], lr=lr)
-    squares = taus.square().sum(dim=(1, 2), keepdim=True)
-    for _ in range(iterations):
-        inner = torch.matmul(m.unsqueeze(0) - taus, taus.transpose(1, 2))
-        loss = (inner.square() / squares).sum()
-        stepper.zero_grad()
-        loss.backward()
-        stepper.step()
-    return m.detach()
 
 
 def iterate(form: str, rows: int, columns: int, experts: int, iterations: int) -> dict:
@@ -33,7 +19,7 @@ def iterate(form: str, rows: int, columns: int, experts: int, iterations: int) -
     device = default_device()
     generator = torch.Generator().manual_seed(0)
     taus = (torch.randn(experts, rows, columns, generator=generator) * 5e-4).to(device)
-    run = direct if form == "direct" else lambda *given: wudi_matrix(given[0], "adam", *given[1:])
+    run = wudi if form == "direct" else lambda *given: wudi_matrix(given[0], "adam", *given[1:])
     run(taus[:, :8, :8], 1e-5, 1)  # what torch imports at the first step is not part of it
     started = time.perf_counter()
     found = run(taus, 1e-5, iterations)

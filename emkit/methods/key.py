@@ -6,7 +6,7 @@ import torch
 
 from emkit.content import code_sha256, processor
 from emkit.files import sha256_json
-from emkit.methods.registry import Context, Merge
+from emkit.merging import Context, Merge
 
 
 def content_key(ctx: Context, method: str, merge: Merge) -> str:
@@ -19,8 +19,8 @@ def content_key(ctx: Context, method: str, merge: Merge) -> str:
     return sha256_json(
         {
             "method": method,
-            "row": dict(ctx.row),
-            "options": dict(ctx.options),
+            "options": ctx.options.model_dump(),
+            "model": None if ctx.model is None else ctx.model.identity(),
             "seed": ctx.seed,
             "scale": merge.scale,
             "coefficients": None if merge.coefficients is None else merge.coefficients.to_json(),

@@ -16,8 +16,9 @@ from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.determinism import deterministic
 from emkit.errors import UserError
 from emkit.files import write_json
+from emkit.merging import Context
+from emkit.methods import VALIDATION, Method, get
 from emkit.methods.key import content_key
-from emkit.methods.registry import Context, get
 from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
 
@@ -53,9 +54,23 @@ def merge_row(
     base = Checkpoint.open(recipe.model("base"))
     experts = {name: Checkpoint.open(path) for name, path in recipe.experts.items()}
     task_vectors = TaskVectors(base, layouts.aligned(base, experts, backbone), backbone.merged_names)
-    options, device = recipe.settings(entry), recipe.device
-    given = (recipe, entry, seed, Path(cache), scale, progress, backbone, base, task_vectors, options, device)
-    context = Context(*given, use)
+    context = Context(
+        task_vectors=task_vectors,
+        options=recipe.settings(entry),
+        scale=entry.get("scale", scale),
+        seed=seed,
+        device=recipe.device,
+        backbone=backbone,
+        calibration=recipe.calibration,
+        first=recipe.method_settings(method.inherits) if method.inherits else None,
+        cache=Path(cache),
+        progress=progress,
+        engine=use,
+        model=_model(recipe, entry, method, task_vectors),
+    )
+    if method.scale_from == VALIDATION and context.scale is None:
+        raise UserError(f"row '{row}' needs a scale: choose it on the validation items first")
+    options = context.options.model_dump()
     with deterministic():
         merge = method.run(context)
         key = content_key(context, method.name, merge)
@@ -76,6 +91,13 @@ def merge_row(
     if merge.learned is not None:
         report |= leave(merge.learned, Path(out).parent)
     return report
+
+
+def _model(recipe: Recipe, entry: Mapping, method: Method, task_vectors: TaskVectors) -> Checkpoint | None:
+    """The one model that a row without a merge is: an expert under the base's names, or any model as it lies there."""
+    if "expert" in method.needs:
+        return task_vectors.checkpoints[entry["model"]]
+    return Checkpoint.open(recipe.model(entry["model"])) if "model" in method.needs else None
 
 
 def leave(learned: Learned, folder: Path) -> dict:

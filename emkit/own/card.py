@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import yaml
 
 import emkit
+from emkit.merging import Merge
 from emkit.methods import Method
-from emkit.methods.registry import Merge
 from emkit.own import hub
 
 LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
@@ -22,11 +21,6 @@ def versions() -> dict[str, str]:
     """emkit's, Python's and the libraries' versions."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"emkit": emkit.__version__, "python": platform.python_version(), **found}
-
-
-def formula(method: Method) -> str:
-    """The method's docstring: its name, formula and origin."""
-    return inspect.getdoc(method.run)
 
 
 def coefficients(merge: Merge) -> dict[str, Any]:
@@ -48,7 +42,7 @@ def text(report: Mapping[str, Any], method: Method, sources: Mapping[str, str]) 
     head = {"library_name": "transformers", "tags": ["merge", "emkit", method.name.replace("_", "-")]}
     if all(hub.is_id(name) for name in names):
         head["base_model"] = [name.partition("@")[0] for name in names]
-    title = formula(method).split(":")[0]
+    title = method.about.split(":")[0]
     rows = [
         f"| {label} | `{entry['name']}` | {_distance(report['distances'].get(label))} | `{entry['sha256']}` |"
         for label, entry in inputs.items()
@@ -58,7 +52,7 @@ def text(report: Mapping[str, Any], method: Method, sources: Mapping[str, str]) 
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {title} of {', '.join(list(inputs)[1:])}",
         f"Made by emkit {report['versions']['emkit']}. {report['merged_tensors']} of {report['tensors']} tensors are "
         f"merged, {_rule(report)}; all others are the base's. Tokenizer and chat template: {report['tokenizer']}.",
-        f"## Method\n\n{formula(method)}",
+        f"## Method\n\n{method.about}",
         f"## Coefficients\n\n{_coefficients(report['coefficients'])}",
         "## Inputs\n\n| model | from | ‖τ‖/‖θ‖ | sha256 of its tensors |\n|---|---|---|---|\n" + "\n".join(rows),
     ]

@@ -7,15 +7,18 @@ import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
+from pydantic.fields import FieldInfo
 
+from emkit.alignment.sources import Samples
+from emkit.config import Settings, about, default
 from emkit.errors import UserError
 from emkit.files import atomic_write
-from emkit.methods import REQUIRED, Method, get
-from emkit.own import card, checks, defaults
-from emkit.own.recipe import ALLOW, AUTO, METHODS
+from emkit.methods import Method, get
+from emkit.own import checks
+from emkit.own.recipe import AUTO, METHODS, Allowed
 
 WIDTH = 110
 EXPERTS = {"math": "path/to/math-model", "code": "path/to/code-model"}
@@ -41,23 +44,22 @@ def backbone_in(base: Path) -> str:
 def text(name: str, method: Method, base: str, experts: Mapping[str, str], backbone: str = AUTO) -> str:
     """The recipe as YAML. Values that stand without a ``#`` hold; the others are the defaults that hold anyway."""
     methods = _comment(f"One of: {', '.join(METHODS)}. `emkit explain METHOD` says more.")
-    about = _comment(card.formula(method).split("\n\n")[0])
+    formula = _comment(method.about.split("\n\n")[0])
     parts = [
         f"# A merge of your own models.  Check it: emkit merge {name} --dry-run    Run it: emkit merge {name}",
-        f"{methods}\nmethod: {method.name}\n{about}",
+        f"{methods}\nmethod: {method.name}\n{formula}",
         "# A local folder (safetensors) or a hub id, which may end in @revision.\n" + _line("base", base),
         "# A name for each expert, and its model: a whole one, or a LoRA adapter for the base (as PEFT saves it).\n"
         "experts:\n" + "\n".join(f"  {_line(label, folder)}" for label, folder in experts.items()),
         "# The folder to write; it must not be there yet (or say --overwrite).\nout: merged",
     ]
-    scale = defaults.scale(method.name, backbone)
-    if scale is not None:
-        first = " The fit starts from it." if method.learned else " Try a few, and compare the models on your task."
-        about = _comment(f"λ, what task vectors are scaled by. Default: {scale.source}.{first}")
-        parts.append(f"{about}\nscale: {scale.value:g}")
+    if method.scale is not None:
+        value, source = default(method.scale, backbone)
+        use = "The fit starts from it." if method.learned else "Try a few, and compare the models on your task."
+        parts.append(_comment(f"{about(method.scale)}. Default: {source}. {use}") + f"\n# scale: {value:g}")
     if method.learned:
         parts.append(_calibration(experts, backbone))
-    if method.options:
+    if method.options.model_fields:
         parts.append(_options(method, backbone))
     parts.append(
         _comment("The rest, with what holds where it is left out:")
@@ -66,7 +68,7 @@ def text(name: str, method: Method, base: str, experts: Mapping[str, str], backb
         + " which tensors are merged: auto reads it from the base's config.json"
         + ("" if method.learned else "\n# tensors: backbone      # or all: embeddings, norms and biases too")
         + "\n# device: cpu            # left out: cuda when there is one\n# seed: 0"
-        f"\n# allow: []              # what to let pass: {', '.join(ALLOW)}"
+        f"\n# allow: []              # what to let pass: {', '.join(get_args(Allowed))}"
     )
     return "\n\n".join(parts) + "\n"
 
@@ -82,25 +84,26 @@ def _calibration(experts: Mapping[str, str], backbone: str) -> str:
         "  files:",
     ]
     lines += [f"    {_line(label, f'{label}.jsonl')}" for label in experts]
-    for key, default in defaults.calibration(backbone).items():
-        more = ", or as many as there are prompts" if key == "samples" else ""
-        lines.append(f"  # {key}: {default.value}    # {default.source}{more}")
+    for key, field in Samples.model_fields.items():
+        lines += [] if key == "files" else _option(key, field, backbone)
     return "\n".join(lines)
 
 
 def _options(method: Method, backbone: str) -> str:
-    """Every option with its default; what is changed or left out is seen in the merged model's card."""
-    known = defaults.options(method.name, backbone)
-    lines = ["# Options of the method, at their defaults.", "options:"]
-    for key, option in method.options.items():
-        about = option.about.rstrip(".") + "."
-        value, about = (
-            (known[key].value, f"{about} Default: {known[key].source}.") if key in known else (option.default, about)
-        )
-        if value is REQUIRED:
-            raise ValueError(f"{method.name} has no default for its option '{key}'")
-        lines += [_comment(about, "  "), f"  {_line(key, value)}"]
+    """Every option with its default, which holds anyway: only what a person uncomments is given."""
+    lines = ["# Options of the method. To change one, take the # from its line.", "options:"]
+    for key, field in method.options.model_fields.items():
+        lines += _option(key, field, backbone)
     return "\n".join(lines)
+
+
+def _option(key: str, field: FieldInfo, backbone: str) -> list[str]:
+    value, source = default(field, backbone)
+    if value is ...:
+        return [_comment(f"{about(field).rstrip('.')}. It has to be given.", "  "), f"  {key}:"]
+    value = value.model_dump(exclude_unset=True) if isinstance(value, Settings) else value
+    said = f"{about(field).rstrip('.')}." + (f" Default: {source}." if source else "")
+    return [_comment(said, "  "), f"  # {_line(key, value)}"]
 
 
 def _line(key: str, value: Any) -> str:

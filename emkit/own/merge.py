@@ -15,8 +15,8 @@ from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.determinism import deterministic
 from emkit.errors import UserError
 from emkit.files import file_mode, lock, sha256_file, unwritable, write_json
+from emkit.merging import Context, Merge
 from emkit.methods.key import content_key
-from emkit.methods.registry import Context, Merge
 from emkit.methods.row import leave
 from emkit.own import card, differences, resources, tokens
 from emkit.own.prepare import Prepared, say_to_stderr
@@ -46,19 +46,19 @@ def run(
     prepared = replace(prepared, recipe=prepared.recipe.following(use.like))
     recipe, vectors = prepared.recipe, prepared.models.vectors
     survey = _survey(vectors, say)
+    first = recipe.method.inherits
     context = Context(
-        recipe,
-        {"id": recipe.method.name},
-        recipe.seed,
-        cache,
-        recipe.scale,
-        progress,
-        prepared.models.backbone,
-        vectors.base,
-        vectors,
-        recipe.settings(),
-        recipe.device,
-        use,
+        task_vectors=vectors,
+        options=recipe.settings(),
+        scale=recipe.scale,
+        seed=recipe.seed,
+        device=recipe.device,
+        backbone=prepared.models.backbone,
+        calibration=recipe.calibration,
+        first=None if first is None else recipe.method_settings(first),
+        cache=cache,
+        progress=progress,
+        engine=use,
     )
     if recipe.method.learned:
         say(f"calibration sets and fits are kept in {cache}: the same command goes on from there")
@@ -152,14 +152,14 @@ def _report(
     recipe, vectors = prepared.recipe, prepared.models.vectors
     everyone = {"base": vectors.base, **vectors.checkpoints}
     names = prepared.models.described.names
-    files = recipe.data["calibration"].get("files", {})
+    files = recipe.calibration.files
     learned = merge.learned.calibration if merge.learned is not None else {}
     return {
         "method": recipe.method.name,
         "backbone": recipe.backbone,
         "seed": recipe.seed,
         "recipe": dict(recipe.given),
-        "options": dict(context.options),
+        "options": context.options.model_dump(),
         **({"fit": context.engine.recorded} if recipe.method.learned else {}),
         "command": command,
         "inputs": {

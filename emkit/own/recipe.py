@@ -5,59 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from emkit import backbones
 from emkit.alignment.learner import SCALE
 from emkit.alignment.like import SOURCE as LIKE_SOURCE
-from emkit.alignment.like import check_given, check_method, imposed, resolved
+from emkit.alignment.like import check_given, check_method, imposed, layer
+from emkit.alignment.sources import Samples
+from emkit.config import Settings, default, layered, option, parse
 from emkit.errors import UserError
-from emkit.methods import REGISTRY, REQUIRED, Method, get
+from emkit.methods import Method, check_options, get, registry, resolved
 from emkit.methods.key import default_device
-from emkit.own import defaults, resources
-from emkit.recipe import check_options, method_settings
-from emkit.schema import (
-    Key,
-    anything,
-    choice,
-    fail,
-    integer,
-    list_of,
-    load_yaml,
-    mapping,
-    mapping_of,
-    nearest,
-    number,
-    text,
-)
+from emkit.own import resources
+from emkit.schema import fail, load_yaml, nearest
 
-METHODS = tuple(name for name in REGISTRY if name not in ("checkpoint", "reset_expert"))
+METHODS = tuple(name for name, found in registry().items() if found.merges)
 AUTO = "auto"
-TENSORS = ("backbone", "all")
+Text = Annotated[str, Field(pattern=r"\S")]
 # what a merge refuses unless its recipe allows it
-ALLOW = ("rotary", "adapter_base", "identical", "tokenizer", "disk", "memory")
+Allowed = Literal["rotary", "adapter_base", "identical", "tokenizer", "disk", "memory"]
 
-_CALIBRATION = {
-    "files": Key(mapping_of(text), False),
-    "samples": Key(integer(1), False),
-    "response_tokens": Key(integer(1), False),
-    "max_new_tokens": Key(integer(1), False),
-}
-KEYS = {
-    "method": Key(text),
-    "base": Key(text),
-    "experts": Key(mapping_of(text)),
-    "out": Key(text),
-    "scale": Key(number(), False),
-    "options": Key(mapping_of(anything), False),
-    "calibration": Key(mapping(_CALIBRATION), False),
-    "tokenizer": Key(text, False),
-    "backbone": Key(choice(AUTO, *backbones.NAMES), False),
-    "tensors": Key(choice(*TENSORS), False),
-    "device": Key(text, False),
-    "seed": Key(integer(), False),
-    "allow": Key(list_of(choice(*ALLOW)), False),
-}
+
+class Given(Settings):
+    """What a recipe may say."""
+
+    method: Text
+    base: Text
+    experts: dict[str, Text]
+    out: Text
+    scale: float | None = None
+    options: dict[str, Any] = Field({})
+    calibration: Samples = Samples()
+    tokenizer: Text = "base"
+    backbone: Text = AUTO
+    tensors: Literal["backbone", "all"] = "backbone"
+    device: Text | None = None
+    seed: int = option(0, "decides what is drawn at random", ge=0)
+    allow: list[Allowed] = Field([])
 
 
 @dataclass(frozen=True)
@@ -65,8 +51,6 @@ class MergeRecipe:
     """A checked recipe, as ``given``, with its ``backbone`` resolved; the properties fill in what it leaves out.
 
     ``like``: whose conventions hold (``--like``, :mod:`emkit.alignment.like`).
-    It offers what methods take of a table's recipe (``device``, ``data["calibration"]`` and
-    ``method_settings``), so that both run the same code.
     """
 
     given: Mapping[str, Any]
@@ -107,33 +91,33 @@ class MergeRecipe:
     @property
     def scale(self) -> float | None:
         """λ, where the method has a free one: the recipe's, else the default."""
-        known = defaults.scale(self.method.name, self.backbone)
-        return self.given.get("scale", known.value if known else None)
+        scale = self.method.scale
+        return self.given.get("scale", None if scale is None else default(scale, self.backbone)[0])
 
     @property
-    def data(self) -> dict:
-        """What the learned methods read: the calibration section."""
-        known = {name: default.value for name, default in defaults.calibration(self.backbone).items()}
-        return {"calibration": {**known, "source": "jsonl", **self.given.get("calibration", {})}}
+    def calibration(self) -> Samples:
+        """The samples of the learned methods."""
+        values = layered(Samples, self.given.get("calibration", {}), backbone=self.backbone)
+        return parse(Samples, values, "calibration")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """Every option of the method."""
         return self.method_settings(self.method.name)
 
-    def method_settings(self, name: str) -> dict[str, Any]:
+    def method_settings(self, name: str) -> Settings:
         """Every option of the method ``name``; for the one that this recipe's inherits, those of its options."""
-        methods = {}
-        for part in (get(name).inherits, name):
-            if part is not None:
-                known = {key: found.value for key, found in defaults.options(part, self.backbone).items()}
-                own = {key: value for key, value in self.given.get("options", {}).items() if key in get(part).options}
-                methods[part] = _deep(method_settings({}, part) | known, own)
-        found = method_settings(methods, name)
-        return found if self.like is None else resolved(found, self.given.get("options", {}), self._imposed(name))
+        found = get(name)
+        own = {key: value for key, value in self._options.items() if key in found.options.model_fields}
+        layers = [own] if self.like is None else [own, layer(self._options, self._imposed(name))]
+        return resolved(found, *layers, backbone=self.backbone)
+
+    @property
+    def _options(self) -> Mapping[str, Any]:
+        return self.given.get("options", {})
 
     def _imposed(self, name: str) -> dict[str, Any]:
         """What ``--like`` puts in place of the options of the method ``name``."""
-        return imposed(name, self.data["calibration"]["samples"], len(self.experts), self.backbone)
+        return imposed(name, self.calibration.samples, len(self.experts), self.backbone)
 
     def following(self, like: str | None) -> MergeRecipe:
         """This recipe with ``--like``'s options; ``UserError`` where it gives one that is set otherwise, for a method
@@ -141,10 +125,10 @@ class MergeRecipe:
         check_method(like, self.method.name)
         found = replace(self, like=like)
         if like is not None:
-            check_given(found.given.get("options", {}), found._imposed(found.method.name))
+            check_given(found._options, found._imposed(found.method.name))
         settings = found.settings()
-        if settings.get("parameterisation") == "sigmoid":
-            initial = found.scale if settings["initial"] == SCALE else settings["initial"]
+        if getattr(settings, "parameterisation", None) == "sigmoid":
+            initial = found.scale if settings.initial == SCALE else settings.initial
             for value in initial.values() if isinstance(initial, Mapping) else [initial]:
                 if not 0 < value < 1:
                     raise UserError(
@@ -155,25 +139,12 @@ class MergeRecipe:
 
     def sources(self) -> dict[str, str]:
         """Where each option's value comes from: this recipe, the paper, an author, or us."""
-        known = defaults.options(self.method.name, self.backbone)
-        if self.like is not None:
-            theirs = {**self._imposed(self.method.name), "hidden_weight": 0.0}
-            known = {**known, **{key: defaults.Default(value, LIKE_SOURCE) for key, value in theirs.items()}}
-        standard = replace(self, given={**self.given, "options": {}}).settings()
-        return {
-            key: "this recipe" if value != standard[key] else known[key].source if key in known else found.about
-            for key, found in self.method.options.items()
-            for value in [self.settings()[key]]
+        theirs = {} if self.like is None else layer(self._options, self._imposed(self.method.name))
+        found = {
+            key: default(field, self.backbone)[1] or "emkit's default"
+            for key, field in self.method.options.model_fields.items()
         }
-
-
-def _deep(values: Mapping, changes: Mapping) -> dict:
-    """``values`` with ``changes``; a mapping over a mapping changes the keys that it names (``optimiser``)."""
-    out = dict(values)
-    for key, value in changes.items():
-        deep = key == "optimiser" and isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = {**out[key], **value} if deep else value
-    return out
+        return found | dict.fromkeys(self._options, "this recipe") | dict.fromkeys(theirs, LIKE_SOURCE)
 
 
 def read(path: str | Path) -> dict:
@@ -188,7 +159,7 @@ def read(path: str | Path) -> dict:
     data = load_yaml(content, str(path))
     if not isinstance(data, dict):
         raise fail(str(path), "this is no recipe: it has no keys; `emkit init` writes one")
-    return data
+    return {key: value for key, value in data.items() if value is not None}  # an empty section says nothing
 
 
 def check(data: Mapping, where: str) -> None:
@@ -201,14 +172,14 @@ def check(data: Mapping, where: str) -> None:
     if isinstance(data.get("backbone"), str) and data["backbone"] not in (AUTO, *backbones.NAMES):
         known = (AUTO, *backbones.NAMES)
         raise fail(f"{where}backbone", f"unknown backbone '{data['backbone']}': {nearest(data['backbone'], known)}")
-    mapping(KEYS)(data, where)
+    parse(Given, data, where)
     if not data["experts"]:
         raise fail(f"{where}experts", "no expert is named")
     for reserved in {"base"} & set(data["experts"]):
         raise fail(f"{where}experts", f"an expert cannot be called '{reserved}': give it another name")
     method = get(data["method"])
     if "scale" in data and "scale" not in method.needs:
-        fixed = ": its factor is the option `scale`" if "scale" in method.options else ": leave it out"
+        fixed = ": its factor is the option `scale`" if "scale" in method.options.model_fields else ": leave it out"
         raise fail(f"{where}scale", f"the method {method.name} has no free scale{fixed}")
     owner, owners = data.get("tokenizer", "base"), ("base", *data["experts"])
     if owner not in owners:
@@ -233,21 +204,9 @@ def _check_files(data: Mapping, method: Method, where: str) -> None:
 
 
 def _check_options(data: Mapping, method: Method, where: str) -> None:
-    """The options that are given, completed by what a partly given one leaves out."""
     given = data.get("options", {})
     if not given:
         return
-    known = {key: found.value for key, found in defaults.options(method.name, AUTO).items()}
-    known |= {key: o.default for key, o in method.options.items() if o.default is not REQUIRED and key not in known}
-    complete = _deep(known, given)
-    check_options(method, {key: complete[key] for key in given}, f"{where}options", required=())
+    check_options(method, given, f"{where}options", data["experts"])
     if "scale" in data and given.get("initial", SCALE) != SCALE:
         raise fail(where or "scale", "`scale` is where the fit starts, and so is `options.initial`: give one of them")
-    for key in ("beta", "initial"):
-        if isinstance(given.get(key), Mapping):
-            for name in given[key]:
-                if name not in data["experts"]:
-                    raise fail(f"{where}options.{key}", f"unknown expert '{name}': {nearest(name, data['experts'])}")
-            missing = sorted(set(data["experts"]) - set(given[key])) if key == "initial" else []
-            if missing:
-                raise fail(f"{where}options.{key}", f"the expert '{missing[0]}' has no value")

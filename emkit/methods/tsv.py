@@ -1,15 +1,22 @@
-"""TSV Merging: task singular vectors, decorrelated between the tasks."""
+"""TSV Merging: θ_base + λ U⊥ diag(s) V⊥ᵀ of every matrix (Gargiulo et al., 2025).
+
+The experts' leading singular vectors, decorrelated between the tasks. Other tensors than matrices, and with ``form``
+as_run all tensors: θ_base + λ · mean τ_k.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Literal
 
 import torch
 
-FORMS = ("published", "as_run")
+from emkit.config import Settings, option
+from emkit.merging import Context, Merge, averaged, matrices, replaced
+from emkit.methods import method
 
 
-def tsv_matrix(taus: Collection[torch.Tensor]) -> torch.Tensor:
+def tsv(taus: Collection[torch.Tensor]) -> torch.Tensor:
     """U⊥ diag(s) V⊥ᵀ, made of the experts' leading singular triplets (Gargiulo et al., 2025).
 
     Of each τ_k = U_k diag(s_k) V_kᵀ the first r = ⌊min(m, n) / K⌋ triplets are kept and stood side by side,
@@ -47,3 +54,24 @@ def polar(matrix: torch.Tensor) -> torch.Tensor:
 def _noise(shape: tuple[int, ...], singular: torch.Tensor) -> torch.Tensor:
     """The size of singular values that rounding alone can make (numpy's and MATLAB's rule for a matrix' rank)."""
     return singular.max() * max(shape) * torch.finfo(singular.dtype).eps
+
+
+class Tsv(Settings):
+    """Options of TSV Merging."""
+
+    form: Literal["published", "as_run"] = option(
+        "published",
+        "published: the method of its authors, on every matrix. as_run: what ran for the paper's tables. In its code, "
+        "and in that of the experts' authors, the SVD branch is entered for lm_head.weight alone, which is always "
+        "excluded, so that every tensor is θ_base + mean τ; Table 2's TSV row is nearly its Weight Average row",
+        "ours: a row should be what its label says",
+    )
+    scale: float = option(1.0, "λ (their α)", "its authors: 1")
+
+
+@method("tsv", options=Tsv, parts=(tsv,))
+def merge(ctx: Context[Tsv]) -> Merge:
+    scale = ctx.options.scale
+    if ctx.options.form == "as_run":
+        return Merge(replaced(ctx, lambda name: averaged(ctx.task_vectors, name, scale)), ctx.base, scale=scale)
+    return matrices(ctx, tsv, scale)

@@ -1,13 +1,47 @@
-"""WUDI Merging and what it shares with WUDI v2: a quadratic interference objective, in a form whose cost has no K."""
+"""WUDI Merging: θ_base + λ M of every matrix, M minimising the interference with each τ_i (Cheng et al., 2025).
+
+Other tensors than matrices: θ_base + λ · mean τ_k. The objective is quadratic, and stands here also in a form whose
+cost has no K, which WUDI v2 shares.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-SOLVERS = ("adam", "closed_form")
+from emkit.config import Settings, option
+from emkit.merging import Context, Merge, matrices
+from emkit.methods import method
+
+Solver = Literal["adam", "closed_form"]
+
+
+def wudi(taus: torch.Tensor, lr: float = 1e-5, iterations: int = 300) -> torch.Tensor:
+    """min_M Σ_i ‖(M − τ_i) τ_iᵀ‖² / ‖τ_i‖² by Adam from M = Σ_i τ_i, as its authors run it: [K, m, n] → [m, n]."""
+    taus = taus[taus.flatten(1).any(dim=1)]  # of an expert that is the base the term is 0/0
+    merged = torch.nn.Parameter(taus.sum(dim=0))
+    return descend(merged, taus, taus, taus, torch.optim.Adam([merged], lr=lr), iterations)
+
+
+def descend(
+    merged: torch.nn.Parameter,
+    targets: torch.Tensor,
+    factors: torch.Tensor,
+    taus: torch.Tensor,
+    optimiser: torch.optim.Optimizer,
+    iterations: int,
+) -> torch.Tensor:
+    """M [m, n] after some steps down Σ_i ‖(M − T_i) L_iᵀ‖² / ‖τ_i‖², T [K, m, n], L [K, r, n] and τ [K, m, n]."""
+    for _ in range(iterations):
+        optimiser.zero_grad()
+        residuals = (merged - targets) @ factors.transpose(1, 2)  # [K, m, r]
+        loss = (residuals.square().sum(dim=(1, 2)) / taus.square().sum(dim=(1, 2))).sum()
+        loss.backward()
+        optimiser.step()
+    return merged.detach()
 
 
 @dataclass(frozen=True)
@@ -56,7 +90,7 @@ def _in_rows(matrix: torch.Tensor) -> list[torch.nn.Parameter]:
 
 
 def wudi_matrix(
-    taus: Iterable[torch.Tensor], solver: str = "adam", lr: float = 1e-5, iterations: int = 300
+    taus: Iterable[torch.Tensor], solver: Solver = "adam", lr: float = 1e-5, iterations: int = 300
 ) -> torch.Tensor:
     """argmin_M Σ_i ‖(M − τ_i) τ_iᵀ‖² / ‖τ_i‖², approached from M = Σ_i τ_i (Cheng et al., 2025).
 
@@ -88,3 +122,33 @@ def _quadratic(taus: Iterable[torch.Tensor]) -> tuple[Quadratic | None, torch.Te
         c = gram if c is None else c + gram
         d = tau @ gram if d is None else d.add_(tau @ gram)
     return (None if c is None else Quadratic(c, d)), total
+
+
+ITERATIONS = option(300, "steps", "300 in the code of both WUDI versions' authors and the paper's", ge=0)
+FIXED_SCALE = option(1.0, "λ", "its authors: 1")
+
+
+class Wudi(Settings):
+    """Options of WUDI Merging."""
+
+    solver: Solver = option(
+        "adam",
+        "adam: the authors' early-stopped optimisation; closed_form: the minimum of their objective, which does not "
+        "depend on lr and iterations",
+        "original: it is what the published scores are of",
+    )
+    lr: float = option(
+        1e-5,
+        "Adam's rate. It is in the weights' own units, so models with larger task vectors need a larger one to get as "
+        "far",
+        "its authors: 1e-5",
+        ge=0,
+    )
+    iterations: int = ITERATIONS
+    scale: float = FIXED_SCALE
+
+
+@method("wudi", options=Wudi, parts=(wudi, wudi_matrix))
+def merge(ctx: Context[Wudi]) -> Merge:
+    solver, lr, iterations = ctx.options.solver, ctx.options.lr, ctx.options.iterations
+    return matrices(ctx, lambda taus: wudi_matrix(taus, solver, lr, iterations), ctx.options.scale)

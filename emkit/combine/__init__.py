@@ -1,1 +1,0 @@
-"""Combiners: how a base tensor and K task vectors become one tensor."""
