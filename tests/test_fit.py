@@ -15,7 +15,7 @@ from emkit.alignment.losses import Alignment
 from emkit.alignment.merged_model import MergedModel
 from emkit.alignment.order import chosen_samples, pieces
 from emkit.alignment.sequences import collate
-from emkit.alignment.variable import SCHEDULES, Optimiser, learning_rate
+from emkit.alignment.variable import Optimiser, learning_rate
 from emkit.backbones import internvl
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
@@ -205,7 +205,7 @@ def test_nothing_to_learn_is_one_line(task_vectors, calibration):
 def test_schedules():
     rates = {
         s: [learning_rate(Optimiser(lr=2.0, steps=4, schedule=s, period=2, growth=1, floor=0.0), i) for i in range(4)]
-        for s in SCHEDULES
+        for s in ("constant", "cosine", "cosine_restarts")
     }
     np.testing.assert_allclose(rates["constant"], [2, 2, 2, 2])
     np.testing.assert_allclose(rates["cosine"], [2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)])
