@@ -13,10 +13,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 
+from emkit.backbones.base import Backbone, Batch, Output
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 
@@ -34,7 +35,7 @@ class Layout:
     compared as the backbone writes them.
     """
 
-    backbone: ModuleType
+    backbone: Backbone
     outline: torch.nn.Module | None = None
     parameters: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
@@ -76,15 +77,14 @@ class Layout:
         return found is self.outline.get_input_embeddings() or found is self.outline.get_output_embeddings()
 
 
-def of(folder: Path, backbone: ModuleType) -> Layout:
+def of(folder: Path, backbone: Backbone) -> Layout:
     """The layout that a folder's configuration asks for."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
-    loader = AutoModelForImageTextToText if backbone.VISION else AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            outline = loader.from_config(config, trust_remote_code=False)
+            outline = backbone.auto().from_config(config, trust_remote_code=False)
     except Exception:  # whatever a kind that transformers has no class for raises: no code but its own is run
         return Layout(backbone)
     names = frozenset(name for name, _ in outline.named_parameters(remove_duplicate=False))
@@ -122,7 +122,7 @@ def _rules(outline: torch.nn.Module) -> tuple[list, list, dict]:
 
 
 def aligned(
-    base: Checkpoint, experts: Mapping[str, Checkpoint], backbone: ModuleType, layout: Layout | None = None
+    base: Checkpoint, experts: Mapping[str, Checkpoint], backbone: Backbone, layout: Layout | None = None
 ) -> dict[str, Checkpoint]:
     """The experts under the base's names: views with each tensor that becomes a parameter the base has.
 
@@ -162,14 +162,57 @@ def by_parameter(checkpoint: Checkpoint, layout: Layout, label: str) -> dict[str
     return found
 
 
-class Named:
-    """A backbone module for a base that is stored under other names than the backbone's rule knows."""
+class Wrapped(Backbone):
+    """Another backbone, for a subclass that does something of it in its own way."""
 
-    def __init__(self, backbone: ModuleType, names: Mapping[str, str]):
-        self._backbone, self._names = backbone, dict(names)
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+        self.VISION = backbone.VISION
 
-    def __getattr__(self, name: str):
-        return getattr(self._backbone, name)
+    @property
+    def name(self) -> str:
+        return self.backbone.name
+
+    def reads(self, kind: str) -> bool:
+        return self.backbone.reads(kind)
+
+    def auto(self) -> Any:
+        return self.backbone.auto()
+
+    def merged_block(self, name: str) -> int | None:
+        return self.backbone.merged_block(name)
+
+    def parameter_name(self, name: str) -> str:
+        return self.backbone.parameter_name(name)
+
+    def processor(self, folder: str | Path) -> Any:
+        return self.backbone.processor(folder)
+
+    def encode(self, *args: Any, **kwargs: Any) -> Batch:
+        return self.backbone.encode(*args, **kwargs)
+
+    def image_features(self, model: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
+        return self.backbone.image_features(model, *inputs)
+
+    def vision_state(self, model: Any) -> dict[str, torch.Tensor]:
+        return self.backbone.vision_state(model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Output:
+        return self.backbone.forward(*args, **kwargs)
+
+    def asked(self, model: Any, batch: Batch, features: list[torch.Tensor] | None) -> dict[str, Any]:
+        return self.backbone.asked(model, batch, features)
+
+    def answer(self, text: str) -> str:
+        return self.backbone.answer(text)
+
+
+class Named(Wrapped):
+    """A backbone for a base that is stored under other names than the backbone's rule knows."""
+
+    def __init__(self, backbone: Backbone, names: Mapping[str, str]):
+        super().__init__(backbone)
+        self._names = dict(names)
 
     def parameter_name(self, name: str) -> str:
         return self._names.get(name, name)
@@ -177,4 +220,4 @@ class Named:
     def merged_names(self, names: Iterable[str]) -> list[str]:
         """The stored names of the parameters that merging touches, in the backbone's order."""
         stored = {self.parameter_name(name): name for name in names}
-        return [stored[parameter] for parameter in self._backbone.merged_names(stored)]
+        return [stored[parameter] for parameter in self.backbone.merged_names(stored)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from emkit.alignment.learner import Learned, Learner
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.sources import Samples
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients, mean_experts, merge_blocks, merge_tensor
 from emkit.config import Settings
@@ -42,7 +42,7 @@ class Context(Generic[O]):
     scale: float | None = None
     seed: int = 0
     device: str = "cpu"
-    backbone: ModuleType | None = None
+    backbone: Backbone | None = None
     calibration: Samples | None = None
     first: Settings | None = None
     cache: Path = Path()

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import sha256_tensors
 from emkit.files import atomic_write, lock, read_kept, sha256_json
 
@@ -22,9 +22,9 @@ TILES = 64  # (or patches) in one pass of the tower, unless an image alone has m
 
 
 def kept(
-    folder: Path, identity: dict, backbone: ModuleType, model, processor, images: Sequence[Image]
+    folder: Path, identity: dict, backbone: Backbone, model, processor, images: Sequence[Image]
 ) -> Callable[[int, int], torch.Tensor]:
-    """``features(start, stop)`` of ``images``, as :func:`emkit.backbones.internvl.generate` takes them.
+    """``features(start, stop)`` of ``images``, as :meth:`emkit.backbones.base.Backbone.generate` takes them.
 
     Read from ``folder`` when a file there has the key of this tower and ``identity`` (a JSON value: items, versions),
     else computed and written; a file that cannot be read is written again. fp32 or the model's dtype, on its device.
@@ -43,7 +43,7 @@ def kept(
     return lambda start, stop: found["features"][starts[start] : starts[stop]].to(model.device)
 
 
-def _compute(backbone: ModuleType, model, processor, images: Sequence[Image]) -> dict[str, torch.Tensor]:
+def _compute(backbone: Backbone, model, processor, images: Sequence[Image]) -> dict[str, torch.Tensor]:
     """``features`` of all images, one tile or token a row, and ``starts`` [images + 1]: where each image's begin."""
     parts, counts = [], [0]
     for group in _groups([_seen(backbone, processor, image) for image in images]):
@@ -54,7 +54,7 @@ def _compute(backbone: ModuleType, model, processor, images: Sequence[Image]) ->
     return {"features": torch.cat(parts).contiguous(), "starts": torch.tensor(counts).cumsum(0)}
 
 
-def _seen(backbone: ModuleType, processor, image: Image) -> list[torch.Tensor]:
+def _seen(backbone: Backbone, processor, image: Image) -> list[torch.Tensor]:
     """What the backbone's tower takes of one image."""
     encoded = backbone.encode(processor, [image], [""])
     return [encoded[name] for name in backbone.VISION]

@@ -10,17 +10,19 @@ import torch
 import yaml
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from emkit import backbones
 from emkit import recipe as recipes
 from emkit.alignment.calibration import Calibration, calibrate
 from emkit.alignment.sources import ZooSource
 from emkit.alignment.teacher import Recording
-from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.task_vectors import TaskVectors
 from emkit.zoo.data import lexicon
 from emkit.zoo.model import create
 from emkit.zoo.tokenizer import create_processor
+
+internvl = backbones.get("internvl")
 
 torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they do
 BLOCKS = 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import tiny_models as tiny
@@ -20,6 +19,7 @@ from emkit.alignment.losses import Alignment, Entropy
 from emkit.alignment.sequences import collate
 from emkit.alignment.sources import Item, ZooSource
 from emkit.alignment.teacher import Recording
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.task_vectors import TaskVectors
@@ -29,7 +29,7 @@ BETA = {"VQA": 1.0, "Chart": 2.5}
 
 @dataclass(frozen=True)
 class Toy:
-    backbone: ModuleType
+    backbone: Backbone
     task_vectors: TaskVectors
     calibration: Calibration
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import base_model, chunked, open_task_vectors, opened, recipe_data, save_recipe
 
+from emkit import backbones
 from emkit.alignment.fit import Penalty, Problem, fit
 from emkit.alignment.heads import Head
 from emkit.alignment.losses import Entropy
@@ -14,11 +15,12 @@ from emkit.alignment.merged_model import MergedModel
 from emkit.alignment.objectives import entropy
 from emkit.alignment.sequences import collate
 from emkit.alignment.variable import Optimiser
-from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.methods.row import merge_row
 from emkit.methods.ties import Elected, Trimmed
+
+internvl = backbones.get("internvl")
 
 
 def problem(task_vectors, calibration, model, initial=0.3) -> Problem:

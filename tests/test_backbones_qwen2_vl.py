@@ -7,13 +7,15 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from emkit import backbones
 from emkit.alignment.calibration import calibrate
 from emkit.alignment.sequences import collate, fold
 from emkit.alignment.teacher import Recording
-from emkit.backbones import qwen2_vl
 from emkit.checkpoints import Checkpoint
 from emkit.task_vectors import TaskVectors
 from eval import features
+
+qwen2_vl = backbones.get("qwen2_vl")
 
 QUESTIONS = ["What is it?", "And how many of them are there?", "Hm"]
 ANSWERS = ["a cat", "7", ""]

@@ -14,10 +14,12 @@ from emkit.alignment.calibration import calibrate
 from emkit.alignment.sequences import collate, fold
 from emkit.alignment.sources import Samples
 from emkit.alignment.teacher import Recording
-from emkit.backbones import causal_lm, mistral
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.task_vectors import TaskVectors
+
+causal_lm = backbones.get("causal_lm")
+mistral = backbones.get("mistral")
 
 KINDS = ("llama", "mistral", "qwen2", "gpt_neox")
 QUESTIONS = ["What?", "Say a much longer thing, please.", "Überall 7?"]
@@ -206,5 +208,15 @@ def test_calibration_on_prompts_alone(tmp_path):
         torch.testing.assert_close(hidden, stock.hidden_states[1][predicts])
 
 
-def test_text_alone_names_the_backbones_that_see_no_images():
-    assert set(backbones.TEXT_ALONE) == {name for name in backbones.NAMES if not backbones.get(name).VISION}
+@pytest.mark.parametrize(
+    "kind, names",
+    [
+        ("internvl_chat", ["internvl"]),
+        ("qwen2_vl", ["qwen2_vl"]),
+        ("llama", ["causal_lm", "mistral"]),
+        ("bert_of_nobody", []),
+    ],
+)
+def test_the_backbones_of_a_kind(kind, names):
+    assert backbones.reading(kind) == names
+    assert all(bool(backbones.get(name).VISION) == (names[0] in ("internvl", "qwen2_vl")) for name in names)

@@ -9,11 +9,13 @@ from conftest import opened, recipe_data, save_recipe
 from memory import run
 from safetensors.torch import load_file, save_file
 
-from emkit.backbones import internvl
+from emkit import backbones
 from emkit.checkpoints import Checkpoint
 from emkit.methods import get
 from emkit.methods.row import merge_row
 from emkit.task_vectors import TaskVectors
+
+internvl = backbones.get("internvl")
 
 ROWS = {
     "ties": {"density": 0.4, "scope": "tensor"},

@@ -12,13 +12,15 @@ import torch
 from conftest import open_task_vectors
 from PIL import Image
 
+from emkit import backbones
 from emkit.alignment import teacher as teaching
 from emkit.alignment.calibration import calibrate
 from emkit.alignment.sources import JsonlSource, Samples, ZooSource
 from emkit.alignment.teacher import Recording
-from emkit.backbones import internvl
 from emkit.errors import UserError
 from emkit.zoo import data
+
+internvl = backbones.get("internvl")
 
 SETTINGS = Recording(samples=3, response_tokens=20, hidden_layer=1, max_new_tokens=4)
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emkit import checkpoints
-from emkit.backbones import internvl
+from emkit import backbones, checkpoints
 from emkit.checkpoints import Checkpoint, write_checkpoint
 from emkit.errors import UserError
 from emkit.task_vectors import TaskVectors
+
+internvl = backbones.get("internvl")
 
 TENSORS = {
     "a": torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.bfloat16),

@@ -4,8 +4,10 @@ import pytest
 import tiny_models as tiny
 import torch
 
+from emkit import backbones
 from emkit.alignment.lean import at_positions, lean
-from emkit.backbones import causal_lm
+
+causal_lm = backbones.get("causal_lm")
 
 
 def batch_of(model, rows=3, length=20):

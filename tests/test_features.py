@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from emkit.backbones import internvl
+from emkit import backbones
 from emkit.zoo.data import examples, prompt
 from eval import features
+
+internvl = backbones.get("internvl")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import base_model, chunked
 
+from emkit import backbones
 from emkit.alignment import fit as fitting
 from emkit.alignment.calibration import Calibration
 from emkit.alignment.fit import Penalty, Problem, fit
@@ -16,9 +17,10 @@ from emkit.alignment.merged_model import MergedModel
 from emkit.alignment.order import chosen_samples, pieces
 from emkit.alignment.sequences import collate
 from emkit.alignment.variable import Optimiser, learning_rate
-from emkit.backbones import internvl
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
+
+internvl = backbones.get("internvl")
 
 BETA = {"VQA": 1.0, "Chart": 2.5}
 

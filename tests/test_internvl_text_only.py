@@ -8,10 +8,12 @@ import torch
 from conftest import open_task_vectors
 from PIL import Image
 
+from emkit import backbones
 from emkit.alignment.calibration import calibrate
 from emkit.alignment.sources import Samples
 from emkit.alignment.teacher import Recording
-from emkit.backbones import internvl
+
+internvl = backbones.get("internvl")
 
 
 @pytest.fixture(scope="module")

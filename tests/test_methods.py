@@ -9,14 +9,16 @@ import torch
 from conftest import opened, recipe_data, save_recipe
 from safetensors.torch import load_file, save_file
 
+from emkit import backbones
 from emkit.alignment.fit import Problem
-from emkit.backbones import internvl
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.errors import UserError
 from emkit.methods import registry
 from emkit.methods.row import merge_row
+
+internvl = backbones.get("internvl")
 
 
 @pytest.fixture

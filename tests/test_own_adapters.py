@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from emkit import cli, layouts
-from emkit.backbones import causal_lm, qwen2_vl
+from emkit import backbones, cli, layouts
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.own.adapters import AdapterCheckpoint, WithAdapters
+
+causal_lm = backbones.get("causal_lm")
+qwen2_vl = backbones.get("qwen2_vl")
 
 RANK, ALPHA = 4, 6
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emkit import backbones
 from emkit.alignment.sequences import Folded, batches, collate, fold
-from emkit.backbones import internvl
 from emkit.zoo.data import example, prompt
+
+internvl = backbones.get("internvl")
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import torch
 from conftest import recipe_data, save_recipe
 from text_benchmarks import asked, write
 
+from emkit import backbones
 from emkit.alignment.calibration import calibrate
 from emkit.alignment.sources import JsonlSource, TextZooSource, ZooSamples, ZooSource
 from emkit.alignment.teacher import Recording
-from emkit.backbones import mistral
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.methods.row import merge_row
@@ -19,6 +19,8 @@ from emkit.task_vectors import TaskVectors
 from emkit.zoo import text
 from emkit.zoo.data.sampling import split_of
 from eval.lm import tasks
+
+mistral = backbones.get("mistral")
 
 SETTINGS = Recording(samples=2, response_tokens=12, hidden_layer=1, max_new_tokens=5)
 

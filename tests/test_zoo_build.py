@@ -12,12 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from emkit.backbones import internvl
+from emkit import backbones
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.zoo import build, card
 from emkit.zoo.compare import compare
 from emkit.zoo.data import SUBTASKS
+
+internvl = backbones.get("internvl")
 
 COMMITTED = Path(__file__).parent.parent / "results" / "zoo"
 IMAGE_ZOOS = ("internvl", "qwen2_vl")

@@ -8,13 +8,15 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
-from emkit.backbones import qwen2_vl as backbone
+from emkit import backbones
 from emkit.checkpoints import Checkpoint
 from emkit.zoo import build, card, train
 from emkit.zoo.data import SUBTASKS
 from emkit.zoo.families import qwen2_vl
 from emkit.zoo.image_training import batch_texts
 from emkit.zoo.lora import adapted
+
+backbone = backbones.get("qwen2_vl")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_an_expert_that_was_killed_ends_with_the_same_weights(recipe, zoo, tmp_p
 
 
 def test_merged_adapters_are_low_rank_and_do_what_they_did_as_adapters(recipe, zoo):
-    model, processor = qwen2_vl.load(zoo / "base")
+    model, processor = backbone.load(zoo / "base")
     before = copy.deepcopy(model.state_dict())
     examples = qwen2_vl.draw(recipe, "gqa", 2, 7)
     images, questions = [e.image for e in examples], [e.qas[0].question for e in examples]

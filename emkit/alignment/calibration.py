@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from emkit.alignment.samples import TaskSamples, join, load_samples, save_samples
 from emkit.alignment.sources import Item, JsonlSource, TextZooSource, ZooSource
 from emkit.alignment.teacher import Recording, Teacher
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.content import side_files_sha256, surroundings
 from emkit.errors import UserError
@@ -51,7 +51,7 @@ class Calibration:
 
 
 def calibrate(
-    backbone: ModuleType,
+    backbone: Backbone,
     base_model: torch.nn.Module,
     task_vectors: TaskVectors,
     source: ZooSource | TextZooSource | JsonlSource,
@@ -73,7 +73,7 @@ def calibrate(
         key = sha256_json(
             {
                 "format": FORMAT,
-                "backbone": backbone.__name__,
+                "backbone": backbone.name,
                 "base": task_vectors.base.sha256(),
                 "expert": expert.sha256(),
                 "side_files": [side_files_sha256(checkpoint.path) for checkpoint in (task_vectors.base, expert)],
@@ -129,7 +129,7 @@ def _too_few(task: str, samples: int, images: int, settings: Recording) -> str:
 
 def _teacher(
     stack: contextlib.ExitStack,
-    backbone: ModuleType,
+    backbone: Backbone,
     base_model: torch.nn.Module,
     expert: Checkpoint,
     settings: Recording,

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.order import AUTHORS, pieces, tasks_in
 from emkit.alignment.placement import Placement, place
 from emkit.alignment.variable import Optimiser, Variable, authors_sign
+from emkit.backbones.base import Backbone
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.errors import UserError
@@ -51,7 +51,7 @@ class Problem:
     weights the samples have (:mod:`emkit.alignment.order`).
     """
 
-    backbone: ModuleType
+    backbone: Backbone
     model: torch.nn.Module
     task_vectors: TaskVectors | Placement
     calibration: Calibration

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -19,6 +18,7 @@ from emkit.alignment.placement import Placement, place
 from emkit.alignment.sources import Samples
 from emkit.alignment.teacher import Recording
 from emkit.alignment.variable import Optimiser
+from emkit.backbones.base import Backbone
 from emkit.coefficients import Coefficients
 from emkit.config import Settings
 from emkit.content import surroundings
@@ -54,7 +54,7 @@ class Learner:
     ``task_vectors`` may be a transformed view; the calibration set is that of the experts themselves.
     """
 
-    backbone: ModuleType
+    backbone: Backbone
     task_vectors: TaskVectors
     samples: Samples
     device: str
@@ -89,7 +89,7 @@ class Learner:
             self.backbone,
             self._model,
             self.task_vectors,
-            self.samples.drawn_from(self._kind),
+            self.samples.drawn_from(self.backbone.name),
             Recording(samples=self.samples.samples, hidden_layer=layer, tokens=tokens, **lengths),
             self.seed,
             self.cache,
@@ -108,7 +108,7 @@ class Learner:
     ) -> tuple[Coefficients, dict]:
         """A fit's coefficients and its stage's entry, which tells the ``options`` of its method; from the cache if the
         same fit was finished before."""
-        order = "tasks" if self.engine.like is None else authors_order(self._kind)
+        order = "tasks" if self.engine.like is None else authors_order(self.backbone.name)
         given = [repr(part) for part in (objective, penalty, optimiser, parameterisation, order)]
         folder = self.cache / "fits" / self._key(calibration, start, given)
         state = folder.with_suffix(".state.json")
@@ -149,7 +149,7 @@ class Learner:
         return sha256_json(
             {
                 "format": FORMAT,
-                "backbone": self.backbone.__name__,
+                "backbone": self.backbone.name,
                 "models": {name: checkpoint.sha256() for name, checkpoint in checkpoints.items()},
                 "surroundings": surroundings(self.device),
                 "transforms": list(self.task_vectors.identity),
@@ -160,11 +160,6 @@ class Learner:
                 "engine": self.engine.identity,
             }
         )
-
-    @property
-    def _kind(self) -> str:
-        """The backbone's name."""
-        return self.backbone.__name__.rpartition(".")[2]
 
     @cached_property
     def _model(self) -> torch.nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from emkit.alignment.heads import Head, headless
 from emkit.alignment.order import Piece
 from emkit.alignment.samples import TaskSamples
 from emkit.alignment.sequences import batches, collate
+from emkit.backbones.base import Backbone
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Entropy:
 
 
 def backward(
-    backbone: ModuleType,
+    backbone: Backbone,
     model: torch.nn.Module,
     pieces: Sequence[Piece],
     layer: int,

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from emkit.backbones import TEXT_ALONE
+from emkit import backbones
 from emkit.config import Settings, option
 from emkit.errors import UserError
 from emkit.files import sha256_file
@@ -216,4 +216,4 @@ class ZooSamples(Samples):
         """Where they come from, for models of ``backbone``."""
         if self.source == "jsonl":
             return JsonlSource(self.files)
-        return TextZooSource(self.split) if backbone in TEXT_ALONE else ZooSource(self.split, backbone)
+        return ZooSource(self.split, backbone) if backbones.get(backbone).VISION else TextZooSource(self.split)

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 
 import torch
 
@@ -14,6 +13,7 @@ from emkit.alignment.heads import Head, headless
 from emkit.alignment.samples import TaskSamples
 from emkit.alignment.sequences import Folded, batches, collate, fold
 from emkit.alignment.sources import Item
+from emkit.backbones.base import Backbone
 from emkit.errors import UserError
 from emkit.progress import report
 
@@ -42,7 +42,7 @@ class Teacher:
 
     def __init__(
         self,
-        backbone: ModuleType,
+        backbone: Backbone,
         base_model: torch.nn.Module,
         model: torch.nn.Module,
         processor: object,

@@ -1,9 +1,4 @@
-"""What differs between families of models, and only that: one module a family, all with the same functions.
-
-A backbone module offers ``load``, ``merged_names``, ``parameter_name``, ``blocks``, ``encode``, ``image_features``,
-``vision_state``, ``forward`` and ``generate``; ``emkit/backbones/internvl.py`` documents them. ``VISION`` names what
-``encode`` gives of images, each with one row (or an equal number of rows) an image, in the order in which
-``image_features`` takes them: nothing for a model of text alone, whose image features are empty.
+"""Families of models, one file each: a file here is a backbone, by its name, and nothing else lists it.
 
 =========== ======================================================== ===========================================
 name        models                                                   merged tensors
@@ -14,22 +9,41 @@ mistral     Mistral, and what else has the Llama layout              7 matrices 
 causal_lm   any transformers causal language model of blocks         every weight matrix inside a block
 =========== ======================================================== ===========================================
 
-All other tensors (embeddings, heads, norms, biases, vision towers) stay at the base's values.
+All other tensors (embeddings, heads, norms, biases, vision towers) stay at the base's values. What a backbone offers
+and what all share is :class:`emkit.backbones.base.Backbone`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from types import ModuleType
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emkit.errors import UserError
 
-NAMES = ("causal_lm", "internvl", "mistral", "qwen2_vl")
-TEXT_ALONE = ("causal_lm", "mistral")  # whose VISION is empty: known without importing transformers
+if TYPE_CHECKING:
+    from emkit.backbones.base import Backbone
+
+# by file, so that the names are known without importing torch
+NAMES = tuple(sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "base"}))
+GENERAL = "causal_lm"  # reads every language model
 
 
-def get(name: str) -> ModuleType:
-    """The backbone module called ``name``; raises ``UserError`` for an unknown one."""
+@functools.cache
+def get(name: str) -> Backbone:
+    """The backbone called ``name``; raises ``UserError`` for an unknown one."""
     if name not in NAMES:
         raise UserError(f"unknown backbone '{name}': choose one of {', '.join(NAMES)}")
-    return importlib.import_module(f"emkit.backbones.{name}")
+    from emkit.backbones.base import Backbone
+
+    module = importlib.import_module(f"emkit.backbones.{name}")
+    own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    return next(kind for kind in own if issubclass(kind, Backbone))()
+
+
+def reading(kind: str) -> list[str]:
+    """The backbones for models of this ``model_type``, the default first: one that names it among its ``kinds``, else
+    those that read every language model. Empty where there is none."""
+    named = [name for name in NAMES if kind in get(name).kinds]
+    return named or sorted((name for name in NAMES if get(name).reads(kind)), key=lambda name: name != GENERAL)

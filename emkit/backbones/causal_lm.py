@@ -13,131 +13,96 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL.Image import Image
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from emkit.backbones.output import Output
+from emkit.backbones.base import Backbone, Batch, Images, Output, Texts, last, padding
 from emkit.errors import UserError
-from emkit.progress import passes
-
-VISION = ()
-
-_IN_BLOCK = re.compile(r"(?:[a-z_]\w*\.)*?(?P<block>\d+)\.(?P<rest>.+\.weight)")
-_STAYS = re.compile(r"norm|bias|embed|rotary|(?:^|[._])ln(?:[._]|$)")
 
 
-def merged_names(names: Iterable[str]) -> list[str]:
-    """The tensors that merging touches, block by block."""
-    found = [(match, name) for name in names if (match := _IN_BLOCK.fullmatch(name))]
-    chosen = [(int(match["block"]), name) for match, name in found if not _STAYS.search(match["rest"])]
-    return [name for _, name in sorted(chosen)]
+class CausalLM(Backbone):
+    """A language model; its answers keep their white space, at both ends too: a function's body begins with its
+    indentation, and a calibration response without it would not be what its expert says."""
 
-
-def parameter_name(name: str) -> str:
-    """The ``named_parameters`` name of a tensor that is called ``name`` on disk: the same."""
-    return name
-
-
-def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu"):
-    """Open a checkpoint folder as ``(model, tokenizer)``, in eval mode; a checkpoint's own code is never run."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    AUTO = "AutoModelForCausalLM"
+    MERGED = re.compile(
+        r"(?:[a-z_]\w*\.)*?(?P<block>\d+)\."  # the first number in a name is its block's
+        r"(?!.*(?:norm|bias|embed|rotary|(?<=[._])ln[._]))"  # what stays at the base
+        r".+\.weight"
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return model.to(device).eval(), tokenizer
 
+    def reads(self, kind: str) -> bool:
+        return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-def blocks(model) -> int:
-    """Transformer blocks of the model."""
-    return model.config.get_text_config().num_hidden_layers
+    def processor(self, folder: str | Path) -> Any:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
+    def prompt_ids(self, tokenizer: Any, question: str) -> list[int]:
+        """A question as one user turn of the chat template, up to where the assistant begins.
 
-def prompt_ids(tokenizer, question: str) -> list[int]:
-    """A question as one user turn of the chat template, up to where the assistant begins.
+        A tokenizer without a chat template (most base models') gets the question as it is, after its usual first
+        tokens.
+        """
+        if tokenizer.chat_template is None:
+            return list(tokenizer(question)["input_ids"])
+        messages = [{"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    A tokenizer without a chat template (most base models') gets the question as it is, after its usual first tokens.
-    """
-    if tokenizer.chat_template is None:
-        return list(tokenizer(question)["input_ids"])
-    messages = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:
+        """As every backbone's. Prompt and response are tokenised apart, so that it is known where one ends.
 
+        ``UserError`` for an image.
+        """
+        if any(image is not None for image in images):
+            raise UserError("this backbone is a language model, which sees no images: remove them from the calibration")
+        starts, ends = [self.prompt_ids(processor, question) for question in questions], [[]] * len(questions)
+        if responses is not None:
+            final = [] if processor.eos_token_id is None else [processor.eos_token_id]
+            ends = [processor(text, add_special_tokens=False)["input_ids"] + final for text in responses]
+        rows = [torch.tensor([*start, *end], dtype=torch.int64) for start, end in zip(starts, ends, strict=True)]
+        shape = (len(rows), max(map(len, rows)))
+        batch = {
+            "input_ids": torch.full(shape, padding(processor), dtype=torch.int64),
+            "attention_mask": torch.zeros(shape, dtype=torch.int64),
+        }
+        for row, tokens in enumerate(rows):
+            here = slice(0, len(tokens)) if responses is not None else slice(shape[1] - len(tokens), shape[1])
+            batch["input_ids"][row, here], batch["attention_mask"][row, here] = tokens, 1
+        if responses is not None:
+            batch["response_mask"] = last(batch["attention_mask"], [len(end) for end in ends])
+        return batch
 
-def encode(
-    processor, images: Sequence[Image | None], questions: Sequence[str], responses: Sequence[str] | None = None
-) -> dict:
-    """Tokenise single-turn chats; B chats give tensors of B rows. ``images`` are all None.
+    def image_features(self, model: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
+        """There is no image: an empty tensor, fp32 [0]."""
+        return torch.zeros(0)
 
-    With ``responses`` the rows are right-padded and end with the response and the end token; ``response_mask``
-    (bool [B, S]) is True where the token *at* that position belongs to the response, the end token included. Without,
-    rows are left-padded and end where the assistant begins. Also ``input_ids`` and ``attention_mask`` (int64 [B, S]).
-    Prompt and response are tokenised apart, so that it is known where one ends. ``UserError`` for an image.
-    """
-    if any(image is not None for image in images):
-        raise UserError("this backbone is a language model, which sees no images: leave them out of the calibration")
-    prompts = [prompt_ids(processor, question) for question in questions]
-    ends: list[list[int]] = [[]] * len(prompts)
-    if responses is not None:
-        ends = [processor(text, add_special_tokens=False)["input_ids"] + _end(processor) for text in responses]
-    width = max(len(start) + len(end) for start, end in zip(prompts, ends, strict=True))
-    ids = torch.full((len(prompts), width), _padding(processor), dtype=torch.int64)
-    mask, response_mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for row, (start, end) in enumerate(zip(prompts, ends, strict=True)):
-        tokens = torch.tensor([*start, *end], dtype=torch.int64)
-        here = slice(0, len(tokens)) if responses is not None else slice(width - len(tokens), width)
-        ids[row, here], mask[row, here] = tokens, 1
-        response_mask[row, len(start) : len(start) + len(end)] = bool(end)
-    batch = {"input_ids": ids, "attention_mask": mask}
-    return batch if responses is None else {**batch, "response_mask": response_mask}
+    def vision_state(self, model: Any) -> dict[str, torch.Tensor]:
+        """There is none."""
+        return {}
 
-
-def _end(tokenizer) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-
-def _padding(tokenizer) -> int:
-    """The id in padded places, which nothing looks at."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in known if token is not None)
-
-
-def image_features(model) -> torch.Tensor:
-    """There is no image: an empty tensor, fp32 [0]."""
-    return torch.zeros(0)
-
-
-def vision_state(model) -> dict[str, torch.Tensor]:
-    """The tensors that :func:`image_features` depends on: none."""
-    return {}
-
-
-def forward(
-    model,
-    batch: dict,
-    features: torch.Tensor | None = None,
-    hidden_layer: int | None = None,
-    positions: torch.Tensor | None = None,
-) -> Output:
-    """One pass through the model.
-
-    ``hidden_layer`` j asks for the output of block j (1-based: ``hidden_states[j]``, index 0 being the embeddings)
-    as ``hidden`` [B, S, d]. ``positions`` (bool [B, S]) keeps logits at those positions only, [N, V] in row-major
-    order; without it logits are [B, S, V]. ``UserError`` for a folded sequence longer than a sliding window.
-    """
-    outputs = model(
-        input_ids=batch["input_ids"],
-        attention_mask=_mask(model, batch["attention_mask"]),
-        position_ids=batch.get("position_ids"),
-        use_cache=False,
-        output_hidden_states=hidden_layer is not None,
-        **({} if positions is None else {"logits_to_keep": positions}),
-    )
-    return Output(outputs.logits, outputs.hidden_states[hidden_layer] if hidden_layer is not None else None)
+    def forward(
+        self,
+        model: Any,
+        batch: Batch,
+        features: torch.Tensor | None = None,
+        hidden_layer: int | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> Output:
+        """As every backbone's; ``UserError`` for a folded sequence longer than a sliding window."""
+        outputs = model(
+            input_ids=batch["input_ids"],
+            attention_mask=_mask(model, batch["attention_mask"]),
+            position_ids=batch.get("position_ids"),
+            use_cache=False,
+            output_hidden_states=hidden_layer is not None,
+            **({} if positions is None else {"logits_to_keep": positions}),
+        )
+        return Output(outputs.logits, outputs.hidden_states[hidden_layer] if hidden_layer is not None else None)
 
 
 def _mask(model, mask: torch.Tensor) -> torch.Tensor:
@@ -158,40 +123,3 @@ def _mask(model, mask: torch.Tensor) -> torch.Tensor:
         closed = torch.finfo(model.dtype).min
         return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(~mask, closed)
     return mask
-
-
-@torch.no_grad()
-def generate(
-    model,
-    processor,
-    images: Sequence[Image | None],
-    questions: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int = 64,
-    features: Callable[[int, int], torch.Tensor] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> list[str]:
-    """Greedy answers to single-turn questions, in the order asked; special tokens are dropped.
-
-    White space is kept, at both ends too: a function's body begins with its indentation, and a calibration response
-    without it would not be what its expert says. ``progress`` is told how many items were just answered. Items are
-    answered in order of question length, so that batches need little padding.
-    """
-    order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
-    answers = [""] * len(questions)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = encode(processor, [images[i] for i in rows], [questions[i] for i in rows])
-        with passes(model, "answers", start, len(order)):
-            tokens = model.generate(
-                **{key: value.to(model.device) for key, value in batch.items()},
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=_padding(processor),
-            )
-        texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        for i, text in zip(rows, texts, strict=True):
-            answers[i] = text
-        if progress is not None:
-            progress(len(rows))
-    return answers

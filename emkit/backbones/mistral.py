@@ -7,39 +7,12 @@ it. (The paper's Mistral code is unpublished; the exclusion patterns of the othe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
-from emkit.backbones.causal_lm import (
-    VISION,
-    blocks,
-    encode,
-    forward,
-    generate,
-    image_features,
-    load,
-    parameter_name,
-    vision_state,
-)
-
-__all__ = [
-    "VISION",
-    "blocks",
-    "encode",
-    "forward",
-    "generate",
-    "image_features",
-    "load",
-    "merged_names",
-    "parameter_name",
-    "vision_state",
-]
-
-_MERGED = re.compile(
-    r"model\.layers\.(?P<block>\d+)\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)\.weight"
-)
+from emkit.backbones.base import BLOCK
+from emkit.backbones.causal_lm import CausalLM
 
 
-def merged_names(names: Iterable[str]) -> list[str]:
-    """The tensors that merging touches, block by block: 7 × blocks names."""
-    found = [(int(match["block"]), name) for name in names if (match := _MERGED.fullmatch(name))]
-    return [name for _, name in sorted(found)]
+class Mistral(CausalLM):
+    """7 × blocks merged tensors."""
+
+    MERGED = re.compile(rf"model\.{BLOCK}")

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.placement import InHost, OnDevice, Placement, place
 from emkit.alignment.sequences import Folded, collate
 from emkit.alignment.variable import Optimiser
+from emkit.backbones.base import Backbone
 from emkit.bench.fit_toys import MISTRAL_7B
 from emkit.bench.report import Line
 from emkit.checkpoints import TensorInfo
@@ -80,7 +80,7 @@ class Drawn:
 class Case:
     """What every line is measured on."""
 
-    backbone: ModuleType
+    backbone: Backbone
     model: torch.nn.Module
     vectors: TaskVectors
     calibration: Calibration
@@ -157,7 +157,7 @@ def _case() -> Case:
     return Case(backbone, model, vectors, _calibration(backbone, model, list(experts)), engine)
 
 
-def _calibration(backbone: ModuleType, model: torch.nn.Module, tasks: list[str]) -> Calibration:
+def _calibration(backbone: Backbone, model: torch.nn.Module, tasks: list[str]) -> Calibration:
     """Random tokens with losses at every second half; the base's own states stand for the teachers'.
 
     A head lies in host memory, as a kept teacher's does.

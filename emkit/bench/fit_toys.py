@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from emkit.alignment.calibration import Calibration
 from emkit.alignment.heads import headless
 from emkit.alignment.samples import TaskSamples, load_samples, save_samples
 from emkit.alignment.sequences import Folded, collate
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.files import atomic_dir, read_json, write_json
@@ -105,7 +105,7 @@ class Workload:
     """Base and experts as checkpoint folders, with samples of every task."""
 
     name: str
-    backbone: ModuleType
+    backbone: Backbone
     folder: Path
     experts: int
     calibration: Calibration

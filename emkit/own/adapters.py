@@ -6,15 +6,14 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint, Look, TensorInfo, _reader, check_finite, file_identities, sha256_tensors
 from emkit.errors import UserError
 from emkit.files import sha256_json
-from emkit.layouts import Layout
+from emkit.layouts import Layout, Wrapped
 from emkit.own.adapter_files import CONFIG, WEIGHTS, Saved, parts, read_config, weights_file
 from emkit.shards import INDEX, SINGLE
 
@@ -122,27 +121,24 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class WithAdapters:
-    """A backbone module that also loads adapters: their base, with the adapted weights written over the base's."""
+class WithAdapters(Wrapped):
+    """A backbone that also loads adapters: their base, with the adapted weights written over the base's."""
 
-    def __init__(self, backbone: ModuleType, adapters: Mapping[str, AdapterCheckpoint]):
-        self._backbone = backbone
+    def __init__(self, backbone: Backbone, adapters: Mapping[str, AdapterCheckpoint]):
+        super().__init__(backbone)
         self._adapters = {str(adapter.path): adapter for adapter in adapters.values()}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backbone, name)
 
     def load(self, folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu"):
         """As the backbone's; the tokenizer is the adapter's own where it comes with one."""
         adapter = self._adapters.get(str(folder))
         if adapter is None:
-            return self._backbone.load(folder, dtype=dtype, device=device)
-        model, processor = self._backbone.load(adapter.base.path, dtype=dtype, device=device)
+            return self.backbone.load(folder, dtype=dtype, device=device)
+        model, processor = self.backbone.load(adapter.base.path, dtype=dtype, device=device)
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name in adapter.adapted:
-                parameters[self._backbone.parameter_name(name)].copy_(adapter.read(name))
-        if not self._backbone.VISION and (adapter.path / "tokenizer_config.json").is_file():
+                parameters[self.backbone.parameter_name(name)].copy_(adapter.read(name))
+        if not self.backbone.VISION and (adapter.path / "tokenizer_config.json").is_file():
             from transformers import AutoTokenizer
 
             processor = AutoTokenizer.from_pretrained(adapter.path, local_files_only=True, trust_remote_code=False)

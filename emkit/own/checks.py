@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from emkit import backbones
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.layouts import Layout
 
-MULTIMODAL = {"qwen2_vl": "qwen2_vl", "internvl": "internvl", "internvl_chat": "internvl"}
 # settings that make the same weights another function; value: how a person calls it
 _SAME = {
     "num_hidden_layers": "blocks",
@@ -95,16 +95,12 @@ def backbone_of(found: Config, wanted: str = "auto") -> str:
 
     ``UserError`` for a kind that no backbone reads, or not the wanted one.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if found.kind in MULTIMODAL:
-        known = (MULTIMODAL[found.kind],)
-    elif found.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        known = ("causal_lm", "mistral")
-    else:
+    known = backbones.reading(found.kind)
+    if not known:
+        images = ", ".join(kind for name in backbones.NAMES for kind in backbones.get(name).kinds)
         raise UserError(
-            f"the base is a '{found.kind}', which is neither one of transformers' causal language models nor Qwen2-VL "
-            "or InternVL: emkit runs no model's own code"
+            f"the base is a '{found.kind}', which is neither one of transformers' causal language models nor one of "
+            f"{images}: emkit runs no model's own code"
         )
     if wanted not in ("auto", *known):
         raise UserError(f"the backbone {wanted} does not read a '{found.kind}': leave it out, or say {known[0]}")

@@ -12,12 +12,12 @@ from typing import Any, get_args
 import yaml
 from pydantic.fields import FieldInfo
 
+from emkit import backbones
 from emkit.alignment.sources import Samples
 from emkit.config import Settings, about, default
 from emkit.errors import UserError
 from emkit.files import atomic_write
 from emkit.methods import Method, get
-from emkit.own import checks
 from emkit.own.recipe import AUTO, METHODS, Allowed
 
 WIDTH = 110
@@ -38,7 +38,8 @@ def backbone_in(base: Path) -> str:
         kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         return AUTO
-    return checks.MULTIMODAL.get(kind, AUTO)
+    known = backbones.reading(kind)
+    return known[0] if known and known[0] != backbones.GENERAL else AUTO
 
 
 def text(name: str, method: Method, base: str, experts: Mapping[str, str], backbone: str = AUTO) -> str:

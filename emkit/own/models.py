@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 from emkit import backbones, layouts
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.own import checks, hub, resources
@@ -74,7 +74,7 @@ class Models:
     described: Described
     folders: Mapping[str, Path]
     layout: layouts.Layout
-    backbone: ModuleType | layouts.Named | WithAdapters
+    backbone: Backbone
     vectors: TaskVectors
     experts: Mapping[str, Checkpoint]
     remarks: tuple[str, ...]
@@ -98,7 +98,7 @@ def open_models(described: Described, say: Callable[[str], None]) -> Models:
     return Models(described, folders, layout, backbone, vectors, experts, tuple(remarks))
 
 
-def _named(base: Checkpoint, layout: layouts.Layout) -> ModuleType | layouts.Named:
+def _named(base: Checkpoint, layout: layouts.Layout) -> Backbone:
     """The backbone as it reads this base's names."""
     if layout.outline is None:
         return layout.backbone
@@ -127,7 +127,7 @@ def _open(
     return base, experts
 
 
-def _names(base: Checkpoint, backbone: ModuleType | layouts.Named, tensors: str, names: list[str]) -> list[str]:
+def _names(base: Checkpoint, backbone: Backbone, tensors: str, names: list[str]) -> list[str]:
     """The tensors to merge: the backbone's, or all of floating point."""
     if tensors == "backbone":
         return backbone.merged_names(names)

@@ -19,7 +19,6 @@ from emkit.errors import UserError
 from emkit.own import card, checks, differences, resources, tokens
 from emkit.own.models import AUTO, Described, Models, describe, folders_of, open_models, who
 from emkit.own.recipe import MergeRecipe
-from emkit.own.verify import OWN_CODE
 
 
 def say_to_stderr(line: str) -> None:
@@ -166,7 +165,7 @@ def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecip
     """
     if not recipe.method.learned:
         return recipe
-    if config.kind in OWN_CODE:
+    if config.kind in backbones.get(recipe.backbone).own_code:
         raise UserError(
             f"{recipe.method.name} has to run the models, and a {config.kind} needs its own code for that, which emkit "
             "never runs: convert them to transformers' layout, or use a method that needs no prompts"

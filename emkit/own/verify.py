@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from PIL import Image
 
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 
 PROMPT = "The capital of France is"
-OWN_CODE = ("internvl_chat",)  # layouts whose modules only their own code can build, which emkit never runs
 
 
-def verify(folder: Path, like: Checkpoint, merged: list[str], backbone: ModuleType, kind: str, device: str) -> str:
+def verify(folder: Path, like: Checkpoint, merged: list[str], backbone: Backbone, kind: str, device: str) -> str:
     """Check the model in ``folder`` and say what was done; ``UserError`` for whatever is wrong.
 
     Its tensors must be those of ``like`` in name, shape and dtype, and finite. transformers must load it, with every
@@ -30,7 +29,7 @@ def verify(folder: Path, like: Checkpoint, merged: list[str], backbone: ModuleTy
             raise _wrong(folder, f"'{name}' is {written.info(name)}, not {like.info(name)}")
     written.scan(str(folder))
     done = f"{len(written.names)} tensors are there and finite"
-    if kind in OWN_CODE:
+    if kind in backbone.own_code:
         return f"{done}; no forward pass was run, because a model of the layout {kind} needs its own code for it"
     logits = _pass(folder, written, merged, backbone, device)
     if not bool(torch.isfinite(logits).all()):
@@ -39,7 +38,7 @@ def verify(folder: Path, like: Checkpoint, merged: list[str], backbone: ModuleTy
 
 
 @torch.no_grad()
-def _pass(folder: Path, written: Checkpoint, merged: list[str], backbone: ModuleType, device: str) -> torch.Tensor:
+def _pass(folder: Path, written: Checkpoint, merged: list[str], backbone: Backbone, device: str) -> torch.Tensor:
     dtype = written.info(merged[0]).dtype
     try:
         model, processor = backbone.load(folder, dtype=dtype, device=device)

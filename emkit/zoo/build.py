@@ -23,7 +23,7 @@ import yaml
 from torch import distributed
 from tqdm import tqdm
 
-from emkit import files
+from emkit import backbones, files
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.zoo import card, families
@@ -155,7 +155,7 @@ def _base_worker(rank: int, world: int, recipe: dict, data, prepared, out: Path,
 def train_from_base(recipe: dict, member: str, out: Path, work: Path, line: int) -> None:
     """Fine-tune an expert, or Mixture Training, from the finished base."""
     family = families.get(recipe["backbone"])
-    model, processor = family.load(out / "base")
+    model, processor = backbones.get(recipe["backbone"]).load(out / "base")
     data = family.expert_set(recipe, processor, _draw(recipe, member, stage(recipe, member), line), model)
     seed = recipe["seed"] * 1000 + members(recipe).index(member)
     _train(recipe, member, model, processor, data, seed, out, work, line)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
 from emkit import backbones
+from emkit.backbones.base import Backbone
 from emkit.zoo.images import Patches, Squares
 from emkit.zoo.packing import Chat, Packed, Prefix, pack
 from emkit.zoo.train import WHOLE, Share, batch_rows, descend
@@ -79,7 +79,7 @@ def batch_texts(data: TrainingSet, rows: np.ndarray, settings: dict, seed: int, 
     return texts
 
 
-def loss_of(backbone: ModuleType, model, batch: Packed, features: torch.Tensor) -> torch.Tensor:
+def loss_of(backbone: Backbone, model, batch: Packed, features: torch.Tensor) -> torch.Tensor:
     """Weighted mean cross-entropy over the answer tokens of a packed batch."""
     logits = backbone.forward(model, batch.inputs, features=features, positions=batch.predicts).logits
     losses = cross_entropy(logits.float(), batch.targets, reduction="none")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import torch
 from peft import LoraConfig, get_peft_model
 
+from emkit.backbones.base import Backbone
+
 
 @contextmanager
-def adapted(model, backbone: ModuleType, settings: dict, seed: int) -> Iterator[None]:
+def adapted(model, backbone: Backbone, settings: dict, seed: int) -> Iterator[None]:
     """Inside, ``model`` has an adapter on each merged matrix, all else frozen; at the end they are merged into it.
 
     ``settings``: ``rank`` and ``alpha``; an adapter adds alpha / rank · B A. A is drawn by ``seed``, B starts at zero.

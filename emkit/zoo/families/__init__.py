@@ -8,7 +8,6 @@ A family's module, called as its backbone, offers
                    ``BATCH_OF``: what a batch consists of
 ``processor``      ``(recipe)`` → processor or tokenizer
 ``create``         ``(recipe, processor, seed)`` → untrained model (fp32, CPU)
-``load``           ``(folder)`` → model, processor
 ``draw``           ``(recipe, subtask, n, seed)`` → n examples of the training split
 ``base_set``       ``(recipe, processor, examples)`` → what :func:`train` takes, for a base
 ``expert_set``     ``(recipe, processor, examples, model)`` → the same, for a fine-tuning of ``model``, where what is

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from emkit.backbones import internvl as backbone
-from emkit.backbones.internvl import load
+from emkit.backbones.internvl import InternVL
 from emkit.zoo import model
 from emkit.zoo import skills as yardstick
 from emkit.zoo.data import examples, lexicon, prompt
@@ -22,13 +21,14 @@ from emkit.zoo.tokenizer import create_processor
 from emkit.zoo.train import Share
 from emkit.zoo.vision import EYES, PatchSet, patch_set, see_first
 
-__all__ = ["ABOUT", "DOMAINS", "SUBTASKS", "YARDSTICK", "load", "train"]
+__all__ = ["ABOUT", "DOMAINS", "SUBTASKS", "YARDSTICK", "train"]
 
 ABOUT = """\
 A miniature InternVL trained from nothing by emkit (`make zoo`) on drawn images. It is a stand-in for studying how
 models merge; it knows nothing of the real world. Load it with transformers' `AutoModelForImageTextToText`."""
 YARDSTICK = "exact match; boxes: IoU ≥ 0.5"
 BATCH_OF = "images"
+_BACKBONE = InternVL()
 
 
 def processor(recipe: dict):
@@ -49,14 +49,14 @@ def draw(recipe: dict, subtask: str, n: int, seed: int) -> list:
 
 def prefix(processor) -> Prefix:
     """From the turn's start to the newline after the image."""
-    text = backbone.prompt(processor, "").split(processor.image_token)
+    text = _BACKBONE.prompt(processor, "").split(processor.image_token)
     image = processor.start_image_token + processor.image_token * processor.image_seq_length + processor.end_image_token
     return text_prefix(np.array(processor.tokenizer(text[0] + image + "\n")["input_ids"]))
 
 
 def chat(processor, question: str, answer: str, dense: bool) -> Chat:
     """One question and answer as the chat template writes them after the image."""
-    after_image = backbone.prompt(processor, question).split(processor.image_token + "\n")[1]
+    after_image = _BACKBONE.prompt(processor, question).split(processor.image_token + "\n")[1]
     return written_chat(processor.tokenizer, after_image, answer, dense)
 
 

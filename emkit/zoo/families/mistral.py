@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from emkit.zoo.text import DOMAINS, SUBTASKS, Item, items, tokenizer
 from emkit.zoo.text import skills as yardstick
@@ -40,12 +40,6 @@ def create(recipe: dict, processor, seed: int) -> MistralForCausalLM:
     )
     torch.manual_seed(seed)
     return MistralForCausalLM(config)
-
-
-def load(folder: str | Path):
-    """A finished model and its tokenizer (fp32, CPU)."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def draw(recipe: dict, subtask: str, n: int, seed: int) -> list[Item]:

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from emkit.backbones import qwen2_vl as backbone
-from emkit.backbones.qwen2_vl import load
+from emkit.backbones.qwen2_vl import Qwen2VL, positions_3d
 from emkit.zoo import image_training, model
 from emkit.zoo import skills as yardstick
 from emkit.zoo.data import MIXED, SHORT_PHRASES, documents, examples, lexicon, prompt
@@ -23,7 +22,7 @@ from emkit.zoo.tokenizer import create_qwen2_vl_processor
 from emkit.zoo.train import WHOLE, Share
 from emkit.zoo.vision import EYES, PatchSet, patch_set, see_first
 
-__all__ = ["ABOUT", "DOMAINS", "SUBTASKS", "YARDSTICK", "load"]
+__all__ = ["ABOUT", "DOMAINS", "SUBTASKS", "YARDSTICK"]
 
 ABOUT = """\
 A miniature Qwen2-VL trained from nothing by emkit (`make zoo BACKBONE=qwen2_vl`) on drawn images. It is a stand-in for
@@ -32,6 +31,7 @@ studying how models merge; it knows nothing of the real world. Load it with tran
 YARDSTICK = "asked in the chat template; exact match; boxes: IoU ≥ 0.5"
 BATCH_OF = "images"
 _END = "<|vision_end|>"
+_BACKBONE = Qwen2VL()
 
 
 def processor(recipe: dict):
@@ -58,18 +58,18 @@ def prefix(processor, size: tuple[int, int], opening: str) -> Prefix:
     count = int(grid.prod()) // images.merge_size**2
     tokens = torch.tensor([tokenizer(opening + processor.image_token * count + _END)["input_ids"]])
     kinds = (tokens == processor.image_token_id).long()
-    positions = backbone.positions_3d(kinds, torch.ones_like(tokens), grid, images.merge_size)[:, 0].numpy()
+    positions = positions_3d(kinds, torch.ones_like(tokens), grid, images.merge_size)[:, 0].numpy()
     return Prefix(tokens[0].numpy(), positions, int(positions.max()) + 1)
 
 
 def chat(processor, question: str, answer: str, dense: bool) -> Chat:
     """One question and answer as the chat template writes them after the image."""
-    return written_chat(processor.tokenizer, backbone.prompt(processor, question).split(_END)[1], answer, dense)
+    return written_chat(processor.tokenizer, _BACKBONE.prompt(processor, question).split(_END)[1], answer, dense)
 
 
 def _openings(processor) -> tuple[str, str]:
     """What stands before the image in a dialogue, and in a document."""
-    before = backbone.prompt(processor, "").split(processor.image_token)[0]
+    before = _BACKBONE.prompt(processor, "").split(processor.image_token)[0]
     return before, "<|vision_start|>"
 
 
@@ -134,7 +134,7 @@ def train(model, processor, data: TrainingSet, settings: dict, seed, state, shar
     """The whole model, or adapters where ``settings`` has ``lora`` (see :func:`emkit.zoo.image_training.train`)."""
     if "lora" not in settings:
         return image_training.train(model, processor, data, settings, seed, state, shares, progress, share)
-    with adapted(model, backbone, settings["lora"], seed):
+    with adapted(model, _BACKBONE, settings["lora"], seed):
         return image_training.train(model, processor, data, settings, seed, state, shares, progress, share)
 
 

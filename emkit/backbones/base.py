@@ -1,0 +1,294 @@
+"""What all families of models share. A backbone says how one family is loaded, asked and merged; its file holds no more
+than what differs from here. transformers is imported only where a model is opened: whoever names a backbone, in a
+recipe or in a type, need not wait for it."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL.Image import Image
+
+from emkit.progress import passes
+
+# the 7 matrices of a block of Llama, Mistral and Qwen2
+BLOCK = r"layers\.(?P<block>\d+)\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)\.weight"
+
+Images = Sequence[Image | None]
+Texts = Sequence[str]
+Batch = dict[str, torch.Tensor]
+Features = Callable[[int, int], torch.Tensor]  # image features of the items start … stop − 1
+
+
+@dataclass
+class Output:
+    """``logits`` [B, S, V] (or [N, V] at selected positions) and ``hidden`` [B, S, d], both in the model's dtype."""
+
+    logits: torch.Tensor
+    hidden: torch.Tensor | None
+
+
+class Backbone(ABC):
+    """A family of models: which tensors are merged, and how a model is loaded, given samples, run and asked.
+
+    ``kinds``: the ``model_type`` of the configurations that it reads; ``own_code``: those among them whose modules only
+    a checkpoint's own code can build, which is never run. ``MERGED`` matches the merged tensors' names, with the number
+    of the block as group ``block``. ``VISION`` names what :meth:`encode` gives of images, each with one row (or an
+    equal number of rows) an image, in the order in which :meth:`image_features` takes them: nothing for a language
+    model, whose image features are empty. ``AUTO`` names the class of transformers that opens a checkpoint.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+    own_code: ClassVar[tuple[str, ...]] = ()
+    AUTO: ClassVar[str]
+    MERGED: ClassVar[re.Pattern[str]]
+    VISION: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What recipes call it: the name of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def reads(self, kind: str) -> bool:
+        """Whether it takes models of this ``model_type``."""
+        return kind in self.kinds
+
+    def auto(self) -> Any:
+        """The class of transformers that opens a checkpoint."""
+        import transformers
+
+        return getattr(transformers, self.AUTO)
+
+    # ---- names
+    def merged_block(self, name: str) -> int | None:
+        """The block of a tensor that is merged, −1 for one before the blocks; None for a tensor that is not merged."""
+        match = self.MERGED.fullmatch(name)
+        return None if match is None else int(match["block"] or -1)
+
+    def merged_names(self, names: Iterable[str]) -> list[str]:
+        """The tensors that merging touches, block by block."""
+        found = [(self.merged_block(name), name) for name in names]
+        return [name for _, name in sorted((block, name) for block, name in found if block is not None)]
+
+    def parameter_name(self, name: str) -> str:
+        """The ``named_parameters`` name of a tensor that is called ``name`` on disk."""
+        return name
+
+    # ---- the model
+    @abstractmethod
+    def processor(self, folder: str | Path) -> Any:
+        """The tokenizer, or the processor of texts and images, of a checkpoint folder."""
+
+    def load(self, folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+        """Open a checkpoint folder as ``(model, processor)``, in eval mode; a checkpoint's own code is never run."""
+        model = self.auto().from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+        return model.to(device).eval(), self.processor(folder)
+
+    def blocks(self, model: Any) -> int:
+        """Transformer blocks of the language model."""
+        return model.config.get_text_config().num_hidden_layers
+
+    # ---- passes
+    @abstractmethod
+    def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:
+        """Tokenise single-turn chats; B chats give tensors of B rows. An image may be None: a question about none.
+
+        With ``responses`` the rows are right-padded and end with the response and the end token; ``response_mask``
+        (bool [B, S]) is True where the token *at* that position belongs to the response, the end token included.
+        Without, rows are left-padded and end where the assistant begins. Also ``input_ids`` and ``attention_mask``
+        (int64 [B, S]) and, of the images, what ``VISION`` names.
+        """
+
+    @abstractmethod
+    def image_features(self, model: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
+        """What the vision tower makes of images, given what ``VISION`` names; empty without images.
+
+        Nothing of the tower is merged, so one result serves every merge of a zoo and every step of a fit.
+        """
+
+    @abstractmethod
+    def vision_state(self, model: Any) -> dict[str, torch.Tensor]:
+        """The tensors that :meth:`image_features` depends on, by name."""
+
+    @abstractmethod
+    def forward(
+        self,
+        model: Any,
+        batch: Batch,
+        features: torch.Tensor | None = None,
+        hidden_layer: int | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> Output:
+        """One pass through the language model; ``features`` are the batch's :meth:`image_features`, where known.
+
+        ``hidden_layer`` j asks for the output of block j (1-based: ``hidden_states[j]``, index 0 being the embeddings)
+        as ``hidden`` [B, S, d]. ``positions`` (bool [B, S]) keeps logits at those positions only, [N, V] in row-major
+        order; without it logits are [B, S, V].
+        """
+
+    # ---- answers
+    @torch.no_grad()
+    def generate(
+        self,
+        model: Any,
+        processor: Any,
+        images: Images,
+        questions: Texts,
+        max_new_tokens: int,
+        batch_size: int = 64,
+        features: Features | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """Greedy answers to single-turn questions, in the order asked; special tokens are dropped.
+
+        ``features(start, stop)`` may supply cached :meth:`image_features` of those items. ``progress`` is told how many
+        items were just answered. Items are answered in order of question length, so that batches need little padding.
+        """
+        tokenizer = getattr(processor, "tokenizer", processor)
+        order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
+        answers = [""] * len(questions)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = self.encode(processor, [images[i] for i in rows], [questions[i] for i in rows])
+            seen = [i for i in rows if images[i] is not None]
+            known = None if features is None else [features(i, i + 1) for i in seen]
+            with passes(model, "answers", start, len(order)):
+                tokens = model.generate(
+                    **self.asked(model, batch, known),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    pad_token_id=padding(tokenizer),
+                )
+            texts = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            for i, text in zip(rows, texts, strict=True):
+                answers[i] = self.answer(text)
+            if progress is not None:
+                progress(len(rows))
+        return answers
+
+    def asked(self, model: Any, batch: Batch, features: list[torch.Tensor] | None) -> dict[str, Any]:
+        """What transformers' ``generate`` is given of an encoded batch; ``features``, of each image, where known."""
+        return {name: value.to(model.device) for name, value in batch.items()}
+
+    def answer(self, text: str) -> str:
+        """The answer in what was decoded."""
+        return text
+
+
+class ImageBackbone(Backbone):
+    """A language model with a vision tower, whose image features stand in the place of an image's tokens."""
+
+    AUTO = "AutoModelForImageTextToText"
+    VISION = ("pixel_values",)
+
+    @abstractmethod
+    def tower(self, model: Any) -> torch.nn.Module:
+        """The part of the model that sees, and that stays the base's."""
+
+    @abstractmethod
+    def trainable_image_features(self, model: Any, *inputs: torch.Tensor) -> torch.Tensor:
+        """:meth:`image_features` with gradients, for training a base."""
+
+    def projected(self, model: Any, features: torch.Tensor) -> torch.Tensor:
+        """What image features are to the language model: [image tokens of all images, width], or [B, tokens, width]."""
+        return features
+
+    def pooled(self, model: Any, features: list[torch.Tensor]) -> Any:
+        """The features of each image, in the form in which the model's own ``get_image_features`` returns them."""
+        return tuple(features)
+
+    def processor(self, folder: str | Path) -> Any:
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    def prompt(self, processor: Any, question: str, image: bool = True) -> str:
+        """The chat template's text of one question, and one image before it, up to where the assistant begins."""
+        content = [{"type": "image"}] * image + [{"type": "text", "text": question}]
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+
+    def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:
+        seen = [image for image in images if image is not None]
+        texts = [self.prompt(processor, q, image is not None) for q, image in zip(questions, images, strict=True)]
+        side, end = "left" if responses is None else "right", processor.tokenizer.eos_token
+        ends = [] if responses is None else [text + end for text in responses]
+        if responses is not None:
+            texts = [start + end for start, end in zip(texts, ends, strict=True)]
+        batch = dict(processor(images=seen or None, text=texts, return_tensors="pt", padding=True, padding_side=side))
+        if responses is not None:
+            tokens = processor.tokenizer(ends, add_special_tokens=False)["input_ids"]
+            batch["response_mask"] = last(batch["attention_mask"], [len(response) for response in tokens])
+        return batch
+
+    @torch.no_grad()
+    def image_features(self, model: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
+        given = [part for part in inputs if part is not None]
+        return self.trainable_image_features(model, *given) if given else torch.zeros(0)
+
+    def vision_state(self, model: Any) -> dict[str, torch.Tensor]:
+        return self.tower(model).state_dict()
+
+    def forward(
+        self,
+        model: Any,
+        batch: Batch,
+        features: torch.Tensor | None = None,
+        hidden_layer: int | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> Output:
+        if features is None:
+            features = self.image_features(model, *(batch.get(name) for name in self.VISION))
+        if len(features):
+            features = self.projected(model, features)
+        embeddings = model.get_input_embeddings()(batch["input_ids"])  # [B, S, d]
+        place = (batch["input_ids"] == model.config.image_token_id).unsqueeze(-1)  # [B, S, 1]
+        tokens = features.shape[:-1].numel() if len(features) else 0
+        if int(place.sum()) != tokens:
+            raise ValueError(f"{int(place.sum())} image tokens in the text, {tokens} features")
+        if tokens:
+            embeddings = embeddings.masked_scatter(place, features.to(embeddings.dtype))
+        outputs = model.get_decoder()(
+            inputs_embeds=embeddings,
+            attention_mask=batch["attention_mask"],
+            position_ids=batch.get("position_ids"),
+            use_cache=False,
+            output_hidden_states=hidden_layer is not None,
+        )
+        final = outputs.last_hidden_state if positions is None else outputs.last_hidden_state[positions]
+        hidden = None if hidden_layer is None else outputs.hidden_states[hidden_layer]
+        return Output(model.get_output_embeddings()(final), hidden)
+
+    def asked(self, model: Any, batch: Batch, features: list[torch.Tensor] | None) -> dict[str, Any]:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        given = super().asked(model, batch, features)
+        if features:
+            of_images = [part.to(model.device, model.dtype) for part in features]
+            found = BaseModelOutputWithPooling(pooler_output=self.pooled(model, of_images))
+            given["mm_encoder_outputs"] = {"image": found}
+            del given["pixel_values"]
+        return given
+
+    def answer(self, text: str) -> str:
+        return text.strip()
+
+
+def last(mask: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """True (bool [B, S]) at the last ``counts`` places of each right-padded row, whose places are ``mask`` [B, S]."""
+    ends, at = mask.sum(1, keepdim=True), torch.arange(mask.shape[1])
+    return (at < ends) & (at >= ends - torch.tensor(counts).unsqueeze(1))
+
+
+def padding(tokenizer: Any) -> int:
+    """The id in padded places, which nothing looks at."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in known if token is not None)
