@@ -5,16 +5,17 @@ Every method is a case of θ_merged = θ_base + combine(transform(τ_1 … τ_K)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from emkit.alignment.learner import Learned
+from emkit.alignment.learner import Learned, Learner
 from emkit.alignment.options import EngineOptions
+from emkit.alignment.sources import Samples
 from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients, mean_experts, merge_blocks, merge_tensor
@@ -42,7 +43,7 @@ class Context(Generic[O]):
     seed: int = 0
     device: str = "cpu"
     backbone: Backbone | None = None
-    calibration: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Samples | None = None
     first: Settings | None = None
     cache: Path = Path()
     progress: bool = False
@@ -52,6 +53,21 @@ class Context(Generic[O]):
     @property
     def base(self) -> Checkpoint:
         return self.task_vectors.base
+
+    def learner(self, task_vectors: TaskVectors | None = None) -> Learner:
+        """What fits coefficients for the context's task vectors, or for these."""
+        assert self.backbone is not None and self.calibration is not None, "a fit needs a backbone and samples"
+        return Learner(
+            backbone=self.backbone,
+            task_vectors=self.task_vectors if task_vectors is None else task_vectors,
+            samples=self.calibration,
+            device=self.device,
+            seed=self.seed,
+            cache=self.cache,
+            scale=self.scale,
+            progress=self.progress,
+            engine=self.engine,
+        )
 
     def needed_scale(self) -> float:
         """λ; ``UserError`` without one."""

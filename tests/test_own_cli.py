@@ -95,7 +95,7 @@ def test_the_papers_values_where_it_has_them():
         found = recipe.MergeRecipe({"method": "expert_merging_pp", "experts": {}}, backbone)
         settings = found.settings()
         assert (found.scale, settings.gamma, settings.kappa) == (prior, gamma, 1.2)
-        assert found.calibration["samples"] == n and settings.hidden_layer == "middle"
+        assert found.calibration.samples == n and settings.hidden_layer == "middle"
 
 
 def test_part_of_the_optimiser_may_be_given_and_flags_win(tmp_path):
