@@ -48,8 +48,8 @@ class Method:
 
     @property
     def about(self) -> str:
-        """Its name, formula and source: the docstring of its function, or else of its file."""
-        return inspect.getdoc(self.run) or inspect.getdoc(sys.modules[self.run.__module__]) or ""
+        """Its name, formula and source: the docstring of its file."""
+        return inspect.getdoc(sys.modules[self.run.__module__]) or ""
 
     @property
     def random(self) -> bool:
