@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emkit.alignment.sources import ZooSamples
 from emkit.config import Settings
 from emkit.files import sha256_json
 from emkit.methods.row import merge_row
@@ -40,9 +41,9 @@ class RowMerge:
         return self.plan.profile.models.experts
 
     @property
-    def data(self) -> dict[str, Any]:
+    def calibration(self) -> ZooSamples:
         """The samples of a learned row."""
-        return {"calibration": self.plan.calibration(self.id).model_dump(exclude_none=True)}
+        return self.plan.calibration(self.id)
 
     @property
     def sha256(self) -> str:
@@ -52,7 +53,7 @@ class RowMerge:
             self.plan.entry(self.id).content,
             self.plan.settings(self.id).model_dump(),
             models,
-            self.data,
+            self.calibration.model_dump(),
             self.device,
         ]
         return sha256_json(values)

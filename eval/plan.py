@@ -13,6 +13,7 @@ from pathlib import Path
 
 from emkit import methods
 from emkit.alignment.learner import SCALE
+from emkit.alignment.sources import ZooSamples
 from emkit.config import Settings, parse
 from emkit.errors import UserError
 from emkit.files import sha256_json
@@ -112,10 +113,10 @@ class Plan(Places):
         inherits, samples = self.method(row).inherits, self.calibration(row).samples
         return self.profile.options(inherits, {}, like, samples) if inherits else None
 
-    def calibration(self, row: str) -> profiles.Samples:
+    def calibration(self, row: str) -> ZooSamples:
         """The samples that a learned row is fitted on."""
         given = self.profile.calibration.model_dump() | self.entry(row).calibration
-        return parse(profiles.Samples, given, f"{self.path}: row '{row}': calibration")
+        return parse(ZooSamples, given, f"{self.path}: row '{row}': calibration")
 
     def given_scale(self, row: str) -> float | None:
         """The scale that the table, else the profile gives a row; None where it is to be chosen."""

@@ -58,7 +58,7 @@ def merge_row(
         seed=seed,
         device=recipe.device,
         backbone=backbone,
-        calibration=recipe.data["calibration"],
+        calibration=recipe.calibration,
         first=recipe.method_settings(method.inherits) if method.inherits else None,
         cache=Path(cache),
         progress=progress,

@@ -170,10 +170,10 @@ def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecip
             f"{recipe.method.name} has to run the models, and a {config.kind} needs its own code for that, which emkit "
             "never runs: convert them to transformers' layout, or use a method that needs no prompts"
         )
-    given, settings = recipe.given["calibration"], recipe.calibration
+    given, samples = recipe.given["calibration"], recipe.calibration
     counts = []
-    for label, file in settings["files"].items():
-        lines = JsonlSource(settings["files"]).lines(label)
+    for label, file in samples.files.items():
+        lines = JsonlSource(samples.files).lines(label)
         counts.append(len(lines))
         if "samples" in given and counts[-1] < given["samples"]:
             raise UserError(
@@ -182,5 +182,5 @@ def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecip
             )
         if not backbones.get(recipe.backbone).VISION and any(image is not None for image, _ in lines):
             raise UserError(f"{file} has images, but the backbone {recipe.backbone} sees none: leave them out")
-    samples = min(settings["samples"], *counts)
-    return replace(recipe, given={**recipe.given, "calibration": {**given, "samples": samples}})
+    number = min(samples.samples, *counts)
+    return replace(recipe, given={**recipe.given, "calibration": {**given, "samples": number}})
