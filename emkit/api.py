@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from emkit import backbones, methods
 from emkit.alignment.options import EngineOptions
+from emkit.alignment.sources import Samples
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.config import default
@@ -234,7 +235,7 @@ def _context(experts: Experts, method: methods.Method, given: Mapping[str, Any])
         seed=given.get("seed", 0),
         device=given.get("device", "cpu"),
         backbone=experts.models.backbone if experts.models is not None else None,
-        calibration=_calibration(experts, given, cache) if method.learned else {},
+        calibration=_calibration(experts, given, cache) if method.learned else None,
         first=first,
         cache=cache,
         progress=given.get("progress", True),
@@ -242,14 +243,14 @@ def _context(experts: Experts, method: methods.Method, given: Mapping[str, Any])
     )
 
 
-def _calibration(experts: Experts, given: Mapping[str, Any], cache: Path) -> Mapping[str, Any]:
+def _calibration(experts: Experts, given: Mapping[str, Any], cache: Path) -> Samples:
     """The calibration of a learned method, every default filled in; ``UserError`` where it cannot be fitted."""
     if experts.models is None:
         raise UserError("a learned method runs the models: give folders or hub ids, not state dicts")
     prepare.check_learnable(experts.models)
     asked = _prompted(experts, given, cache)
     found = recipe.MergeRecipe({"calibration": asked}, experts.backbone).calibration
-    return {**found, "samples": prepare.enough(found, "samples" in asked, experts.backbone)}
+    return found.model_copy(update={"samples": prepare.enough(found, "samples" in asked, experts.backbone)})
 
 
 def _prompted(experts: Experts, given: Mapping[str, Any], cache: Path) -> dict[str, Any]:

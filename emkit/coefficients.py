@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from emkit import pictures
-from emkit.blocks import Block, in_blocks
+from emkit.blocks import Terms, in_blocks
 from emkit.errors import UserError
 from emkit.files import write_json
 
@@ -165,7 +165,7 @@ def merge_tensor(base: torch.Tensor, tau: Iterable[torch.Tensor], coefficients: 
     return merge_blocks(base, lambda start, stop: [term[start:stop] for term in flat], coefficients)
 
 
-def merge_blocks(base: torch.Tensor, block: Block, coefficients: np.ndarray) -> torch.Tensor:
+def merge_blocks(base: torch.Tensor, block: Terms, coefficients: np.ndarray) -> torch.Tensor:
     """:func:`merge_tensor` for task vectors that exist block by block only.
 
     ``block(start, stop)`` gives the entries [start, stop) of the K flattened τ_k.
@@ -211,7 +211,7 @@ def mean_experts(base: torch.Tensor, experts: Sequence[torch.Tensor]) -> torch.T
     return out
 
 
-def _weighted_sum(like: torch.Tensor, block: Block, weights: np.ndarray) -> torch.Tensor:
+def _weighted_sum(like: torch.Tensor, block: Terms, weights: np.ndarray) -> torch.Tensor:
     """Σ_j weights[j, s] · term_j on each chunk s, terms of weight 0 left out; shape, dtype and device of ``like``.
 
     ``block(start, stop)`` gives these entries of the flattened terms.

@@ -47,7 +47,7 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
         seed=job.seed,
         device=profile.device,
         backbone=backbone,
-        calibration=plan.calibration(row).model_dump(exclude_none=True),
+        calibration=plan.calibration(row),
         first=plan.first(row, use.like),
         cache=cache,
         progress=progress,
@@ -103,11 +103,9 @@ def merge(
 
 def row_sha256(plan: Plan, row: str) -> str:
     """Hash of the values that a row is merged with, wherever they were written."""
-    profile, samples = plan.profile, plan.calibration(row).model_dump(exclude_none=True)
+    profile, samples = plan.profile, plan.calibration(row).model_dump()
     models = {"base": profile.models.base, **profile.models.experts}
-    return sha256_json(
-        [plan.entry(row).content, plan.settings(row).model_dump(), models, {"calibration": samples}, profile.device]
-    )
+    return sha256_json([plan.entry(row).content, plan.settings(row).model_dump(), models, samples, profile.device])
 
 
 def _card(plan: Plan, job: Job, sha256: str, options: dict[str, Any], like: str | None) -> str:

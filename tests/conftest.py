@@ -11,8 +11,9 @@ from small_plan import write
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from emkit import backbones
-from emkit.alignment.calibration import Calibration, Settings, calibrate
+from emkit.alignment.calibration import Calibration, calibrate
 from emkit.alignment.sources import ZooSource
+from emkit.alignment.teacher import Recording
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.task_vectors import TaskVectors
@@ -124,7 +125,7 @@ def recipe_data(zoo: Path) -> dict:
             {"id": "expert_merging_pp", "label": "Expert Merging++", "method": "expert_merging_pp"},
         ],
         "seeds": [0],
-        "protocol": {"image_size": 32, "judge_upstream": "rules"},
+        "protocol": {"judge_upstream": "rules"},
     }
 
 
@@ -148,7 +149,7 @@ def opened(zoo: Path) -> list[Checkpoint]:
 @pytest.fixture(scope="module")
 def calibration(tiny_zoo, tmp_path_factory) -> Calibration:
     model, _ = internvl.load(tiny_zoo / "base")
-    settings = Settings(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
+    settings = Recording(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
     cache = tmp_path_factory.mktemp("cache")
     return calibrate(internvl, model, open_task_vectors(tiny_zoo), ZooSource("train", "internvl"), settings, 0, cache)
 

@@ -69,6 +69,17 @@ def test_what_is_uncommented_is_given_and_at_its_default_changes_nothing(tmp_pat
     assert set(written.sources().values()) <= {"this recipe"}
 
 
+def test_a_written_recipe_gives_nothing_that_like_authors_sets(tmp_path, capsys):
+    models = own.write_models(tmp_path)
+    file = str(tmp_path / "merge.yaml")
+    experts = [word for name in own.EXPERTS for word in ("--expert", f"{name}={models / name}")]
+    prompts = [word for name in own.EXPERTS for word in ("--calibration", f"{name}={models / f'{name}.jsonl'}")]
+    assert cli.main(["init", file, "--base", str(models / "base"), *experts]) == 0
+    merge = ["merge", file, *prompts, "--out", str(tmp_path / "out"), "--device", "cpu", "--dry-run"]
+    assert cli.main([*merge, "--like", "authors"]) == 0, capsys.readouterr().err
+    assert cli.main([*merge, "--like", "authors", "--option", "temperature=2"]) == 2
+
+
 def test_a_given_value_is_the_recipes_also_where_it_is_the_default():
     found = recipe.MergeRecipe({"method": "ties", "experts": {}, "options": {"density": 0.2}}, "causal_lm")
     assert found.sources()["density"] == "this recipe" and found.sources()["scope"].startswith("original")
@@ -80,7 +91,7 @@ def test_the_papers_values_where_it_has_them():
         found = recipe.MergeRecipe({"method": "expert_merging_pp", "experts": {}}, backbone)
         settings = found.settings()
         assert (found.scale, settings.gamma, settings.kappa) == (prior, gamma, 1.2)
-        assert found.calibration["samples"] == n and settings.hidden_layer == "middle"
+        assert found.calibration.samples == n and settings.hidden_layer == "middle"
 
 
 def test_part_of_the_optimiser_may_be_given_and_flags_win(tmp_path):

@@ -150,7 +150,7 @@ def _report(
     recipe, vectors = prepared.recipe, prepared.models.vectors
     everyone = {"base": vectors.base, **vectors.checkpoints}
     names = prepared.models.described.names
-    files = recipe.calibration["files"]
+    files = recipe.calibration.files
     learned = merge.learned.calibration if merge.learned is not None else {}
     return {
         "method": recipe.method.name,

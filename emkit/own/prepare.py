@@ -14,7 +14,7 @@ import torch
 from emkit import backbones
 from emkit.alignment.like import check_given, check_method, imposed
 from emkit.alignment.options import EngineOptions
-from emkit.alignment.sources import JsonlSource
+from emkit.alignment.sources import JsonlSource, Samples
 from emkit.errors import UserError
 from emkit.own import card, checks, differences, resources, tokens
 from emkit.own.models import AUTO, Described, Models, describe, folders_of, open_models, who
@@ -170,20 +170,20 @@ def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecip
             f"{recipe.method.name} has to run the models, and a {config.kind} needs its own code for that, which emkit "
             "never runs: convert them to transformers' layout, or use a method that needs no prompts"
         )
-    given, settings = recipe.given["calibration"], recipe.calibration
-    samples = enough(settings, "samples" in given, recipe.backbone)
-    return replace(recipe, given={**recipe.given, "calibration": {**given, "samples": samples}})
+    given, samples = recipe.given["calibration"], recipe.calibration
+    number = enough(samples, "samples" in given, recipe.backbone)
+    return replace(recipe, given={**recipe.given, "calibration": {**given, "samples": number}})
 
 
-def enough(calibration: Mapping[str, Any], asked: bool, backbone: str) -> int:
-    """How many samples of each expert there are: those that the calibration names, or fewer where that is a default.
+def enough(samples: Samples, asked: bool, backbone: str) -> int:
+    """How many samples of each expert there are: as many as ``samples`` says, or fewer where that is a default.
 
     ``UserError`` where as many were ``asked`` for and a file of prompts has not got them, and for images that the
     backbone does not see.
     """
-    counts, wanted, files = [], calibration["samples"], calibration["files"]
-    for label, file in files.items():
-        lines = JsonlSource(files).lines(label)
+    counts, wanted = [], samples.samples
+    for label, file in samples.files.items():
+        lines = JsonlSource(samples.files).lines(label)
         counts.append(len(lines))
         if asked and counts[-1] < wanted:
             raise UserError(
