@@ -28,16 +28,12 @@ def __getattr__(name: str) -> Any:
     own = Path(__file__).parent / name
     if name.startswith("_") or own.is_dir() or own.with_suffix(".py").is_file():  # a module that is being imported
         raise AttributeError(f"module 'emkit' has no attribute '{name}'")
-    from emkit import api, methods
+    from emkit import api
 
-    if name in __all__:
-        return getattr(api, name)
-    if name in methods.registry() and methods.get(name).merges:
-        return api.function(name)
-    raise AttributeError(f"module 'emkit' has no attribute '{name}'")
+    return api.named(name)
 
 
 def __dir__() -> list[str]:
-    from emkit import methods
+    from emkit import api
 
-    return sorted([*__all__, *(name for name, found in methods.registry().items() if found.merges)])
+    return sorted([*__all__, *api.methods_that_merge()])

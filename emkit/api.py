@@ -325,3 +325,17 @@ def function(name: str) -> Callable[..., Merged]:
     merge_by.__doc__ = f"{found.about}\n\nFurther keyword arguments are those of :func:`emkit.merge`."
     merge_by.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return merge_by
+
+
+def methods_that_merge() -> list[str]:
+    """The methods that are functions here."""
+    return [name for name, found in methods.registry().items() if found.merges]
+
+
+def named(name: str) -> Any:
+    """What ``emkit.<name>`` is; ``AttributeError`` for nothing of this module and no method."""
+    if name in ("Experts", "Live", "Merged", "merge"):
+        return globals()[name]
+    if name in methods_that_merge():
+        return function(name)
+    raise AttributeError(f"module 'emkit' has no attribute '{name}'")

@@ -1,8 +1,7 @@
 """The public formulas are what merges run: with any of them raising, the methods that it belongs to fail."""
 
 import pytest
-from conftest import recipe_data, save_recipe
-from emkit.methods.row import merge_row
+from conftest import merge_row, recipe_data, save_recipe
 
 from emkit.alignment import importance, objectives
 
