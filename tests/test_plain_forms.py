@@ -1,4 +1,4 @@
-"""The formula that a lecturer would show is what runs: every plain form against its streamed one, awkward sizes and all."""
+"""The formula that a lecturer would show is what runs: every plain form against its streamed one, at awkward sizes."""
 
 import numpy as np
 import pytest
