@@ -8,8 +8,8 @@ from pathlib import Path
 
 import own_models as own
 import pytest
-import yaml
 from conftest import recipe_data
+from small_plan import write
 
 from emkit.checkpoints import Checkpoint
 
@@ -45,9 +45,9 @@ def emkit(tmp_path_factory):
     shutil.copytree(ROOT / "emkit", root / "emkit", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "emkit" / "methods" / "toy.py").write_text(TOY, encoding="utf-8")
 
-    def call(*arguments: str) -> subprocess.CompletedProcess:
-        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "emkit.cli", *arguments]
+    def call(*arguments: str, module: str = "emkit.cli") -> subprocess.CompletedProcess:
+        environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", module, *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
 
     return call
@@ -76,13 +76,15 @@ def test_init_writes_its_options_and_merge_makes_it(emkit, tmp_path):
     assert bool((found.read(name) == first.read(name)).all())
 
 
-def test_a_row_of_a_recipe_may_have_it(emkit, tiny_zoo, tmp_path):
+def test_a_row_of_a_table_may_have_it(emkit, tiny_zoo, tmp_path):
     data = recipe_data(tiny_zoo)
-    data["rows"].append({"id": "toy", "label": "Toy", "method": "toy"})
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-    wanting = emkit("merge-row", str(tmp_path / "r.yaml"), "toy", "--out", str(tmp_path / "model"))
-    assert wanting.returncode == 2 and "methods.toy: the key 'strength' is missing" in wanting.stderr
+    rows = [*data.pop("rows"), {"id": "toy", "label": "Toy", "method": "toy"}]
+    row = ("merge", str(tmp_path / "table1.yaml"), "toy", "--profile", str(tmp_path / "profile.yaml"))
+    out = ("--out", str(tmp_path / "model"))
+    write(tmp_path, {"title": "Tiny", "columns": ["VizWiz"], "rows": rows}, data)
+    wanting = emkit(*row, *out, module="eval")
+    assert wanting.returncode == 2 and "the key 'strength' is missing" in wanting.stderr
     data["methods"]["toy"] = {"strength": 0.5}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-    done = emkit("merge-row", str(tmp_path / "r.yaml"), "toy", "--out", str(tmp_path / "model"))
+    write(tmp_path, {"title": "Tiny", "columns": ["VizWiz"], "rows": rows}, data)
+    done = emkit(*row, *out, module="eval")
     assert done.returncode == 0, done.stderr
