@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from emkit import pictures
 from emkit.blocks import Terms, in_blocks
 from emkit.errors import UserError
 from emkit.files import write_json
@@ -95,6 +96,24 @@ class Coefficients:
         """The coefficient of every element of the flattened tensor: float64 [K, numel]."""
         value = self.values[name]
         return np.repeat(value, np.diff(chunk_bounds(numel, value.shape[1])), axis=1)
+
+    def grid(self) -> tuple[list[str], list[str], np.ndarray]:
+        """Blocks, kinds of tensors, and each expert's coefficients as float64 [K, blocks, kinds] (:func:`by_block`); a
+        tensor of several chunks counts with their mean."""
+        each = [
+            pictures.by_block({name: float(value[k].mean()) for name, value in self.values.items()})
+            for k in range(len(self.experts))
+        ]
+        return each[0][0], each[0][1], np.stack([cells for _, _, cells in each])
+
+    def plot(self):
+        """A heat map of blocks and kinds of tensors for each expert, as a matplotlib figure."""
+        rows, columns, values = self.grid()
+        return pictures.maps(self.experts, rows, columns, values, "coefficient α")
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return pictures.png(self.plot())
 
     def to_json(self) -> dict:
         """A JSON value; floats are written so that they read back exactly. Tensor order is kept."""

@@ -20,7 +20,8 @@ from emkit.task_vectors import TaskVectors
 from emkit.zoo.data import lexicon
 from emkit.zoo.model import create
 from emkit.zoo.tokenizer import create_processor
-from eval.merging import RowMerge
+from eval import merging
+from eval.places import Job
 from eval.plan import Plan
 
 internvl = backbones.get("internvl")
@@ -128,11 +129,16 @@ def recipe_data(zoo: Path) -> dict:
     }
 
 
-def save_recipe(folder: Path, data: dict) -> RowMerge:
+def save_recipe(folder: Path, data: dict) -> Plan:
     """``data`` as ``folder``/table1.yaml and ``folder``/profile.yaml, loaded."""
     table = {"title": "Tiny", "columns": ["VizWiz"], "rows": data["rows"]}
     paths = write(folder, table, {key: value for key, value in data.items() if key != "rows"})
-    return RowMerge(Plan(*paths, folder / "results"), data["rows"][-1]["id"])
+    return Plan(*paths, folder / "results")
+
+
+def merge_row(plan: Plan, row: str, seed: int, out: Path, cache: Path, scale: float | None = None, **more) -> dict:
+    """A row of a plan, merged into ``out``; its report."""
+    return merging.merge(plan, Job(row, seed, scale=scale), out, cache, **more)
 
 
 def opened(zoo: Path) -> list[Checkpoint]:

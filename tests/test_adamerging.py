@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import base_model, chunked, open_task_vectors, opened, recipe_data, save_recipe
+from conftest import base_model, chunked, merge_row, open_task_vectors, opened, recipe_data, save_recipe
 
 from emkit import backbones
 from emkit.alignment.fit import Penalty, Problem, fit
@@ -17,7 +17,6 @@ from emkit.alignment.sequences import collate
 from emkit.alignment.variable import Optimiser
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.methods.row import merge_row
 from emkit.methods.ties import Elected, Trimmed
 
 internvl = backbones.get("internvl")

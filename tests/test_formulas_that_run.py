@@ -1,10 +1,9 @@
 """The public formulas are what merges run: with any of them raising, the methods that it belongs to fail."""
 
 import pytest
-from conftest import recipe_data, save_recipe
+from conftest import merge_row, recipe_data, save_recipe
 
 from emkit.alignment import importance, objectives
-from emkit.methods.row import merge_row
 
 ALIGNED = ("expert_merging", "expert_merging_pp")
 ENTROPIC = ("adamerging", "adamerging_pp")

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import opened, recipe_data, save_recipe
+from conftest import merge_row, opened, recipe_data, save_recipe
 from safetensors.torch import load_file, save_file
 
 from emkit import backbones
@@ -16,7 +16,6 @@ from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.errors import UserError
 from emkit.methods import registry
-from emkit.methods.row import merge_row
 
 internvl = backbones.get("internvl")
 

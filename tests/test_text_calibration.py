@@ -5,7 +5,7 @@ import itertools
 import pytest
 import tiny_models as tiny
 import torch
-from conftest import recipe_data, save_recipe
+from conftest import merge_row, recipe_data, save_recipe
 from text_benchmarks import TEXT, asked, column, write
 
 from emkit import backbones
@@ -14,7 +14,6 @@ from emkit.alignment.sources import JsonlSource, TextZooSource, ZooSamples, ZooS
 from emkit.alignment.teacher import Recording
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
-from emkit.methods.row import merge_row
 from emkit.task_vectors import TaskVectors
 from emkit.zoo import text
 from emkit.zoo.data.sampling import split_of

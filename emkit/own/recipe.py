@@ -15,9 +15,9 @@ from emkit.alignment.like import SOURCE as LIKE_SOURCE
 from emkit.alignment.like import check_given, check_method, imposed, layer
 from emkit.alignment.sources import Samples
 from emkit.config import Settings, Text, default, layered, option, parse
+from emkit.content import default_device
 from emkit.errors import UserError
 from emkit.methods import Method, check_options, get, registry, resolved
-from emkit.methods.key import default_device
 from emkit.own import resources
 from emkit.schema import fail, load_yaml, nearest
 
