@@ -6,7 +6,6 @@ the validation split at one value of a free scale. Snakefile, launcher and ``mak
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from emkit.alignment.learner import SCALE
 from emkit.alignment.sources import ZooSamples
 from emkit.config import Settings, parse
 from emkit.errors import UserError
-from emkit.files import sha256_json
+from emkit.files import read_json, sha256_json
 from emkit.schema import fail, nearest
 from eval import columns, keys, scores
 from eval import profile as profiles
@@ -176,8 +175,7 @@ class Plan(Places):
 
     def items_identity(self, split: str, benchmark: str) -> str | None:
         """sha256 of a benchmark's items, None before they exist."""
-        manifest = self.manifest(split)
-        entries = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        entries = read_json(self.manifest(split)) if self.manifest(split).is_file() else {}
         return entries.get("benchmarks", {}).get(benchmark, {}).get("sha256")
 
     def data_is_current(self, split: str) -> bool:
@@ -185,7 +183,7 @@ class Plan(Places):
         key = self.data(split) / "key"
         if not (self.manifest(split).is_file() and key.is_file() and key.read_text() == self.data_key(split)):
             return False
-        files = json.loads(self.manifest(split).read_text(encoding="utf-8")).get("files", {})
+        files = read_json(self.manifest(split)).get("files", {})
         return all(keys.file_identity(self.data(split) / name) == digest for name, digest in files.items())
 
     # ---- what a reader is told
@@ -202,9 +200,8 @@ class Plan(Places):
         """``path``, a file that a run leaves; ``UserError`` with the command that makes it where there is none."""
         if path.is_file():
             return path
-        raise UserError(
-            f"no {what} {path}: {self.table.title} has not been run to its end; run `{self.command}` in {keys.ROOT}"
-        )
+        said = f"{self.table.title} has not been run to its end; run `{self.command}` in {keys.ROOT}"
+        raise UserError(f"no {what} {path}: {said}")
 
     # ---- what a score depends on
     @property
@@ -226,7 +223,7 @@ class Plan(Places):
         if source is None or self.given_scale(source) is not None:
             return self.given_scale(source) if source else None
         path = self.scale_file(source)
-        return json.loads(path.read_text(encoding="utf-8"))["scale"] if path.is_file() else None
+        return read_json(path)["scale"] if path.is_file() else None
 
     def resolved(self, job: Job) -> Job:
         """The job at the scale it runs with."""
@@ -236,8 +233,7 @@ class Plan(Places):
 
     def model_names(self, row: str) -> dict[str, str]:
         """The checkpoints that a row reads: folder or hub id by role."""
-        entry, profile = self.entry(row), self.profile
-        method = self.method(row)
+        entry, profile, method = self.entry(row), self.profile, self.method(row)
         roles = ["base", *profile.models.experts] if method.merges else ["base"] if "expert" in method.needs else []
         return {role: profile.checkpoints[role] for role in [*roles, *([entry.model] if entry.model else [])]}
 
