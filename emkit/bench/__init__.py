@@ -18,7 +18,7 @@ def bench() -> None:
 @click.option("--out", type=PATH, default="results/bench", show_default=True, help="Folder of fit.json and fit.md.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Alternating rounds of each timing.")
 @click.option("--threads", type=int, default=2, show_default=True)
-def fit(out: Path, rounds: int, threads: int) -> int:
+def fit_command(out: Path, rounds: int, threads: int) -> int:
     """Fits of coefficients: against bare passes, autograd and the authors' way."""
     from emkit.bench import fit
 
@@ -45,7 +45,7 @@ def fit(out: Path, rounds: int, threads: int) -> int:
 @click.option("--work", type=PATH, default="build/bench", show_default=True, help="Where the checkpoints are made.")
 @click.option("--keep", is_flag=True, help="Keep them for another run.")
 @click.option("--out", type=PATH, help="Write NAME.json and NAME.md too, such as results/bench/merge-2-cores.")
-def merge(parameters, experts, methods, mergekit, no_mergekit, repeats, iterations, work, keep, out) -> None:
+def merge_command(parameters, experts, methods, mergekit, no_mergekit, repeats, iterations, work, keep, out) -> None:
     """Merges by emkit and by mergekit, on random checkpoints of a stated size."""
     import shutil
     import sys
