@@ -36,7 +36,7 @@ rule zoo:
     shell: "{EVAL} zoo {ARGUMENTS} --stamp {output}"
 
 rule data:
-    output: f"{PLAN.run}/data/{{split}}/manifest.json"
+    output: str(PLAN.manifest("{split}"))
     shell: "{EVAL} data {ARGUMENTS} --split {wildcards.split}"
 
 # one job for a whole curve: what is imported for a point serves the next ones

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-# start, stop → for each of K experts these entries of a flattened tensor: [K, stop − start], or K tensors
-Block = Callable[[int, int], torch.Tensor | Sequence[torch.Tensor]]
+Block = Callable[[int, int], torch.Tensor]  # start, stop → these entries of K flattened τ_k: [K, stop − start]
+Terms = Callable[[int, int], torch.Tensor | Sequence[torch.Tensor]]  # the same of any number of terms
 
 # Entries of K task vectors in one block: a few fp32 buffers of it fit a core's cache, and a torch call on it takes
 # long against the call itself.

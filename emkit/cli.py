@@ -1,189 +1,110 @@
-"""``emkit …``: merges of one's own models, what the methods are, miniature models, and timings."""
+"""``emkit …``: merges of one's own models, what the methods are, and the miniature models."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emkit import __version__
-
-
-def _not_installed(error: ModuleNotFoundError) -> int:
-    """Say how to get a package that is missing; returns the exit status. A module of ours is a bug, not a package."""
-    if str(error.name).partition(".")[0] in ("emkit", "eval"):
-        raise error
-    print(
-        f"error: {sys.executable} has no package '{error.name}': `make setup` builds the environment; then type "
-        ".venv/bin/emkit for emkit and .venv/bin/python for python3",
-        file=sys.stderr,
-    )
-    return 2
-
-
 try:
-    from emkit import bench
+    import click
+
+    from emkit import __version__, bench
+    from emkit.command_line import PATH, Groups, run
     from emkit.errors import UserError
     from emkit.own import cli as own
 except ModuleNotFoundError as missing:
-    sys.exit(_not_installed(missing))
+    from emkit.errors import not_installed
 
-GROUPS = {
-    "Merge your own models": {
-        **own.COMMANDS,
-        "explain": "what a method does: formula, options, where defaults are from",
-    },
-    "Miniature models": {"zoo": "train the miniature models, or compare two zoos"},
-    "Speed and memory": {"bench": "time fits and merges against other ways of doing them"},
-}
-_HELP = """\
-Merge expert models into one: by learned coefficients (Expert Merging, arXiv 2509.25712) or by simpler methods.
-
-{groups}
-
-A first merge, in three lines:
-
-  emkit init merge.yaml --base models/base --expert math=models/math --expert code=models/code
-  emkit merge merge.yaml
-  emkit coefficients show merged
-
-The first writes a recipe that explains itself. A method that needs no prompts takes one line:
-
-  emkit merge --base models/base --expert models/math --expert models/code --method ties --out merged
-
-`emkit COMMAND --help` says more of one.
-"""
+    sys.exit(not_installed(missing))
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, with the option that was probably meant."""
+@click.group(cls=Groups)
+@click.version_option(__version__, message="emkit %(version)s")
+def app() -> None:
+    """Merge expert models into one: by learned coefficients (Expert Merging, arXiv 2509.25712) or by simpler methods.
 
-    def error(self, message: str):
-        if message.startswith("unrecognized arguments: "):
-            wrong = message.split(": ", 1)[1].split()[0]
-            near = difflib.get_close_matches(wrong.partition("=")[0], sorted(_flags(self)), n=1)
-            message = f"unknown option {wrong}" if wrong.startswith("-") else f"'{wrong}' is one argument too many"
-            message += f": did you mean {near[0]}?" if near else ""
-        if message.startswith("argument COMMAND: invalid choice: "):
-            wrong = message.split("'")[1]
-            near = difflib.get_close_matches(wrong, [name for group in GROUPS.values() for name in group], n=1)
-            message = f"unknown command '{wrong}'" + (f": did you mean '{near[0]}'?" if near else "")
-        self.exit(2, f"error: {message} (`{self.prog} --help` says more)\n")
+    A first merge, in three lines:
 
+    \b
+      emkit init merge.yaml --base models/base --expert math=models/math --expert code=models/code
+      emkit merge merge.yaml
+      emkit coefficients show merged
 
-def _flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Every option of a parser and of those below it."""
-    found = set()
-    for action in parser._actions:
-        found.update(action.option_strings)
-        if isinstance(action, argparse._SubParsersAction):
-            found.update(*map(_flags, action.choices.values()))
-    return found
+    The first writes a recipe that explains itself. A method that needs no prompts takes one line:
+
+    \b
+      emkit merge --base models/base --expert models/math --expert models/code --method ties --out merged
+
+    `emkit COMMAND --help` says more of one.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one ``emkit`` command; returns its exit status."""
-    return run(_parser(), arguments)
+    return run(app, arguments, "emkit")
 
 
-def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
-    """Call what the chosen sub-command names as ``call``; a :class:`UserError` is one line on stderr and status 2."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    if not given and isinstance(parser, Parser):
-        parser.print_help()
-        return 0
-    options = parser.parse_args(given)
-    options.given = given
-    try:
-        status = options.call(options) or 0
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # whoever read the output has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
-        return 1
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        return _not_installed(error)
-    except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+@click.command
+@click.argument("method", required=False)
+def explain(method: str | None) -> None:
+    """What a method does: formula, options, where defaults are from.
+
+    Without METHOD, a list of them.
+    """
+    from emkit import explain
+
+    print(explain.methods() if method is None else explain.method(method))
 
 
-def _parser() -> Parser:
-    listed = [
-        f"{title}:\n" + "\n".join(f"  {name:<14}{about}" for name, about in commands.items())
-        for title, commands in GROUPS.items()
-    ]
-    parser = Parser(
-        prog="emkit",
-        usage="emkit COMMAND …",
-        description=_HELP.format(groups="\n\n".join(listed)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
-    parser.add_argument("--version", action="version", version=f"emkit {__version__}", help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="emkit")
-    own.add(commands)
-
-    zoo = commands.add_parser("zoo", description="Train the miniature models, or compare two zoos.")
-    actions = zoo.add_subparsers(required=True, metavar="ACTION")
-    build = actions.add_parser("build", help="train a zoo from nothing; goes on where it was interrupted")
-    build.add_argument("name", help="a recipe of emkit/recipes/zoo, such as internvl-mini")
-    build.add_argument("--out", type=Path, required=True, help="folder of the finished models")
-    build.add_argument("--against", type=Path, help="committed models whose skills to compare with")
-    build.add_argument("--jobs", type=int, default=2, help="models trained at once")
-    build.set_defaults(call=_zoo_build)
-    check = actions.add_parser("check", help="check the models' hashes against their cards")
-    check.add_argument("folder", type=Path)
-    check.set_defaults(call=_zoo_check)
-
-    explain = commands.add_parser("explain", description="A method's formula, options and sources; alone: all methods.")
-    explain.add_argument("method", nargs="?", help="a method's name; none lists them all")
-    explain.set_defaults(call=_explain)
-
-    bench.add_parsers(commands)
-    return parser
+@click.group(cls=Groups)
+def zoo() -> None:
+    """Train the miniature models, or compare two zoos."""
 
 
-def _zoo_build(options) -> int:
+@zoo.command("build")
+@click.argument("name")
+@click.option("--out", type=PATH, required=True, help="Folder of the finished models.")
+@click.option("--against", type=PATH, help="Committed models whose skills to compare with.")
+@click.option("--jobs", type=int, default=2, show_default=True, help="Models trained at once.")
+def zoo_build(name: str, out: Path, against: Path | None, jobs: int) -> int:
+    """Train a zoo from nothing; goes on where it was interrupted.
+
+    NAME is a recipe of emkit/recipes/zoo, such as internvl-mini.
+    """
     from emkit.zoo import build
     from emkit.zoo.compare import compare
 
-    recipe = build.load_recipe(options.name)
-    build.build(recipe, options.out, options.out / ".work", options.jobs)
-    if options.against is None:
+    recipe = build.load_recipe(name)
+    build.build(recipe, out, out / ".work", jobs)
+    if against is None:
         return 0
     own = {member: build.own_subtasks(recipe, member) for member in build.members(recipe)}
-    table, agrees = compare(options.out, options.against, own)
+    table, agrees = compare(out, against, own)
     print(table)
     return 0 if agrees else 1
 
 
-def _zoo_check(options) -> int:
+@zoo.command("check")
+@click.argument("folder", type=PATH)
+def zoo_check(folder: Path) -> None:
+    """Check the models' hashes against their cards."""
     from emkit.checkpoints import Checkpoint
     from emkit.zoo import card
 
-    folders = sorted(path.parent for path in options.folder.glob("*/card.json"))
+    folders = sorted(path.parent for path in folder.glob("*/card.json"))
     if not folders:
-        raise UserError(f"there is no zoo in {options.folder}")
-    for folder in folders:
-        if Checkpoint.open(folder).sha256() != card.read(folder)["weights_sha256"]:
-            raise UserError(f"{folder}: the weights are not those of its card; `git checkout` them again")
-        print(f"{folder}: weights are those of its card")
-    return 0
+        raise UserError(f"there is no zoo in {folder}")
+    for found in folders:
+        if Checkpoint.open(found).sha256() != card.read(found)["weights_sha256"]:
+            raise UserError(f"{found}: the weights are not those of its card; `git checkout` them again")
+        print(f"{found}: weights are those of its card")
 
 
-def _explain(options) -> None:
-    from emkit import explain
-
-    print(explain.methods() if options.method is None else explain.method(options.method))
-
+for command in (own.init, own.merge, own.coefficients, explain):
+    app.under("Merge your own models", command)
+app.under("The miniature models", zoo)
+app.under("Speed and memory", bench.bench)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emkit.blocks import Block, in_blocks
+from emkit import pictures
+from emkit.blocks import Terms, in_blocks
 from emkit.errors import UserError
 from emkit.files import write_json
 
@@ -96,6 +97,24 @@ class Coefficients:
         value = self.values[name]
         return np.repeat(value, np.diff(chunk_bounds(numel, value.shape[1])), axis=1)
 
+    def grid(self) -> tuple[list[str], list[str], np.ndarray]:
+        """Blocks, kinds of tensors, and each expert's coefficients as float64 [K, blocks, kinds] (:func:`by_block`); a
+        tensor of several chunks counts with their mean."""
+        each = [
+            pictures.by_block({name: float(value[k].mean()) for name, value in self.values.items()})
+            for k in range(len(self.experts))
+        ]
+        return each[0][0], each[0][1], np.stack([cells for _, _, cells in each])
+
+    def plot(self):
+        """A heat map of blocks and kinds of tensors for each expert, as a matplotlib figure."""
+        rows, columns, values = self.grid()
+        return pictures.maps(self.experts, rows, columns, values, "coefficient α")
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return pictures.png(self.plot())
+
     def to_json(self) -> dict:
         """A JSON value; floats are written so that they read back exactly. Tensor order is kept."""
         return {
@@ -146,7 +165,7 @@ def merge_tensor(base: torch.Tensor, tau: Iterable[torch.Tensor], coefficients: 
     return merge_blocks(base, lambda start, stop: [term[start:stop] for term in flat], coefficients)
 
 
-def merge_blocks(base: torch.Tensor, block: Block, coefficients: np.ndarray) -> torch.Tensor:
+def merge_blocks(base: torch.Tensor, block: Terms, coefficients: np.ndarray) -> torch.Tensor:
     """:func:`merge_tensor` for task vectors that exist block by block only.
 
     ``block(start, stop)`` gives the entries [start, stop) of the K flattened τ_k.
@@ -192,7 +211,7 @@ def mean_experts(base: torch.Tensor, experts: Sequence[torch.Tensor]) -> torch.T
     return out
 
 
-def _weighted_sum(like: torch.Tensor, block: Block, weights: np.ndarray) -> torch.Tensor:
+def _weighted_sum(like: torch.Tensor, block: Terms, weights: np.ndarray) -> torch.Tensor:
     """Σ_j weights[j, s] · term_j on each chunk s, terms of weight 0 left out; shape, dtype and device of ``like``.
 
     ``block(start, stop)`` gives these entries of the flattened terms.

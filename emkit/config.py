@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,6 +18,7 @@ from emkit.errors import UserError
 from emkit.schema import fail, nearest
 
 S = TypeVar("S", bound="Settings")
+Text = Annotated[str, Field(pattern=r"\S")]  # not empty
 
 
 class Settings(BaseModel):
@@ -41,7 +42,7 @@ def option(
     ``source`` of the default (who says so, or why it is ours). ``by_backbone``: where a backbone has another default,
     that and its source. ``every_expert``: whether a mapping from experts must name all of them. ``bounds`` are
     pydantic's: ``ge``, ``gt``, ``le``, …"""
-    extra = {"source": source, "by_backbone": dict(by_backbone or {}), "every_expert": every_expert}
+    extra: Any = {"source": source, "by_backbone": dict(by_backbone or {}), "every_expert": every_expert}
     return Field(default, description=about, json_schema_extra=extra, **bounds)
 
 
@@ -115,6 +116,8 @@ def _told(mistakes: Iterable[Any], model: type[BaseModel], data: Any, where: str
     first = found[0]
     alike = [mistake for mistake in found if mistake[0][:1] == first[0][:1]]
     path, value, told = max(alike, key=lambda mistake: (mistake[2]["type"] == "extra_forbidden", len(mistake[0])))
+    if told["loc"][-1:] == ("[key]",):
+        return fail(_place(where, path[:-1]), f"the key {told['input']!r} is not text: quote it")
     if told["type"] in ("extra_forbidden", "missing"):
         key, parent = told["loc"][-1], path[:-1] if told["type"] == "extra_forbidden" else path
         if told["type"] == "missing":
@@ -168,6 +171,8 @@ def _words(told: Mapping[str, Any], value: Any) -> str:
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
         return f"unknown value '{value}': {nearest(str(value), known)}"
+    if kind == "string_pattern_mismatch" and not value.strip():
+        return "the text is empty"
     if kind == "value_error":
         return str(context["error"])
     limits = {"greater_than_equal": ("ge", "less than"), "less_than_equal": ("le", "more than")}

@@ -32,3 +32,8 @@ def processor(device: torch.device | str) -> str:
     """The GPU's name, or what vector instructions the CPU has: what decides the order of sums."""
     on_gpu = torch.device(device).type == "cuda"
     return torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()
+
+
+def default_device() -> str:
+    """Where SVDs, iterations and fits run unless a recipe says otherwise: a GPU when there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

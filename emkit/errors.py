@@ -1,4 +1,8 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and what is said where a package is missing."""
+
+from __future__ import annotations
+
+import sys
 
 
 class UserError(Exception):
@@ -10,3 +14,15 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback (its hook for exceptions that know better): the line alone."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def not_installed(error: ModuleNotFoundError) -> int:
+    """Say how to get a package that is missing; returns the exit status. A module of ours is a bug, not a package."""
+    if str(error.name).partition(".")[0] in ("emkit", "eval"):
+        raise error
+    print(
+        f"error: {sys.executable} has no package '{error.name}': `make setup` builds the environment; then type "
+        ".venv/bin/emkit for emkit and .venv/bin/python for python3",
+        file=sys.stderr,
+    )
+    return 2

@@ -17,7 +17,10 @@ from emkit.files import sha256_json
 
 HOME = Path(__file__).resolve().parent.parent  # the folder of the packages
 # What talks to people, and what only says how a thing is set: its outcome is in a key as values.
-SILENT = ("emkit.cli", "emkit.config", "emkit.errors", "emkit.explain", "emkit.progress", "emkit.schema")
+SILENT = (
+    *("emkit.api", "emkit.cli", "emkit.command_line", "emkit.config", "emkit.errors", "emkit.explain"),
+    *("emkit.pictures", "emkit.progress", "emkit.schema"),
+)
 
 
 @cache

@@ -5,16 +5,17 @@ Every method is a case of θ_merged = θ_base + combine(transform(τ_1 … τ_K)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from emkit.alignment.learner import Learned
+from emkit.alignment.learner import Learned, Learner
 from emkit.alignment.options import EngineOptions
+from emkit.alignment.sources import Samples
 from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients, mean_experts, merge_blocks, merge_tensor
@@ -42,7 +43,7 @@ class Context(Generic[O]):
     seed: int = 0
     device: str = "cpu"
     backbone: Backbone | None = None
-    calibration: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Samples | None = None
     first: Settings | None = None
     cache: Path = Path()
     progress: bool = False
@@ -52,6 +53,21 @@ class Context(Generic[O]):
     @property
     def base(self) -> Checkpoint:
         return self.task_vectors.base
+
+    def learner(self, task_vectors: TaskVectors | None = None) -> Learner:
+        """What fits coefficients for the context's task vectors, or for these."""
+        assert self.backbone is not None and self.calibration is not None, "a fit needs a backbone and samples"
+        return Learner(
+            backbone=self.backbone,
+            task_vectors=self.task_vectors if task_vectors is None else task_vectors,
+            samples=self.calibration,
+            device=self.device,
+            seed=self.seed,
+            cache=self.cache,
+            scale=self.scale,
+            progress=self.progress,
+            engine=self.engine,
+        )
 
     def needed_scale(self) -> float:
         """λ; ``UserError`` without one."""
@@ -118,7 +134,7 @@ def entrywise(
     return Merge(replaced(ctx, merge), ctx.base, scale=scale)
 
 
-def matrices(ctx: Context, combine: Callable[[Taus], torch.Tensor], scale: float) -> Merge:
+def matrices(ctx: Context, combine: Callable[[Matrices], torch.Tensor], scale: float) -> Merge:
     """θ_base + λ · ``combine`` of the K matrices τ_k; of other tensors θ_base + λ · mean τ_k, as the authors' code."""
 
     def merge(name: str) -> torch.Tensor:
@@ -135,6 +151,23 @@ def averaged(task_vectors: TaskVectors, name: str, scale: float) -> torch.Tensor
     if scale == 1:
         return mean_experts(*task_vectors.read(name))
     return task_vectors.merged(name, np.full((len(task_vectors.experts), 1), scale / len(task_vectors.experts)))
+
+
+class Matrices(Protocol):
+    """K matrices, one at a time, gone through as often as it takes; a tensor [K, m, n] is such, too."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[torch.Tensor]: ...
+
+
+def added(taus: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Σ_k τ_k of K ≥ 1 tensors [*shape], taken one at a time."""
+    each = iter(taus)
+    total = next(each).clone()
+    for tau in each:
+        total.add_(tau)
+    return total
 
 
 class Taus:

@@ -2,72 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from emkit.alignment import options as engine
-from emkit.cli import run
+import click
+
+from emkit.alignment.options import parse_bytes
+from emkit.command_line import PATH, Groups, engine, fits, run, together, writing
 from emkit.errors import UserError
+from eval.judge.cli import judge
+
+_PROFILE = together(
+    click.option(
+        "--profile", default="mini", show_default=True, help="A profile's name (mini, smoke, paper), or a YAML file."
+    ),
+    click.option("--results", default="results", show_default=True, help="The folder of all profiles' results."),
+)
+
+
+@click.group(cls=Groups)
+def app() -> None:
+    """The steps behind a table. TABLE is a table's name, such as table1, or a YAML file of its own."""
+
+
+app.under("Tables", judge)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns its exit status."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["judge"]:  # it has a parser of its own: argparse hands no option through
-        from eval.judge import cli
-
-        return cli(arguments[1:])
-    return run(_parser(), arguments)
+    return run(app, arguments, "python -m eval")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
-    steps = parser.add_subparsers(required=True, metavar="STEP")
-
-    def step(name: str, call, about: str, *extra: str, several: bool = False) -> argparse.ArgumentParser:
-        sub = steps.add_parser(name, help=about, description=about)
-        about_table = "a table's name, such as table1, or a YAML file of its own"
-        sub.add_argument("table", help=about_table, **({"nargs": "+"} if several else {}))
-        for argument in extra:
-            sub.add_argument(argument)
-        sub.add_argument("--profile", default="mini", help="a profile's name (mini, smoke, paper), folder or YAML file")
-        sub.add_argument("--results", default="results", help="the folder of all profiles' results")
-        sub.set_defaults(call=call)
-        return sub
-
-    step("plan", _plan, "list the jobs behind the table; runs nothing")
-    step("explain", _explain, "the options of one row, each with its value and where that is from", "row")
-    run = step("reproduce", _reproduce, "run whatever is missing, then publish table and notebook", several=True)
-    run.add_argument("--jobs", type=int, default=2, help="jobs at once, one thread each")
-    run.add_argument("--max-usd", help="the most that a paid judge may cost, in dollars (or EMKIT_MAX_USD)")
-    merge = step("merge", _merge, "merge one row into a checkpoint folder and keep it", "row")
-    merge.add_argument("--out", type=Path, required=True)
-    merge.add_argument("--seed", type=int, help="default: the row's first")
-    merge.add_argument("--scale", type=float, help="λ, for a method with a free scale (default: the one chosen)")
-    merge.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
-    merge.add_argument("--shard-size", default="5GB", help="largest file of weights (default: 5GB)")
-    engine.add_arguments(merge)
-    step("zoo", _zoo, "make sure that the profile's models are there").add_argument("--stamp", type=Path, required=True)
-    data = step("data", _data, "write a split's benchmark files")
-    data.add_argument("--split", choices=("evaluation", "validation"), required=True)
-    data.add_argument("--out", type=Path, help="another folder for them than the profile's own")
-    step("curve", _curve, "score a row on the validation split at every scale of the grid", "row")
-    step("scale", _scale, "choose a row's scale from its points", "row")
-    step("row", _row, "merge and score one row", "row", "seed")
-    step("table", _table, "write the table from the score files")
-    notebook = step("notebook", _notebook, "execute tables' notebooks, or any of notebooks/ by its name", several=True)
-    notebook.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
-    steps.add_parser("judge", help="serve the judge, or `judge estimate TABLE`: its cost")
-    return parser
-
-
-def _load(options):
-    from eval.plan import Plan
-
-    return Plan(options.table, options.profile, options.results)
+def step(*arguments: str) -> Callable:
+    """A sub-command of one table, with further ``arguments``."""
+    return together(app.command, click.argument("table"), *map(click.argument, arguments), _PROFILE)
 
 
 def _known(plan, row: str) -> str:
@@ -86,121 +56,164 @@ def _ready(plan, split: str, row: str):
     return plan
 
 
-def _plan(options) -> None:
+def _load(table: str, profile: str, results: str):
+    from eval.plan import Plan
+
+    return Plan(table, profile, results)
+
+
+@step()
+def plan(table: str, profile: str, results: str) -> None:
+    """List the jobs behind the table; runs nothing."""
     from eval.listing import listing
     from eval.summary import expanded
 
-    plans, _ = expanded([options.table], options.profile, options.results)
+    plans, _ = expanded([table], profile, results)
     print("\n".join(map(listing, plans)), end="")
 
 
-def _explain(options) -> None:
+@step("row")
+def explain(table: str, row: str, profile: str, results: str) -> None:
+    """The options of one row, each with its value and where that is from."""
     from eval.listing import explained
 
-    plan = _load(options)
-    print(explained(plan, _known(plan, options.row)), end="")
+    plan = _load(table, profile, results)
+    print(explained(plan, _known(plan, row)), end="")
 
 
-def _reproduce(options) -> int:
+@app.command
+@click.argument("tables", metavar="TABLE...", nargs=-1, required=True)
+@_PROFILE
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Jobs at once, one thread each.")
+@click.option("--max-usd", help="The most that a paid judge may cost, in dollars (or EMKIT_MAX_USD).")
+def reproduce(tables: tuple[str, ...], profile: str, results: str, jobs: int, max_usd: str | None) -> int:
+    """Run whatever is missing, then publish table and notebook."""
+    from eval import pipeline
     from eval.judge.spending import set_cap
-    from eval.pipeline import reproduce
     from eval.summary import expanded
 
-    set_cap(options.max_usd)
-    if options.jobs < 1:
-        raise UserError(f"--jobs is {options.jobs}; it must be 1 or more")
-    plans, summaries = expanded(options.table, options.profile, options.results)
-    return reproduce(plans, options.jobs, summaries)
+    set_cap(max_usd)
+    plans, summaries = expanded(list(tables), profile, results)
+    return pipeline.reproduce(plans, jobs, summaries)
 
 
-def _merge(options) -> None:
+@step("row")
+@click.option("--out", type=PATH, required=True, help="The folder to write.")
+@click.option("--seed", type=int, help="Default: the row's first.")
+@click.option("--scale", type=float, metavar="λ", help="For a method with a free scale (default: the one chosen).")
+@writing
+@fits
+def merge(table: str, row: str, profile: str, results: str, out: Path, seed: int | None, scale, **flags) -> None:
+    """Merge one row into a checkpoint folder and keep it."""
     from emkit.own import resources
     from eval import merging
     from eval.places import Job
 
-    plan, out = _load(options), resources.place(options.out)
-    seed = plan.seeds(_known(plan, options.row))[0] if options.seed is None else options.seed
-    scale = plan.chosen_scale(options.row) if options.scale is None else options.scale
-    cache, use = options.cache or out.parent / ".cache", engine.from_arguments(options)
+    plan, out = _load(table, profile, results), resources.place(out)
+    seed = plan.seeds(_known(plan, row))[0] if seed is None else seed
+    cache, use = flags["cache"] or out.parent / ".cache", engine(flags)
     needed = [cache, plan.path, plan.profile_path]
     models = [Path(name) for name in plan.profile.checkpoints.values()]
     resources.check_writable(out, True, models, resources.by_merge_row, needed)
-    job, shard = Job(options.row, seed, scale=scale), engine.parse_bytes(options.shard_size)
+    job, shard = (
+        Job(row, seed, scale=plan.chosen_scale(row) if scale is None else scale),
+        parse_bytes(flags["shard_size"]),
+    )
     report = merging.merge(plan, job, out, cache, progress=True, engine=use, shard_bytes=shard)
     print(json.dumps(report, indent=1, sort_keys=True))
 
 
-def _zoo(options) -> None:
+@step()
+@click.option("--stamp", type=PATH, required=True)
+def zoo(table: str, profile: str, results: str, stamp: Path) -> None:
+    """Make sure that the profile's models are there."""
     from eval.models import provide
 
-    provide(_load(options), options.stamp)
+    provide(_load(table, profile, results), stamp)
 
 
-def _data(options) -> None:
+@step()
+@click.option("--split", type=click.Choice(["evaluation", "validation"]), required=True)
+@click.option("--out", type=PATH, help="Another folder for them than the profile's own.")
+def data(table: str, profile: str, results: str, split: str, out: Path | None) -> None:
+    """Write a split's benchmark files."""
     from emkit.files import atomic_write
     from eval.items.writer import write
 
-    plan = _load(options)
-    out = options.out or plan.data(options.split)
-    write(plan.protocol, options.split, out)
+    plan = _load(table, profile, results)
+    out = out or plan.data(split)
+    write(plan.protocol, split, out)
     with atomic_write(out / "key") as part:
-        part.write_text(plan.data_key(options.split), encoding="utf-8")
+        part.write_text(plan.data_key(split), encoding="utf-8")
 
 
-def _curve(options) -> None:
+@step("row")
+def curve(table: str, row: str, profile: str, results: str) -> None:
+    """Score a row on the validation split at every scale of the grid."""
     from eval.rows import run_job
 
-    plan = _load(options)
-    for point in plan.points(_known(plan, options.row)):
+    plan = _load(table, profile, results)
+    for point in plan.points(_known(plan, row)):
         run_job(_ready(plan, point.split, point.row), point)
 
 
-def _scale(options) -> None:
+@step("row")
+def scale(table: str, row: str, profile: str, results: str) -> None:
+    """Choose a row's scale from its points."""
     from eval import scale
 
-    plan = _load(options)
-    scale.write(plan, _known(plan, options.row))
+    plan = _load(table, profile, results)
+    scale.write(plan, _known(plan, row))
 
 
-def _row(options) -> None:
+@step("row", "seed")
+def row(table: str, row: str, seed: str, profile: str, results: str) -> None:
+    """Merge and score one row."""
     from eval.places import Job
     from eval.rows import run_job
 
-    plan = _load(options)
-    seeds = [str(seed) for seed in plan.seeds(_known(plan, options.row))]
-    if options.seed not in seeds:
-        raise UserError(f"{options.row} runs with seed {', '.join(seeds)}, not {options.seed}")
-    run_job(_ready(plan, "evaluation", options.row), Job(options.row, int(options.seed)))
+    plan = _load(table, profile, results)
+    seeds = [str(number) for number in plan.seeds(_known(plan, row))]
+    if seed not in seeds:
+        raise UserError(f"{row} runs with seed {', '.join(seeds)}, not {seed}")
+    run_job(_ready(plan, "evaluation", row), Job(row, int(seed)))
 
 
-def _table(options) -> None:
-    from eval import figures, render, table
+@step()
+def table(table: str, profile: str, results: str) -> None:
+    """Write the table from the score files."""
+    from eval import figures, render
+    from eval import table as tables
     from eval.summary import Summary
 
-    if table.load(options.table).averages:
-        print(Summary(options.table, options.profile, options.results).write())
+    if tables.load(table).averages:
+        print(Summary(table, profile, results).write())
         return
-    plan = _load(options)
+    plan = _load(table, profile, results)
     figures.save(figures.heatmap(plan, render.entries(plan)), plan.csv.with_suffix(".png"))
     render.write(plan)
 
 
-def _notebook(options) -> None:
+@app.command
+@click.argument("names", metavar="TABLE|NOTEBOOK...", nargs=-1, required=True)
+@_PROFILE
+@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter of the notebook.")
+def notebook(names: tuple[str, ...], profile: str, results: str, parameters: tuple[str, ...]) -> None:
+    """Execute tables' notebooks, or any of notebooks/ by its name."""
     from eval import notebooks
     from eval.pipeline import publish
-    from eval.plan import Plan
 
     given = {}
-    for pair in options.parameters:
-        name, separator, value = pair.partition("=")
+    for pair in parameters:
+        key, separator, value = pair.partition("=")
         if not separator:
             raise UserError(f"-p {pair}: write NAME=VALUE")
-        given[name] = value
-    for name in options.table:
+        given[key] = value
+    for name in names:
         if (notebooks.FOLDER / f"{name}.ipynb").is_file():
-            print(notebooks.execute_file(name, options.profile, options.results, given))
+            print(notebooks.execute_file(name, profile, results, given))
             continue
-        plan = Plan(name, options.profile, options.results)
+        plan = _load(name, profile, results)
         notebooks.execute(plan, given)
         if not given:
             publish(plan)

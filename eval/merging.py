@@ -1,81 +1,120 @@
-"""A row of a table as one merge: the plain values that it is made of, and the one call of the merge job."""
+"""A row of a table as one merge: what the merge job runs with, and what is kept of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
 from pathlib import Path
 from typing import Any
 
-from emkit.config import Settings
+from emkit import backbones, layouts
+from emkit.alignment.like import check_method
+from emkit.alignment.options import EngineOptions
+from emkit.checkpoints import Checkpoint
+from emkit.errors import UserError
 from emkit.files import sha256_json
-from emkit.methods.row import merge_row
+from emkit.job import Job as Merging
+from emkit.job import save_learned
+from emkit.merging import Context
+from emkit.methods import VALIDATION, Method
+from emkit.shards import SHARD_BYTES
+from emkit.task_vectors import TaskVectors
 from eval.places import Job
 from eval.plan import Plan
 
 
-@dataclass(frozen=True)
-class RowMerge:
-    """What a row asks of the merge job; ``like``: whose options stand in place of its own (``--like``)."""
+def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: EngineOptions | None = None) -> Merging:
+    """The row's merge, its models opened; ``job.scale`` is the λ that was chosen for it, or given.
 
-    plan: Plan
-    id: str
-    like: str | None = None
-
-    @property
-    def profile(self) -> str:
-        return self.plan.profile.name
-
-    @property
-    def backbone(self) -> str:
-        return self.plan.profile.backbone
-
-    @property
-    def device(self) -> str:
-        return self.plan.profile.device
-
-    @property
-    def experts(self) -> dict[str, str]:
-        """Expert → checkpoint, in the profile's order."""
-        return self.plan.profile.models.experts
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The samples of a learned row."""
-        return {"calibration": self.plan.calibration(self.id).model_dump(exclude_none=True)}
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the row's values, wherever they were written."""
-        models = {name: self.model(name) for name in ("base", *self.experts)}
-        values = [
-            self.plan.entry(self.id).content,
-            self.plan.settings(self.id).model_dump(),
-            models,
-            self.data,
-            self.device,
-        ]
-        return sha256_json(values)
-
-    def row(self, row: str) -> dict[str, Any]:
-        """The row, its scale where one is given."""
-        entry, scale = self.plan.entry(row), self.plan.given_scale(row)
-        given = {"id": row, "label": entry.label, "method": entry.method}
-        return given | ({"model": entry.model} if entry.model else {}) | ({} if scale is None else {"scale": scale})
-
-    def model(self, name: str) -> str:
-        """Checkpoint of ``base``, ``mixture`` or an expert."""
-        return self.plan.profile.checkpoints[name]
-
-    def settings(self, row: Mapping[str, Any]) -> Settings:
-        """Every option of the row's method."""
-        return self.plan.settings(row["id"], self.like)
-
-    def method_settings(self, method: str) -> Settings | None:
-        """The options of the method that the row's own builds on."""
-        return self.plan.first(self.id, self.like)
+    ``UserError`` for models that do not fit, for a row without a method, and for one that lacks its scale.
+    """
+    row, entry, profile = job.row, plan.entry(job.row), plan.profile
+    if entry.method is None:
+        raise UserError(f"row '{row}' has no method yet: its cells are shown as not run")
+    use, method = engine or EngineOptions(), plan.method(row)
+    check_method(use.like, method.name)
+    given = plan.given_scale(row)
+    scale = job.scale if given is None else given
+    if method.scale_from == VALIDATION and scale is None:
+        raise UserError(f"row '{row}' needs a scale: choose it on the validation items first")
+    backbone = backbones.get(profile.backbone)
+    base = Checkpoint.open(profile.models.base)
+    experts = {name: Checkpoint.open(folder) for name, folder in profile.models.experts.items()}
+    task_vectors = TaskVectors(base, layouts.aligned(base, experts, backbone), backbone.merged_names)
+    context: Context[Any] = Context(
+        task_vectors=task_vectors,
+        options=plan.settings(row, use.like),
+        scale=scale,
+        seed=job.seed,
+        device=profile.device,
+        backbone=backbone,
+        calibration=plan.calibration(row),
+        first=plan.first(row, use.like),
+        cache=cache,
+        progress=progress,
+        engine=use,
+        model=_model(plan, row, method, task_vectors),
+    )
+    return Merging(method, context)
 
 
-def merge(plan: Plan, job: Job, out: Path, cache: Path, **more: Any) -> dict:
-    """Merge a row into the checkpoint folder ``out``; ``job.scale`` is the chosen λ. Returns the job's report."""
-    return merge_row(RowMerge(plan, job.row), job.row, job.seed, out, cache=cache, scale=job.scale, **more)
+def _model(plan: Plan, row: str, method: Method, task_vectors: TaskVectors) -> Checkpoint | None:
+    """The one model that a row without a merge is: an expert under the base's names, or any model as it lies there."""
+    name = plan.entry(row).model
+    if "expert" in method.needs:
+        return task_vectors.checkpoints[str(name)]
+    return Checkpoint.open(plan.profile.checkpoints[str(name)]) if "model" in method.needs else None
+
+
+def merge(
+    plan: Plan,
+    job: Job,
+    out: Path,
+    cache: Path,
+    progress: bool = False,
+    engine: EngineOptions | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Any]:
+    """Merge a row into the checkpoint folder ``out`` and return its report (a JSON value).
+
+    Learned methods keep calibration sets and fits under ``cache``, resume them after a kill, and write
+    ``coefficients.json`` and ``history.json`` beside ``out``; ``engine`` says what a fit may use of the machine. A
+    merge that was killed goes on at its first unfinished shard. The same arguments give the same bytes.
+    """
+    made = merging(plan, job, cache, progress, engine)
+    context = made.context
+    options, like, sha256 = context.options.model_dump(), context.engine.like, row_sha256(plan, job.row)
+    result = made.run()
+    made.write(result, out, _card(plan, job, sha256, options, like), shard_bytes=shard_bytes)
+    report = {
+        "row": job.row,
+        "method": made.method.name,
+        "seed": job.seed,
+        "scale": result.scale,
+        "recipe_sha256": sha256,
+        "base_sha256": context.base.sha256(),
+        "experts_sha256": {name: expert.sha256() for name, expert in context.task_vectors.checkpoints.items()},
+        "model_sha256": Checkpoint.open(out).sha256(),
+        "merged_tensors": len(context.task_vectors.names),
+    }
+    if like is not None:
+        report |= {"like": like, "options": options}
+    return report | (save_learned(result.learned, out.parent) if result.learned is not None else {})
+
+
+def row_sha256(plan: Plan, row: str) -> str:
+    """Hash of the values that a row is merged with, wherever they were written."""
+    profile, samples = plan.profile, plan.calibration(row).model_dump()
+    models = {"base": profile.models.base, **profile.models.experts}
+    return sha256_json([plan.entry(row).content, plan.settings(row).model_dump(), models, samples, profile.device])
+
+
+def _card(plan: Plan, job: Job, sha256: str, options: dict[str, Any], like: str | None) -> str:
+    """The merged model's card: what it was made from, and how; ``options`` where they are not the row's own."""
+    entry, models = plan.entry(job.row), plan.profile.models
+    listed = "\n".join(f"- {name}: `{path}`" for name, path in models.experts.items())
+    return (
+        f"# {entry.label}\n\nMade by emkit, row `{job.row}` (method `{entry.method}`, seed {job.seed}) of the profile "
+        f"`{plan.profile.name}/{plan.profile.backbone}`, sha256 `{sha256}`.\n\nBase: `{models.base}`\n\n"
+        f"Experts:\n\n{listed}\n"
+        + (f"\nOptions, as `--like {like}` sets them: `{json.dumps(options)}`\n" if like else "")
+    )

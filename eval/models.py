@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from emkit import backbones, layouts
-from emkit.alignment.sources import source
 from emkit.checkpoints import Checkpoint, check_finite, check_same_headers
 from emkit.errors import UserError
 from emkit.files import atomic_write
@@ -55,9 +54,9 @@ def check(plan: Plan) -> None:
         for tensor in checkpoint.names:
             check_finite(tensor, checkpoint.read(tensor), name)
     if any(plan.method(job.row).learned for job in plan.jobs):
-        calibration = source(plan.profile.calibration.model_dump(), plan.profile.backbone)
-        for expert in plan.profile.models.experts:
-            next(calibration.items(expert, plan.profile.seeds[0]))
+        profile = plan.profile
+        for expert in profile.models.experts:
+            next(profile.calibration.drawn_from(profile.backbone).items(expert, profile.seeds[0]))
 
 
 def provide(plan: Plan, stamp: Path) -> None:

@@ -6,16 +6,16 @@ names is run with the table's parameters under the table's name.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from pathlib import Path
 
 from emkit.files import sha256_file, sha256_json
-from eval import keys, papermill_runner
+from emkit.imports import code_sha256
+from eval import papermill_runner
 from eval.plan import Plan
 
 FOLDER = Path("notebooks")  # relative to the repository, where every command runs
-CODE = ("figures.py", "comparisons.py", "render.py", "table.py", "scale.py", "stats.py")
+CODE = ("eval.render", "eval.figures", "eval.comparisons")  # what a table's notebook calls
 
 
 def source(plan: Plan) -> Path:
@@ -34,9 +34,12 @@ def key(plan: Plan) -> dict[str, str]:
     cells = [plan.cell(job, name) for job in plan.jobs for name in plan.benchmarks]
     extra = [plan.cells(job) / "coefficients.json" for job in plan.jobs] + [plan.scale_file(r) for r in plan.scale_rows]
     files = [path for path in [*cells, *extra] if path.is_file()]
-    trees = [ast.dump(ast.parse((keys.ROOT / "eval" / name).read_text(encoding="utf-8"))) for name in CODE]
     results = {str(path): sha256_file(path) for path in files}
-    return {"table": plan.table.model_dump_json(), "results": sha256_json(results), "code": sha256_json(trees)}
+    return {
+        "table": plan.table.model_dump_json(),
+        "results": sha256_json(results),
+        "code": code_sha256(CODE, ("emkit",)),
+    }
 
 
 def execute(plan: Plan, given: Mapping[str, object] | None = None) -> None:
@@ -48,7 +51,7 @@ def execute_file(name: str, profile: str, results: str, given: Mapping[str, obje
     """Run ``notebooks/<name>.ipynb``, which shows no table; returns where it lies then."""
     path, usual = FOLDER / f"{name}.ipynb", {"profile": profile, "results": results}
     known = papermill_runner.parameters(path)
-    out = Path(results) / profile / "notebooks" / path.name
+    out = Path(results) / Path(profile).stem / "notebooks" / path.name
     papermill_runner.run(path, out, {key: value for key, value in usual.items() if key in known} | dict(given))
     return out
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from emkit.files import sha256_json
 
 VALIDATION, EVALUATION = "validation", "evaluation"
 
@@ -30,13 +33,14 @@ class Places:
     common rows; all else of a run is under ``home/.run/<backbone>``.
     """
 
-    def __init__(self, home: Path, backbone: str, name: str):
+    def __init__(self, home: Path, backbone: str, name: str, columns: Iterable[str]):
         self.home, self.backbone, self.name = home, backbone, name
+        self.drawn = sha256_json(sorted(columns))[:8]
         self.run = home / ".run" / backbone
 
     def data(self, split: str) -> Path:
-        """The folder of a split's benchmark files."""
-        return self.run / "data" / split
+        """The folder of a split's benchmark files, which tables of the same columns share."""
+        return self.run / "data" / self.drawn / split
 
     @property
     def judge(self) -> Path:

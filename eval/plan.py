@@ -13,6 +13,7 @@ from pathlib import Path
 
 from emkit import methods
 from emkit.alignment.learner import SCALE
+from emkit.alignment.sources import ZooSamples
 from emkit.config import Settings, parse
 from emkit.errors import UserError
 from emkit.files import sha256_json
@@ -40,7 +41,7 @@ class Plan(Places):
         self.profile = profiles.load(self.profile_path)
         if self.profile.backbone != self.table.backbone:
             raise UserError(f"{self.path} is of {self.table.backbone}, {self.profile_path} of {self.profile.backbone}")
-        super().__init__(Path(results) / self.profile.name, self.profile.backbone, self.path.stem)
+        super().__init__(Path(results) / self.profile.name, self.profile.backbone, self.path.stem, self.table.columns)
         self.rows = {row.id: row for row in self.table.rows if row.id not in self.profile.leave_out}
         for row in self.rows.values():
             self._check(row)
@@ -74,8 +75,9 @@ class Plan(Places):
     @cached_property
     def protocol(self) -> columns.Protocol:
         """How each column is asked; raises ``UserError`` for one that there is not."""
-        said, where = self.profile.protocol, f"{self.profile_path}: protocol"
-        return columns.protocol(self.profile.name, self.profile.backbone, self.benchmarks, said, where)
+        profile, where = self.profile, f"{self.profile_path}: protocol"
+        asked_as = profile.asked_as or profile.name
+        return columns.protocol(asked_as, profile.backbone, self.benchmarks, profile.protocol, where)
 
     @property
     def experts(self) -> dict[str, str]:
@@ -111,10 +113,10 @@ class Plan(Places):
         inherits, samples = self.method(row).inherits, self.calibration(row).samples
         return self.profile.options(inherits, {}, like, samples) if inherits else None
 
-    def calibration(self, row: str) -> profiles.Samples:
+    def calibration(self, row: str) -> ZooSamples:
         """The samples that a learned row is fitted on."""
         given = self.profile.calibration.model_dump() | self.entry(row).calibration
-        return parse(profiles.Samples, given, f"{self.path}: row '{row}': calibration")
+        return parse(ZooSamples, given, f"{self.path}: row '{row}': calibration")
 
     def given_scale(self, row: str) -> float | None:
         """The scale that the table, else the profile gives a row; None where it is to be chosen."""

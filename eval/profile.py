@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from emkit import backbones
 from emkit.alignment.like import imposed, layer
+from emkit.alignment.sources import ZooSamples
 from emkit.config import Settings, option, parse
 from emkit.errors import UserError
 from emkit.methods import check_options, get, resolved
@@ -31,17 +32,6 @@ class Models(Settings):
     mixture: str | None = option(None, "the model trained on the experts' data together; none: it is not public")
 
 
-class Samples(Settings):
-    """The unlabeled samples of the learned methods."""
-
-    samples: int = option(..., "N, samples of each expert's task", ge=1)
-    response_tokens: int = option(..., "response tokens that a sample is filled up to", ge=1)
-    split: Literal["train", "validation"] = option("train", "the drawn items that they are taken from")
-    source: Literal["zoo", "jsonl"] = option("zoo", "drawn as the miniatures' data are, or read from files")
-    files: dict[str, str] = option({}, "of jsonl: expert → file of prompts")
-    max_new_tokens: int | None = option(None, "longest response of an expert", ge=1)
-
-
 class Profile(Settings):
     """What a table's rows depend on besides the table; paths are relative to the working folder."""
 
@@ -50,12 +40,13 @@ class Profile(Settings):
     zoo: str | None = option(None, "the miniature zoo (emkit/recipes/zoo) to train where models are missing")
     device: str = option("cpu", "where fits and answers run")
     models: Models = option(..., "the checkpoints")
-    calibration: Samples = option(..., "the samples of the learned methods")
+    calibration: ZooSamples = option(..., "the samples of the learned methods")
     grid: list[float] = option(..., "the values of a free scale that are tried on validation items", min_length=1)
     scales: dict[str, float] = option({}, "row → its scale, given and not searched")
     leave_out: list[str] = option([], "rows of a table that are neither run nor shown")
     seeds: list[int] = option(..., "for rows with something random; the others run with the first", min_length=1)
     protocol: columns.Asking = option(..., "how the columns are asked")
+    asked_as: str | None = option(None, "the profile of which the columns' files speak; none: its own name")
     methods: dict[str, dict[str, Any]] = option({}, "method → options that differ from its defaults")
     sources: dict[str, str] = option({}, "dotted key → where its value is from")
 

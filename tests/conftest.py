@@ -11,15 +11,17 @@ from small_plan import write
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from emkit import backbones
-from emkit.alignment.calibration import Calibration, Settings, calibrate
+from emkit.alignment.calibration import Calibration, calibrate
 from emkit.alignment.sources import ZooSource
+from emkit.alignment.teacher import Recording
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.task_vectors import TaskVectors
 from emkit.zoo.data import lexicon
 from emkit.zoo.model import create
 from emkit.zoo.tokenizer import create_processor
-from eval.merging import RowMerge
+from eval import merging
+from eval.places import Job
 from eval.plan import Plan
 
 internvl = backbones.get("internvl")
@@ -123,15 +125,20 @@ def recipe_data(zoo: Path) -> dict:
             {"id": "expert_merging_pp", "label": "Expert Merging++", "method": "expert_merging_pp"},
         ],
         "seeds": [0],
-        "protocol": "none.yaml",
+        "protocol": {"judge_upstream": "rules"},
     }
 
 
-def save_recipe(folder: Path, data: dict) -> RowMerge:
+def save_recipe(folder: Path, data: dict) -> Plan:
     """``data`` as ``folder``/table1.yaml and ``folder``/profile.yaml, loaded."""
     table = {"title": "Tiny", "columns": ["VizWiz"], "rows": data["rows"]}
     paths = write(folder, table, {key: value for key, value in data.items() if key != "rows"})
-    return RowMerge(Plan(*paths, folder / "results"), data["rows"][-1]["id"])
+    return Plan(*paths, folder / "results")
+
+
+def merge_row(plan: Plan, row: str, seed: int, out: Path, cache: Path, scale: float | None = None, **more) -> dict:
+    """A row of a plan, merged into ``out``; its report."""
+    return merging.merge(plan, Job(row, seed, scale=scale), out, cache, **more)
 
 
 def opened(zoo: Path) -> list[Checkpoint]:
@@ -142,7 +149,7 @@ def opened(zoo: Path) -> list[Checkpoint]:
 @pytest.fixture(scope="module")
 def calibration(tiny_zoo, tmp_path_factory) -> Calibration:
     model, _ = internvl.load(tiny_zoo / "base")
-    settings = Settings(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
+    settings = Recording(samples=2, response_tokens=10, hidden_layer=1, max_new_tokens=5)
     cache = tmp_path_factory.mktemp("cache")
     return calibrate(internvl, model, open_task_vectors(tiny_zoo), ZooSource("train", "internvl"), settings, 0, cache)
 

@@ -13,11 +13,12 @@ from PIL import Image
 from torch.func import functional_call
 
 from emkit import backbones
-from emkit.alignment.calibration import Calibration, Settings, calibrate
-from emkit.alignment.fit import FitOptions
-from emkit.alignment.objectives import entropy, hidden_alignment, logit_alignment
+from emkit.alignment.calibration import Calibration, calibrate
+from emkit.alignment.fit import Penalty, Problem
+from emkit.alignment.losses import Alignment, Entropy
 from emkit.alignment.sequences import collate
 from emkit.alignment.sources import Item, ZooSource
+from emkit.alignment.teacher import Recording
 from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
@@ -70,12 +71,12 @@ def toy(name: str, folder: Path, tokens: str = "response", samples: int = 2) -> 
     experts = {member: Checkpoint.open(folder / member) for member in ("VQA", "Chart")}
     vectors = TaskVectors(Checkpoint.open(folder / "base"), experts, backbone.merged_names)
     source = ZooSource("train", name) if name == "internvl" else Asked(name == "qwen2_vl")
-    settings = Settings(samples=samples, response_tokens=6, hidden_layer=1, tokens=tokens, max_new_tokens=5)
+    settings = Recording(samples=samples, response_tokens=6, hidden_layer=1, tokens=tokens, max_new_tokens=5)
     model, _ = backbone.load(folder / "base")
     return Toy(backbone, vectors, calibrate(backbone, model, vectors, source, settings, 0, folder / "cache"))
 
 
-def by_autograd(toy: Toy, model, start: Coefficients, options: FitOptions) -> tuple[dict, np.ndarray]:
+def by_autograd(toy: Toy, model, start: Coefficients, objective: Alignment | Entropy) -> tuple[dict, np.ndarray]:
     """Losses and gradients the plain way: weights built by autograd over all task vectors, logits whole."""
     dtype = next(model.parameters()).dtype
     alpha = torch.tensor(start.flat(), dtype=dtype, requires_grad=True)
@@ -99,18 +100,18 @@ def by_autograd(toy: Toy, model, start: Coefficients, options: FitOptions) -> tu
             members = [i for i, s in enumerate(task.sample_of) if s == sample]
             positions = sum(task.sequences[i].count.sum() for i in members)
             for i in members:
-                terms = _terms(toy, model, weights, task, i, options)
+                terms = _terms(toy, model, weights, task, i, objective)
                 count = torch.tensor(task.sequences[i].count, dtype=dtype)
                 weight = count[count > 0] / (positions * task.samples)
                 for term, values in terms.items():
                     found[term] = found.get(term, 0) + (weight * values).sum()
         losses[task.name] = {term: float(value.detach()) for term, value in found.items()}
-        total = total + options.beta.get(task.name, 1.0) * sum(found.values())
+        total = total + objective.beta.get(task.name, 1.0) * sum(found.values())
     total.backward()
     return losses, alpha.grad.numpy().astype(np.float64)
 
 
-def _terms(toy: Toy, model, weights: dict, task, i: int, options: FitOptions) -> dict:
+def _terms(toy: Toy, model, weights: dict, task, i: int, objective: Alignment | Entropy) -> dict:
     batch, taken = collate([task.sequences[i]])
     dtype = next(model.parameters()).dtype
 
@@ -125,13 +126,36 @@ def _terms(toy: Toy, model, weights: dict, task, i: int, options: FitOptions) ->
 
     called = {f"inner.{name}": weight for name, weight in weights.items()}
     out = functional_call(Called(), called, ())
-    if options.objective == "entropy":
-        return {"entropy": entropy(out.logits)}
+    if isinstance(objective, Entropy):
+        return {"entropy": torch.distributions.Categorical(logits=out.logits).entropy()}
+    squares = (out.hidden[taken] - task.hidden[i].to(dtype)).square()
     return {
-        "hidden": options.hidden_weight
-        * hidden_alignment(out.hidden[taken], task.hidden[i].to(dtype), options.hidden_loss),
-        "logit": logit_alignment(out.logits, task.logits(i, dtype), options.temperature),
+        "hidden": objective.hidden_weight * squares.mean(dim=-1),
+        "logit": divergence(out.logits, task.logits(i, dtype), objective.temperature),
     }
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """T² · KL(teacher ‖ student) of logits [N, V], by torch: [N]."""
+    student, teacher = (torch.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
+    kl = torch.nn.functional.kl_div(student, teacher, reduction="none", log_target=True)
+    return temperature**2 * kl.sum(dim=-1)
+
+
+def problem(toy: Toy, model, objective=None, task_vectors=None, initial=None, count=20.0, **others) -> Problem:
+    """What a fit of the toy minimises; ``others`` are the penalty's or the problem's own."""
+    order = others.pop("order", "tasks")
+    penalty = Penalty(**{"gamma": 0.0, "initial": initial or {"VQA": 0.3, "Chart": 0.3}, "count": count} | others)
+    vectors = toy.task_vectors if task_vectors is None else task_vectors
+    return Problem(
+        backbone=toy.backbone,
+        model=model,
+        task_vectors=vectors,
+        calibration=toy.calibration,
+        objective=objective or Alignment(),
+        penalty=penalty,
+        order=order,
+    )
 
 
 def coefficients(toy: Toy, chunks: bool) -> Coefficients:

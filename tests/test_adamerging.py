@@ -5,22 +5,37 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import base_model, chunked, open_task_vectors, opened, recipe_data, save_recipe
+from conftest import base_model, chunked, merge_row, open_task_vectors, opened, recipe_data, save_recipe
 
 from emkit import backbones
-from emkit.alignment import fit as fitting
-from emkit.alignment.fit import FitOptions, Optimiser, fit
+from emkit.alignment.fit import Penalty, Problem, fit
+from emkit.alignment.heads import Head
+from emkit.alignment.losses import Entropy
 from emkit.alignment.merged_model import MergedModel
 from emkit.alignment.objectives import entropy
 from emkit.alignment.sequences import collate
+from emkit.alignment.variable import Optimiser
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
-from emkit.methods.row import merge_row
 from emkit.methods.ties import Elected, Trimmed
 
 internvl = backbones.get("internvl")
 
-OPTIONS = FitOptions(objective="entropy", gamma=0.0)
+
+def problem(task_vectors, calibration, model, initial=0.3) -> Problem:
+    penalty = Penalty(gamma=0.0, initial=dict.fromkeys(task_vectors.experts, initial), count=24)
+    return Problem(
+        backbone=internvl,
+        model=model,
+        task_vectors=task_vectors,
+        calibration=calibration,
+        objective=Entropy(),
+        penalty=penalty,
+    )
+
+
+def entropy_of(logits: torch.Tensor) -> torch.Tensor:
+    return entropy(logits, Head(torch.eye(logits.shape[1], dtype=logits.dtype)))
 
 
 # ---- the objective
@@ -29,14 +44,14 @@ def test_entropy_is_its_definition():
     logits = rng.normal(size=(7, 11)) * 3
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     wanted = -(p * np.log(p)).sum(axis=1)
-    np.testing.assert_allclose(entropy(torch.from_numpy(logits)), wanted, rtol=1e-12)
+    np.testing.assert_allclose(entropy_of(torch.from_numpy(logits)), wanted, rtol=1e-12)
 
 
 def test_entropy_is_log_v_for_equal_logits_and_0_for_certainty():
-    found = entropy(torch.tensor([[2.0] * 8, [1000.0] + [-1000.0] * 7], dtype=torch.float64))
+    found = entropy_of(torch.tensor([[2.0] * 8, [1000.0] + [-1000.0] * 7], dtype=torch.float64))
     np.testing.assert_allclose(found, [math.log(8), 0], atol=1e-12)
     logits = torch.tensor([[1e4, 0.0, -1e4]], requires_grad=True)
-    entropy(logits).sum().backward()
+    entropy_of(logits).sum().backward()
     assert bool(torch.isfinite(logits.grad).all())
 
 
@@ -77,7 +92,7 @@ def test_gradients_are_finite_differences(task_vectors, calibration, transformed
     start = Coefficients(start.experts, {name: value[:, :1] for name, value in start.values.items()})
     model = base_model(task_vectors, torch.float64)
     merged = MergedModel(model, vectors, start, internvl.parameter_name)
-    found = fitting._losses(internvl, model, calibration, OPTIONS, step=0, seed=0)
+    found = problem(vectors, calibration, model).losses(step=0)
     gradient = merged.gradient().numpy()
     reference = base_model(task_vectors, torch.float64)
     for task, value in reference_losses(reference, start, vectors, calibration).items():
@@ -98,10 +113,10 @@ def test_gradients_are_finite_differences(task_vectors, calibration, transformed
 def entropy_fit(task_vectors, calibration, **changes):
     clamp, initial = changes.pop("clamp", True), changes.pop("initial", 0.3)
     settings = {"name": "adam", "lr": 1e-2, "steps": 4, "schedule": "constant"} | changes
-    options = FitOptions(objective="entropy", gamma=0.0, clamp=clamp, optimiser=Optimiser(**settings))
-    initial = dict.fromkeys(task_vectors.experts, initial)
-    start = Coefficients.constant(task_vectors.names, initial)
-    return fit(internvl, base_model(task_vectors), task_vectors, start, initial, calibration, options, 24)
+    minimised = problem(task_vectors, calibration, base_model(task_vectors), initial)
+    start = Coefficients.constant(task_vectors.names, minimised.penalty.initial)
+    trained = "clamped" if clamp else "plain"
+    return fit(minimised, start=start, optimiser=Optimiser(**settings), parameterisation=trained)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
@@ -111,7 +126,7 @@ def test_the_first_step_is_the_optimisers(task_vectors, calibration, name):
     check = base_model(task_vectors, torch.float64)
     start = Coefficients.constant(task_vectors.names, {"VQA": 0.3, "Chart": 0.3})
     merged = MergedModel(check, task_vectors, start, internvl.parameter_name)
-    fitting._losses(internvl, check, calibration, OPTIONS, 0, 0)
+    problem(task_vectors, calibration, check).losses(0)
     g, w = merged.gradient().numpy(), start.flat()
     if name == "adam":
         g = g + 0.5 * w

@@ -8,8 +8,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from emkit import backbones
-from emkit.alignment.calibration import Settings, calibrate
+from emkit.alignment.calibration import calibrate
 from emkit.alignment.sequences import collate, fold
+from emkit.alignment.teacher import Recording
 from emkit.checkpoints import Checkpoint
 from emkit.task_vectors import TaskVectors
 from eval import features
@@ -173,7 +174,7 @@ class Drawn:
 
 def test_calibration_on_images_of_every_size(zoo, loaded, tmp_path):
     vectors = TaskVectors(Checkpoint.open(zoo / "base"), {"x": Checkpoint.open(zoo / "x")}, qwen2_vl.merged_names)
-    settings = Settings(samples=3, response_tokens=1, hidden_layer=1, max_new_tokens=4)
+    settings = Recording(samples=3, response_tokens=1, hidden_layer=1, max_new_tokens=4)
     made = calibrate(qwen2_vl, loaded[0], vectors, Drawn(), settings, 0, tmp_path).tasks["x"]
     again = calibrate(qwen2_vl, loaded[0], vectors, Drawn(), settings, 0, tmp_path).tasks["x"]
     teacher, processor = qwen2_vl.load(zoo / "x")

@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 
 from emkit import backbones
-from emkit.alignment.calibration import Settings, calibrate
+from emkit.alignment.calibration import calibrate
 from emkit.alignment.sequences import collate, fold
-from emkit.alignment.sources import source
+from emkit.alignment.sources import Samples
+from emkit.alignment.teacher import Recording
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.task_vectors import TaskVectors
@@ -190,8 +191,8 @@ def test_calibration_on_prompts_alone(tmp_path):
         lines.append('{"question": "And\u2028why?", "answer": "so"}')  # a line separator ends no line here
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     base, _ = causal_lm.load(zoo["b"])
-    settings = Settings(samples=2, response_tokens=4, hidden_layer=1, max_new_tokens=5)
-    given = source({"source": "jsonl", "files": files}, "causal_lm")
+    settings = Recording(samples=2, response_tokens=4, hidden_layer=1, max_new_tokens=5)
+    given = Samples(files=files).drawn_from("causal_lm")
     made = calibrate(causal_lm, base, vectors, given, settings, 0, tmp_path / "cache")
     again = calibrate(causal_lm, base, vectors, given, settings, 0, tmp_path / "cache")
     teacher, words = causal_lm.load(zoo["x"])

@@ -5,14 +5,13 @@ import shutil
 
 import pytest
 import torch
-from conftest import opened, recipe_data, save_recipe
+from conftest import merge_row, opened, recipe_data, save_recipe
 from memory import run
 from safetensors.torch import load_file, save_file
 
 from emkit import backbones
 from emkit.checkpoints import Checkpoint
 from emkit.methods import get
-from emkit.methods.row import merge_row
 from emkit.task_vectors import TaskVectors
 
 internvl = backbones.get("internvl")

@@ -14,14 +14,15 @@ from PIL import Image
 
 from emkit import backbones
 from emkit.alignment import teacher as teaching
-from emkit.alignment.calibration import Settings, calibrate
-from emkit.alignment.sources import JsonlSource, ZooSource, source
+from emkit.alignment.calibration import calibrate
+from emkit.alignment.sources import JsonlSource, Samples, ZooSource
+from emkit.alignment.teacher import Recording
 from emkit.errors import UserError
 from emkit.zoo import data
 
 internvl = backbones.get("internvl")
 
-SETTINGS = Settings(samples=3, response_tokens=20, hidden_layer=1, max_new_tokens=4)
+SETTINGS = Recording(samples=3, response_tokens=20, hidden_layer=1, max_new_tokens=4)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_a_damaged_sample_alone_is_made_again(tiny_zoo, base_model, tmp_path, ca
 def test_another_chat_template_makes_another_set(tiny_zoo, base_model, tmp_path):
     """The same weights, asked in another way: what was kept does not hold."""
     zoo = shutil.copytree(tiny_zoo, tmp_path / "zoo")
-    settings = Settings(samples=1, response_tokens=4, hidden_layer=1, max_new_tokens=3)
+    settings = Recording(samples=1, response_tokens=4, hidden_layer=1, max_new_tokens=3)
     made = []
     for _ in range(2):
         given, cache = ZooSource("train", "internvl"), tmp_path / "cache"
@@ -190,7 +191,7 @@ def test_the_order_of_lines_does_not_depend_on_how_their_files_path_is_written(t
 
 
 def test_tokens_all_takes_every_position_of_every_row(tiny_zoo, base_model, tmp_path, calibration):
-    settings = Settings(samples=3, response_tokens=20, hidden_layer=1, tokens="all", max_new_tokens=4)
+    settings = Recording(samples=3, response_tokens=20, hidden_layer=1, tokens="all", max_new_tokens=4)
     found = made(tiny_zoo, base_model, tmp_path, settings).tasks["VQA"]
     _, processor = internvl.load(tiny_zoo / "base")
     rows = found.rows[0]
@@ -214,8 +215,8 @@ def jsonl(tmp_path):
 
 
 def test_a_jsonl_source(jsonl, tiny_zoo, base_model, tmp_path):
-    given = source({"source": "jsonl", "files": jsonl}, "internvl")
-    settings = Settings(samples=2, response_tokens=1, hidden_layer=1, max_new_tokens=4)
+    given = Samples(files=jsonl).drawn_from("internvl")
+    settings = Recording(samples=2, response_tokens=1, hidden_layer=1, max_new_tokens=4)
     found = made(tiny_zoo, base_model, tmp_path / "cache", settings, given=given)
     assert found.tasks["VQA"].samples == 2 and found.tasks["VQA"].rows[0][0]["question"].startswith("how many")
     orders = {tuple(item.key for item in given.items("VQA", seed)) for seed in range(8)}

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from emkit.config import Settings, about, check, default, layered, option, parse
+from emkit.config import Settings, Text, about, check, default, layered, option, parse
 from emkit.errors import UserError
 
 
@@ -22,6 +22,7 @@ class Options(Settings):
     optimiser: Optimiser = Optimiser()
     seeds: list[int] = Field([0], min_length=1)
     clip: float | None = option(None, "bound of the gradient", ge=0)
+    files: dict[str, Text] = option({}, "a file for each expert")
 
 
 def test_a_whole_number_is_a_number_and_nothing_else_is_converted():
@@ -68,6 +69,8 @@ def test_a_part_is_checked_without_what_it_leaves_out():
         ({"initial": 0.1, "seeds": []}, "r.yaml: seeds: [] is empty"),
         ({"initial": 0.1, "seeds": [0, 1.5]}, "r.yaml: seeds[1]: 1.5 is not a whole number"),
         ({"initial": 0.1, "clip": "a"}, "r.yaml: clip: 'a' is not a number"),
+        ({"initial": 0.1, "files": {1: "a"}}, "r.yaml: files: the key 1 is not text: quote it"),
+        ({"initial": 0.1, "files": {"a": " "}}, "r.yaml: files.a: the text is empty"),
         (None, "r.yaml: None is not a mapping"),
     ],
 )

@@ -6,16 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from engine_toys import BETA, by_autograd, coefficients, toy
+from engine_toys import BETA, by_autograd, coefficients, problem, toy
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from emkit.alignment import fit as fitting
 from emkit.alignment.arithmetic import Arithmetic, Rows
-from emkit.alignment.fit import FitOptions, Optimiser, fit
-from emkit.alignment.losses import recomputed
+from emkit.alignment.fit import fit
+from emkit.alignment.lean import recomputed
+from emkit.alignment.losses import Alignment, Entropy
 from emkit.alignment.merged_model import MergedModel, Whole
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.placement import InHost, OnDevice, Placement
+from emkit.alignment.variable import Optimiser
 from emkit.coefficients import Coefficients
 from emkit.methods.ties import Elected, Trimmed
 
@@ -31,14 +32,17 @@ def intern(tmp_path_factory):
 
 
 @pytest.mark.parametrize("chunks", [False, True])
-@pytest.mark.parametrize("objective", ["alignment", "entropy"])
+@pytest.mark.parametrize(
+    "objective",
+    [Alignment(beta=BETA, temperature=1.7, hidden_weight=0.3), Entropy(beta=BETA)],
+    ids=lambda o: o.terms[-1],
+)
 def test_gradients_are_autograds(made, chunks, objective):
-    options = FitOptions(objective=objective, beta=BETA, temperature=1.7, hidden_weight=0.3)
     start = coefficients(made, chunks)
-    losses, expected = by_autograd(made, made.model(), start, options)
+    losses, expected = by_autograd(made, made.model(), start, objective)
     model = made.model()
     merged = MergedModel(model, made.task_vectors, start, made.backbone.parameter_name)
-    found = fitting._losses(made.backbone, model, made.calibration, options, 0, 0)
+    found = problem(made, model, objective).losses(0)
     gradient = merged.gradient().numpy()
     for task, terms in losses.items():
         for term, value in terms.items():
@@ -50,13 +54,12 @@ def test_gradients_are_autograds(made, chunks, objective):
 
 @pytest.mark.parametrize("changes", [{"micro_tokens": 1}, {"micro_tokens": 300}, {"checkpointing": True}])
 def test_micro_batches_and_recomputed_activations_change_nothing_but_rounding(made, changes):
-    options = FitOptions(beta=BETA)
     start = coefficients(made, chunks=True)
     gradients = []
     for engine in (EngineOptions(micro_tokens=10**6), EngineOptions(**changes)):
         model = made.model()
         merged = MergedModel(model, made.task_vectors, start, made.backbone.parameter_name)
-        fitting._losses(made.backbone, model, made.calibration, options, 0, 0, engine)
+        problem(made, model, Alignment(beta=BETA)).losses(0, engine=engine)
         gradients.append(merged.gradient().numpy())
         assert not any(module.training for module in model.modules())
     assert np.abs(gradients[1] - gradients[0]).max() <= 2e-6 * np.linalg.norm(gradients[0])
@@ -70,9 +73,7 @@ def test_activations_are_recomputed_where_asked(intern, monkeypatch):
         MergedModel(model, intern.task_vectors, start, intern.backbone.parameter_name)
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            fitting._losses(
-                intern.backbone, model, intern.calibration, FitOptions(), 0, 0, EngineOptions(checkpointing=wanted)
-            )
+            problem(intern, model).losses(0, engine=EngineOptions(checkpointing=wanted))
         kept.append(sum(sizes))
     assert kept[1] < 0.8 * kept[0]
 
@@ -80,10 +81,9 @@ def test_activations_are_recomputed_where_asked(intern, monkeypatch):
 def fitted(made, vectors, engine=None, clip=None, parameterisation="plain", chunks=True, model=None, steps=3):
     start = coefficients(made, chunks)
     optimiser = Optimiser(lr=0.05, steps=steps, batch=1, clip=clip)
-    options = FitOptions(parameterisation, beta=BETA, gamma=0.1, optimiser=optimiser)
-    initial = {"VQA": 0.3, "Chart": 0.2}
     model = model or made.model()
-    found = fit(made.backbone, model, vectors, start, initial, made.calibration, options, 20, engine=engine)
+    minimised = problem(made, model, Alignment(beta=BETA), vectors, {"VQA": 0.3, "Chart": 0.2}, gamma=0.1)
+    found = fit(minimised, start=start, optimiser=optimiser, parameterisation=parameterisation, engine=engine)
     return found, model
 
 
@@ -161,11 +161,10 @@ def test_bfloat16_weights_have_float64_coefficients(intern):
 def test_the_regulariser_alone_moves_tensors_that_the_loss_does_not_reach(intern):
     """Only the middle hidden state is in the loss: later blocks have no gradient but γ's."""
     start = Coefficients.constant(intern.task_vectors.names, {"VQA": 0.3, "Chart": 0.3})
-    options = FitOptions(logit_weight=0.0, gamma=1.0, optimiser=Optimiser(lr=0.01, steps=1, schedule="constant"))
     model = intern.model()
-    found = fit(
-        intern.backbone, model, intern.task_vectors, start, {"VQA": 0.2, "Chart": 0.4}, intern.calibration, options, 24
-    ).coefficients
+    minimised = problem(intern, model, Alignment(logit_weight=0.0), None, {"VQA": 0.2, "Chart": 0.4}, 24, gamma=1.0)
+    optimiser = Optimiser(lr=0.01, steps=1, schedule="constant")
+    found = fit(minimised, start=start, optimiser=optimiser).coefficients
     last = [name for name in found.values if ".layers.2." in name]
     assert last
     for name in last:
@@ -219,7 +218,7 @@ class Half(Whole):
 
 
 def test_two_shards_coefficient_gradients_add_up_to_the_whole(intern):
-    start, gradients, options = coefficients(intern, True), [], FitOptions(beta=BETA)
+    start, gradients = coefficients(intern, True), []
     for number in (None, 0, 1):
         shards = Whole() if number is None else Half(number, None)
         model = intern.model()
@@ -228,7 +227,7 @@ def test_two_shards_coefficient_gradients_add_up_to_the_whole(intern):
         if number is not None:
             shards.sizes = {n: (p.shape[0] // 2) * (p.numel() // p.shape[0]) for n, p in whole.parameters.items()}
         merged = MergedModel(model, intern.task_vectors, start, intern.backbone.parameter_name, shards)
-        fitting._losses(intern.backbone, model, intern.calibration, options, 0, 0)
+        problem(intern, model, Alignment(beta=BETA)).losses(0)
         gradients.append(merged.gradient().numpy())
     np.testing.assert_allclose(gradients[1] + gradients[2], gradients[0], rtol=1e-5, atol=1e-7)
     assert np.abs(gradients[1]).max() > 1e-3 < np.abs(gradients[2]).max()

@@ -11,16 +11,30 @@ from conftest import base_model, chunked
 from emkit import backbones
 from emkit.alignment import fit as fitting
 from emkit.alignment.calibration import Calibration
-from emkit.alignment.fit import FitOptions, Optimiser, chosen_samples, fit, learning_rate
+from emkit.alignment.fit import Penalty, Problem, fit
+from emkit.alignment.losses import Alignment
 from emkit.alignment.merged_model import MergedModel
-from emkit.alignment.order import pieces
+from emkit.alignment.order import chosen_samples, pieces
 from emkit.alignment.sequences import collate
+from emkit.alignment.variable import Optimiser, learning_rate
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 
 internvl = backbones.get("internvl")
 
 BETA = {"VQA": 1.0, "Chart": 2.5}
+
+
+def problem(task_vectors, calibration, objective=None, model=None, **penalty) -> Problem:
+    """``penalty``: what it has besides γ = 0 and ᾱ = 0.3."""
+    return Problem(
+        backbone=internvl,
+        model=model or base_model(task_vectors),
+        task_vectors=task_vectors,
+        calibration=calibration,
+        objective=objective or Alignment(beta=BETA),
+        penalty=Penalty(**{"gamma": 0.0, "initial": {"VQA": 0.3, "Chart": 0.3}, "count": 24} | penalty),
+    )
 
 
 def reference_losses(model, coefficients, task_vectors, calibration, options) -> dict:
@@ -64,13 +78,13 @@ def objective(losses) -> float:
 @pytest.mark.parametrize("layerwise", [True, False])
 @pytest.mark.usefixtures("float64_norms")
 def test_losses_are_eq_1_2_and_gradients_are_finite_differences(task_vectors, calibration, hidden_loss, layerwise):
-    options = FitOptions(beta=BETA, hidden_loss=hidden_loss, temperature=1.7)
+    options = Alignment(beta=BETA, hidden_loss=hidden_loss, temperature=1.7)
     start = chunked(task_vectors)
     if layerwise:
         start = Coefficients(start.experts, {name: value[:, :1] for name, value in start.values.items()})
     model = base_model(task_vectors, torch.float64)
     merged = MergedModel(model, task_vectors, start, internvl.parameter_name)
-    found = fitting._losses(internvl, model, calibration, options, step=0, seed=0)
+    found = problem(task_vectors, calibration, options, model).losses(step=0)
     gradient = merged.gradient().numpy()
     reference = base_model(task_vectors, torch.float64)
     expected = reference_losses(reference, start, task_vectors, calibration, options)
@@ -97,12 +111,12 @@ def test_the_first_step_is_adamw_on_the_whole_objective(task_vectors, calibratio
     start = chunked(task_vectors)
     initial = {"VQA": 0.35, "Chart": 0.2}
     settings = Optimiser(lr=0.01, weight_decay=0.1, steps=1, schedule="constant")
-    options = FitOptions(parameterisation, beta=BETA, gamma=3.0, regulariser=regulariser, optimiser=settings)
-    model, count = base_model(task_vectors), 20.0
-    found = fit(internvl, model, task_vectors, start, initial, calibration, options, count)
+    count = 20.0
+    minimised = problem(task_vectors, calibration, gamma=3.0, initial=initial, count=count, kind=regulariser)
+    found = fit(minimised, start=start, optimiser=settings, parameterisation=parameterisation)
     check = base_model(task_vectors, torch.float64)
     merged = MergedModel(check, task_vectors, start, internvl.parameter_name)
-    fitting._losses(internvl, check, calibration, options, 0, 0)
+    problem(task_vectors, calibration, model=check).losses(0)
     alpha = start.flat()
     anchor = np.array([initial[start.experts[k]] for k in start.flat_experts()])
     weight = 1 / (2 * count) if regulariser == "paper" else 2 * 2 / len(alpha)
@@ -120,15 +134,11 @@ def test_the_first_step_is_adamw_on_the_whole_objective(task_vectors, calibratio
         assert found.coefficients.values[name].tolist() == start.values[name].tolist()
 
 
-def plain_fit(task_vectors, calibration, steps=6, state=None, **changes):
-    optimiser = Optimiser(
-        lr=0.03, steps=steps, schedule=changes.pop("schedule", "cosine"), batch=changes.pop("batch", "all")
-    )
-    options = FitOptions(beta=BETA, gamma=0.1, optimiser=optimiser, **changes)
-    initial = {"VQA": 0.3, "Chart": 0.3}
-    start = Coefficients.constant(task_vectors.names, initial)
-    count = len(task_vectors.names)
-    return fit(internvl, base_model(task_vectors), task_vectors, start, initial, calibration, options, count, 0, state)
+def plain_fit(task_vectors, calibration, steps=6, state=None, batch="all"):
+    optimiser = Optimiser(lr=0.03, steps=steps, batch=batch)
+    start = Coefficients.constant(task_vectors.names, {"VQA": 0.3, "Chart": 0.3})
+    minimised = problem(task_vectors, calibration, gamma=0.1, count=len(task_vectors.names))
+    return fit(minimised, start=start, optimiser=optimiser, state=state)
 
 
 class Killed(Exception):
@@ -140,18 +150,18 @@ class Killed(Exception):
 def test_a_killed_fit_resumes_to_the_identical_end(task_vectors, calibration, tmp_path, monkeypatch, kill_at, batch):
     whole = plain_fit(task_vectors, calibration, batch=batch)
     state = tmp_path / "state.json"
-    real = fitting._losses
+    real = Problem.losses
 
-    def dies(*arguments):
-        if arguments[4] == kill_at:
+    def dies(self, step, *others):
+        if step == kill_at:
             raise Killed
-        return real(*arguments)
+        return real(self, step, *others)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(fitting, "_losses", dies)
+        patch.setattr(Problem, "losses", dies)
         plain_fit(task_vectors, calibration, batch=batch, state=state)
     steps = []
-    monkeypatch.setattr(fitting, "_losses", lambda *a: steps.append(a[4]) or real(*a))
+    monkeypatch.setattr(Problem, "losses", lambda self, *a: steps.append(a[0]) or real(self, *a))
     resumed = plain_fit(task_vectors, calibration, batch=batch, state=state)
     assert steps == list(range(kill_at, 6))
     assert resumed.coefficients.to_json() == whole.coefficients.to_json()
@@ -182,31 +192,22 @@ def test_a_diverging_fit_is_one_line(task_vectors, calibration):
 
 def test_sigmoid_needs_initial_values_between_0_and_1(task_vectors, calibration):
     start = Coefficients.constant(task_vectors.names, {"VQA": 1.0, "Chart": 0.3})
-    options = FitOptions("sigmoid")
+    minimised = problem(task_vectors, calibration, initial={"VQA": 1.0, "Chart": 0.3})
     with pytest.raises(UserError, match="between 0 and 1"):
-        fit(
-            internvl,
-            base_model(task_vectors),
-            task_vectors,
-            start,
-            {"VQA": 1.0, "Chart": 0.3},
-            calibration,
-            options,
-            24,
-        )
+        fit(minimised, start=start, optimiser=Optimiser(lr=0.1, steps=1), parameterisation="sigmoid")
 
 
 def test_nothing_to_learn_is_one_line(task_vectors, calibration):
     start = Coefficients.constant(task_vectors.names, {"VQA": 0.3, "Chart": 0.3})
     start = Coefficients(start.experts, start.values, frozenset(start.values))
     with pytest.raises(UserError, match="no coefficient to learn"):
-        fit(internvl, base_model(task_vectors), task_vectors, start, {}, calibration, FitOptions(), 24)
+        fit(problem(task_vectors, calibration), start=start, optimiser=Optimiser(lr=0.1, steps=1))
 
 
 def test_schedules():
     rates = {
         s: [learning_rate(Optimiser(lr=2.0, steps=4, schedule=s, period=2, growth=1, floor=0.0), i) for i in range(4)]
-        for s in fitting.SCHEDULES
+        for s in ("constant", "cosine", "cosine_restarts")
     }
     np.testing.assert_allclose(rates["constant"], [2, 2, 2, 2])
     np.testing.assert_allclose(rates["cosine"], [2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)])

@@ -9,8 +9,9 @@ from conftest import open_task_vectors
 from PIL import Image
 
 from emkit import backbones
-from emkit.alignment.calibration import Settings, calibrate
-from emkit.alignment.sources import source
+from emkit.alignment.calibration import calibrate
+from emkit.alignment.sources import Samples
+from emkit.alignment.teacher import Recording
 
 internvl = backbones.get("internvl")
 
@@ -50,7 +51,7 @@ def test_a_calibration_set_with_and_without_images(tiny_zoo, loaded, image, tmp_
     for task in ("VQA", "Chart"):
         (tmp_path / f"{task}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         files[task] = str(tmp_path / f"{task}.jsonl")
-    given, settings = source({"source": "jsonl", "files": files}, "internvl"), Settings(2, 1, 1, max_new_tokens=4)
+    given, settings = Samples(files=files).drawn_from("internvl"), Recording(2, 1, 1, max_new_tokens=4)
     for _ in range(2):  # made, then read
         made = calibrate(internvl, loaded[0], open_task_vectors(tiny_zoo), given, settings, 0, tmp_path / "cache")
         counts = {row[0]["question"]: len(f) for row, f in zip(made.tasks["VQA"].rows, made.tasks["VQA"].features)}

@@ -119,7 +119,7 @@ CASES = [  # the file that is new or has a line more, and the parts of the keys 
     ("emkit/shards.py", dict.fromkeys(SCORES, MERGES) | {"TIES on images": ALL}),  # image features read checkpoints
     ("emkit/backbones/internvl.py", {"TIES on images": MERGES}),
     ("emkit/zoo/text/skills.py", {}),
-    ("emkit/alignment/logits.py", {"Expert Merging": MERGES, "its own samples": MERGES}),
+    ("emkit/alignment/objectives.py", {"Expert Merging": MERGES, "its own samples": MERGES}),
     ("emkit/methods/wudi.py", {}),
     ("emkit/zoo/text/problems.py", {"Expert Merging": MERGES}),
     ("eval/vlm/mends.py", {"TIES on images": [1]}),

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import recipe_data, save_recipe
-from engine_toys import toy
+from engine_toys import problem, toy
 from torch.func import functional_call
 
-from emkit.alignment.fit import FitOptions, Optimiser, fit
-from emkit.alignment.like import imposed, resolved
+from emkit.alignment import objectives
+from emkit.alignment.fit import fit
+from emkit.alignment.like import imposed, layer
+from emkit.alignment.losses import Alignment
 from emkit.alignment.options import EngineOptions
-from emkit.alignment.order import authors_order, authors_steps, authors_turns, pieces, pull
+from emkit.alignment.order import authors_order, authors_steps, authors_turns, pieces, tasks_in
 from emkit.alignment.sequences import collate
+from emkit.alignment.variable import Optimiser
 from emkit.coefficients import Coefficients
 from eval.__main__ import main
 
@@ -119,16 +122,15 @@ def cut(made, sizes: dict[str, int]):
 )
 def test_the_coefficients_follow_the_authors_loop_step_by_step(made, order, hidden_weight, sizes):
     given = {"gamma": GAMMA, "beta": BETA, "hidden_weight": hidden_weight, "optimiser": {}, "hidden_layer": "middle"}
-    settings = resolved(given, given, imposed("expert_merging", SAMPLES, 2, "mistral"))
-    keys = ("parameterisation", "temperature", "beta", "gamma", "regulariser", "hidden_loss", "hidden_weight")
-    options = FitOptions(
-        **{key: settings[key] for key in keys}, optimiser=Optimiser(**settings["optimiser"]), order=order
-    )
+    settings = given | layer(given, imposed("expert_merging", SAMPLES, 2, "mistral"))
+    objective = Alignment(**{key: settings[key] for key in ("temperature", "beta", "hidden_loss", "hidden_weight")})
     initial = dict.fromkeys(made.task_vectors.experts, 0.2)
     start = Coefficients.constant(made.task_vectors.names, initial)
-    count = len(start.values)
-    data = cut(made, sizes)
-    found = fit(made.backbone, made.model(), made.task_vectors, start, initial, data, options, count, seed=4)
+    penalty = {"gamma": settings["gamma"], "kind": settings["regulariser"], "order": order}
+    few = dataclasses.replace(made, calibration=cut(made, sizes))
+    minimised = problem(few, made.model(), objective, None, initial, len(start.values), **penalty)
+    optimiser, trained = Optimiser(**settings["optimiser"]), settings["parameterisation"]
+    found = fit(minimised, start=start, optimiser=optimiser, parameterisation=trained, seed=4)
     turns = base_class_turns(sizes) if order == "authors" else internvl_turns(sizes, 4)
     expected = authors_loop(made, 0.2, hidden_weight, turns)
     assert len(found.history) == 3 and np.abs(expected[-1] - expected[0]).max() > 0.1
@@ -142,14 +144,14 @@ def test_the_coefficients_follow_the_authors_loop_step_by_step(made, order, hidd
 def test_the_settings_are_those_of_their_default_run(backbone):
     """Five experts with ten samples each: 50 samples, 7 optimiser steps."""
     given = {"gamma": 5.0, "tokens": "response", "optimiser": {"lr": 0.01}, "hidden_weight": 1.0}
-    found = resolved(given, ["gamma", "tokens"], imposed("expert_merging", 10, 5, backbone))
+    found = given | layer(["gamma", "tokens"], imposed("expert_merging", 10, 5, backbone))
     optimiser = Optimiser(**found["optimiser"])
     assert (optimiser.steps, optimiser.lr, optimiser.weight_decay, optimiser.clip) == (7, 0.5, 1e-5, 1.0)
     assert (optimiser.name, optimiser.schedule, optimiser.period) == ("adamw", "cosine_restarts", 50)
     assert (optimiser.growth, optimiser.floor) == (2, 0.1)
     assert found["parameterisation"] == "sigmoid" and found["tokens"] == "all" and found["gamma"] == 5.0
     assert found["hidden_weight"] == 0.0 and "fixed" not in found
-    assert resolved(given, given, {})["hidden_weight"] == 1.0
+    assert layer(given, {}) == {} and layer([], {}) == {"hidden_weight": 0.0}
     assert imposed("expert_merging_pp", 10, 5, backbone)["fixed"] == "initial"
 
 
@@ -173,7 +175,12 @@ def test_internvl_has_the_order_of_their_own_internvl_trainer(made):
     assert authors_turns(data, "authors_shuffled", 0) != authors_turns(data, "authors_shuffled", 1)
     assert authors_steps([9, 4], "authors_shuffled") == 3 and authors_steps([9, 4]) == 2
     # the last step holds two micro-steps of eight: a quarter of the regulariser's weight, 1/(n/K) each
-    assert [pull("authors_shuffled", "paper", 24, 2, 12, data, step) for step in range(3)] == [1 / 12, 1 / 12, 1 / 48]
+    alpha = torch.full((24,), 0.5, dtype=torch.float64)
+    weights = []
+    for step in range(3):
+        tasks = tasks_in(data, "authors_shuffled", step)
+        weights.append(objectives.regulariser(alpha, alpha - 1, 2, 12, "authors", tasks)[1].unique().tolist())
+    assert weights == [[1 / 12], [1 / 12], [1 / 48]]
 
 
 def test_a_sample_with_two_turns_in_a_step_weighs_twice(made):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from text_benchmarks import TEXT, asked, column, right, write
 
+from emkit import backbones
 from emkit.errors import UserError
 from emkit.zoo import build
 from emkit.zoo.families import mistral
@@ -168,7 +169,7 @@ def test_a_log_that_disagrees_with_its_items_is_no_score():
 
 def test_a_worker_asks_the_model_as_transformers_alone_does(data, model):
     found = client.evaluate(data, [GSM8K, MATH], model)
-    loaded, tokenizer = mistral.load(model)
+    loaded, tokenizer = backbones.get("mistral").load(model)
     torch.set_num_threads(1)
     for name, asks in (("GSM8K", "question"), ("MATH", "problem")):
         expected = skills.replies(loaded, tokenizer, [row[asks] for row in rows(data, name)])

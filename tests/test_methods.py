@@ -6,17 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import opened, recipe_data, save_recipe
+from conftest import merge_row, opened, recipe_data, save_recipe
 from safetensors.torch import load_file, save_file
 
 from emkit import backbones
-from emkit.alignment import fit as fitting
+from emkit.alignment.fit import Problem
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.errors import UserError
 from emkit.methods import registry
-from emkit.methods.row import merge_row
 
 internvl = backbones.get("internvl")
 
@@ -140,18 +139,18 @@ def test_the_same_arguments_give_the_same_bytes_and_another_seed_others(run, tmp
 
 def test_a_killed_row_resumes_its_fit(run, recipe, monkeypatch, tmp_path):
     whole, _, _ = run("expert_merging")
-    real, steps = fitting._losses, []
+    real, steps = Problem.losses, []
 
     class Killed(Exception):
         pass
 
-    def dies(*arguments):
-        steps.append(arguments[4])
+    def dies(self, step, *others):
+        steps.append(step)
         if len(steps) == 3:
             raise Killed
-        return real(*arguments)
+        return real(self, step, *others)
 
-    monkeypatch.setattr(fitting, "_losses", dies)
+    monkeypatch.setattr(Problem, "losses", dies)
     again = [recipe, "expert_merging", 0, tmp_path / "b" / "model"]
     with pytest.raises(Killed):
         merge_row(*again, tmp_path / "cache-b", 0.3)

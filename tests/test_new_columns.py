@@ -10,6 +10,7 @@ import pytest
 import tiny_benchmarks
 import yaml
 
+from emkit import backbones
 from emkit.errors import UserError
 from emkit.zoo import build
 from emkit.zoo.families import mistral
@@ -96,7 +97,7 @@ def model(tmp_path_factory) -> Path:
 def test_a_text_column_is_a_yaml_and_its_items(copy, model):
     """One that says what it asks, whose score is counted by hand, and one by the name of a task of the harness."""
     questions = ["3 + 4", "name a colour", "which is red"]
-    replies = skills.replies(*mistral.load(model), questions)
+    replies = skills.replies(*backbones.get("mistral").load(model), questions)
     assert len(replies) == 3 and replies[0]
     items = [{"asked": q, "right": r} for q, r in zip(questions, [replies[0], "another", "a third"])]
     add(

@@ -162,8 +162,8 @@ def test_a_file_that_is_no_recipe(tmp_path, refuses, content, match):
 @pytest.mark.parametrize(
     "more, match",
     [
-        (["--sclae", "0.3"], "unknown option --sclae: did you mean --scale?"),
-        (["--scale", "many"], "argument --scale: invalid float value: 'many'"),
+        (["--sclae", "0.3"], "no such option '--sclae'. (Did you mean one of: '--cache', '--place', '--scale'?)"),
+        (["--scale", "many"], "invalid value for '--scale': 'many' is not a valid float"),
         (["--option", "density"], "--option density is not of the form KEY=VALUE"),
         (["--option", "density=0.2"], "command line: options: the method task_arithmetic has no options"),
         (["--option", "a.b=1", "--option", "a=[1"], "--option a, line 1: not valid YAML"),
@@ -184,7 +184,7 @@ def test_flags_with_a_mistake(models, tmp_path, refuses, more, match):
         (["merge", "--base", "a", "--method", "ties", "--out", "b"], "--expert is missing"),
         (["merge", "/", "--base", "a"], "/ is a folder, not a recipe: an expert is given with --expert"),
         (["init", "--backbone", "lama"], "unknown backbone 'lama'"),
-        (["merg"], "unknown command 'merg': did you mean 'merge'?"),
+        (["merg"], "no such command 'merg'. (Did you mean one of: 'merge'"),
         (["init", "--method", "ties2"], "unknown method 'ties2': did you mean 'ties'?"),
         (["coefficients", "show", "nowhere"], "there is no nowhere"),
     ],

@@ -62,7 +62,7 @@ def refuses(tmp_path, capfd):
         ({"seeds": ["one"]}, ["seeds[0]", "'one' is not a whole number"]),
         ({"calibration": {"samples": "five", "response_tokens": 8}}, ["calibration.samples", "'five'"]),
         ({"rows": [{"id": "a", "label": "A", "method": "task_aritmetic"}]}, ["task_aritmetic", "task_arithmetic"]),
-        ({"protocol": {"judge": "rules"}}, ["protocol: unknown key 'judge'", "judge_upstream"]),
+        ({"protocol": {"judge_upstreem": "rules"}}, ["protocol: unknown key 'judge_upstreem'", "judge_upstream"]),
     ],
     ids=["backbone", "benchmark", "key", "type", "nested type", "method", "protocol"],
 )

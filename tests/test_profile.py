@@ -8,6 +8,7 @@ from conftest import recipe_data, save_recipe
 from emkit import methods
 from emkit.errors import UserError
 from eval import profile, table
+from eval.merging import row_sha256
 from eval.plan import Plan
 
 
@@ -159,15 +160,23 @@ def test_numbers_like_1e_5_are_numbers(tmp_path):
 
 
 def test_the_hash_of_a_row_is_of_its_values(tmp_path):
-    first = load(tmp_path, recipe_data(tmp_path)).sha256
-    assert load(tmp_path, changed(recipe_data(tmp_path), "rows.8.label", "++")).sha256 == first
-    assert load(tmp_path, changed(recipe_data(tmp_path), "rows.8.options", {"kappa": 0})).sha256 != first
-    assert load(tmp_path, changed(recipe_data(tmp_path), "calibration.samples", 3)).sha256 != first
+    first = row_sha256(load(tmp_path, recipe_data(tmp_path)), "expert_merging_pp")
+    assert (
+        row_sha256(load(tmp_path, changed(recipe_data(tmp_path), "rows.8.label", "++")), "expert_merging_pp") == first
+    )
+    assert (
+        row_sha256(load(tmp_path, changed(recipe_data(tmp_path), "rows.8.options", {"kappa": 0})), "expert_merging_pp")
+        != first
+    )
+    assert (
+        row_sha256(load(tmp_path, changed(recipe_data(tmp_path), "calibration.samples", 3)), "expert_merging_pp")
+        != first
+    )
 
 
 def test_settings_inherit_and_rows_override(tmp_path):
     data = changed(recipe_data(tmp_path), "methods.expert_merging_pp.gamma", 7)
-    plan = load(tmp_path, changed(data, "rows.8.options", {"kappa": 0})).plan
+    plan = load(tmp_path, changed(data, "rows.8.options", {"kappa": 0}))
     settings = plan.settings("expert_merging_pp")
     assert (settings.gamma, settings.kappa, settings.temperature) == (7, 0, 1.0)
     assert plan.settings("expert_merging").gamma == 0.1
@@ -176,7 +185,7 @@ def test_settings_inherit_and_rows_override(tmp_path):
 
 
 def test_a_row_whose_model_the_profile_lacks_is_not_run(tmp_path):
-    plan = load(tmp_path, changed(recipe_data(tmp_path), "rows.1.model", "mixture")).plan
+    plan = load(tmp_path, changed(recipe_data(tmp_path), "rows.1.model", "mixture"))
     assert not plan.runs("vqa") and plan.runs("base")
 
 
@@ -184,7 +193,7 @@ def test_a_row_whose_model_the_profile_lacks_is_not_run(tmp_path):
 def test_a_sweep_is_a_row_for_each_value(tmp_path):
     vary = {"options.gamma": [0, 0.2, 0.4]}
     data = changed(changed(recipe_data(tmp_path), "rows.7.vary", vary), "rows.7.label", "{}")
-    plan = load(tmp_path, data).plan
+    plan = load(tmp_path, data)
     swept = [f"expert_merging_{value}" for value in ("0", "0.2", "0.4")]
     assert [*plan.rows][7:10] == swept and [plan.rows[row].label for row in swept] == ["0", "0.2", "0.4"]
     assert [plan.settings(row).gamma for row in swept] == [0, 0.2, 0.4]
@@ -194,7 +203,7 @@ def test_a_sweep_is_a_row_for_each_value(tmp_path):
 def test_a_sweep_of_two_keys_is_every_combination_and_reaches_into_mappings(tmp_path):
     vary = {"calibration.samples": [3, 5], "options.optimiser.lr": [0.1, 0.5]}
     data = changed(changed(recipe_data(tmp_path), "rows.7.vary", vary), "rows.7.label", "N = {}, rate {}")
-    plan = load(tmp_path, data).plan
+    plan = load(tmp_path, data)
     row = "expert_merging_5_0.1"
     assert plan.rows[row].label == "N = 5, rate 0.1"
     assert plan.calibration(row).samples == 5 and plan.calibration("expert_merging_pp").samples == 2

@@ -23,7 +23,7 @@ class Fakes:
 
     def __init__(self, monkeypatch):
         self.merged, self.evaluated, self.broken, self.seconds = [], [], {}, set()
-        monkeypatch.setattr(merging, "merge_row", self.merge)
+        monkeypatch.setattr(merging, "merge", self.merge)
         monkeypatch.setattr(
             asking.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate)
         )
@@ -31,8 +31,9 @@ class Fakes:
         monkeypatch.setattr(client, "prompts", self.prompts)
         monkeypatch.setattr(client, "evaluate", self.evaluate)
 
-    def merge(self, recipe, row, seed, out, cache, scale):
-        self.merged.append((row, seed, scale))
+    def merge(self, plan, job, out, cache):
+        row, scale = job.row, job.scale
+        self.merged.append((row, job.seed, scale))
         if "merge" in self.broken:
             raise self.broken["merge"]
         out.mkdir(parents=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import recipe_data, save_recipe
+from conftest import merge_row, recipe_data, save_recipe
 from small_plan import small_plan
 
 from emkit.files import write_json
@@ -33,8 +33,8 @@ def heard(call) -> list[tuple[str, int, int]]:
 def test_a_learned_row_reports_every_sample_every_step_and_every_tensor(tiny_zoo, tmp_path):
     recipe = save_recipe(tmp_path, recipe_data(tiny_zoo))
     row = ("expert_merging", 0, tmp_path / "out" / "model", tmp_path / "cache", 0.3)
-    found = heard(lambda: merging.merge_row(recipe, *row))
-    steps = recipe.plan.profile.methods["expert_merging"]["optimiser"]["steps"]
+    found = heard(lambda: merge_row(recipe, *row))
+    steps = recipe.profile.methods["expert_merging"]["optimiser"]["steps"]
     assert [sign[1:] for sign in found if sign[0] == "fit step"] == [(step, steps) for step in range(steps)]
     samples = [sign[0] for sign in found if sign[0].startswith("calibration ")]
     wanted = [f"calibration {task}, sample {n} of 2" for task in ("VQA", "Chart") for n in (1, 2)]
@@ -51,9 +51,9 @@ def test_reports_change_no_byte_of_a_merge(tiny_zoo, tmp_path):
         out = tmp_path / name / "model"
         row = ("expert_merging", 0, out, tmp_path / name / "cache", 0.3)
         if name == "heard":
-            heard(lambda row=row: merging.merge_row(recipe, *row))
+            heard(lambda row=row: merge_row(recipe, *row))
         else:
-            merging.merge_row(recipe, *row)
+            merge_row(recipe, *row)
         written.append([(out / "model.safetensors").read_bytes(), (out.parent / "history.json").read_bytes()])
     assert written[0] == written[1]
 
@@ -94,7 +94,7 @@ def test_a_row_job_leaves_signs_while_it_runs_and_none_after(tmp_path, monkeypat
             seen.extend(signs.running(plan.signs))
         raise ValueError("that is enough")
 
-    monkeypatch.setattr(merging, "merge_row", merge)
+    monkeypatch.setattr(merging, "merge", merge)
     rows.run_job(plan, Job("base", 0))
     assert [(sign.job, sign.text) for sign in seen] == [("base/0", f"fit step {step}/3") for step in range(3)]
     assert seen[0].at <= seen[1].at <= seen[2].at

@@ -5,12 +5,13 @@ import itertools
 import pytest
 import tiny_models as tiny
 import torch
-from conftest import recipe_data, save_recipe
+from conftest import merge_row, recipe_data, save_recipe
 from text_benchmarks import TEXT, asked, column, write
 
-from emkit import backbones, methods
-from emkit.alignment.calibration import Settings, calibrate
-from emkit.alignment.sources import JsonlSource, TextZooSource, ZooSource, source
+from emkit import backbones
+from emkit.alignment.calibration import calibrate
+from emkit.alignment.sources import JsonlSource, TextZooSource, ZooSamples, ZooSource
+from emkit.alignment.teacher import Recording
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.task_vectors import TaskVectors
@@ -20,7 +21,7 @@ from eval.items import lines
 
 mistral = backbones.get("mistral")
 
-SETTINGS = Settings(samples=2, response_tokens=12, hidden_layer=1, max_new_tokens=5)
+SETTINGS = Recording(samples=2, response_tokens=12, hidden_layer=1, max_new_tokens=5)
 
 
 def first(task: str, n: int, seed: int = 0, split: str = "train") -> list:
@@ -29,11 +30,11 @@ def first(task: str, n: int, seed: int = 0, split: str = "train") -> list:
 
 def test_the_backbone_and_the_recipe_choose_the_source():
     for backbone in ("mistral", "causal_lm"):
-        assert type(source({}, backbone)) is TextZooSource
-        assert source({"split": "validation"}, backbone).split == "validation"
-        assert type(source({"source": "jsonl", "files": {}}, backbone)) is JsonlSource
+        assert type(ZooSamples(samples=1, response_tokens=1).drawn_from(backbone)) is TextZooSource
+        assert ZooSamples(samples=1, response_tokens=1, split="validation").drawn_from(backbone).split == "validation"
+        assert type(ZooSamples(samples=1, response_tokens=1, source="jsonl").drawn_from(backbone)) is JsonlSource
     for backbone in ("internvl", "qwen2_vl"):
-        assert type(source({}, backbone)) is ZooSource
+        assert type(ZooSamples(samples=1, response_tokens=1).drawn_from(backbone)) is ZooSource
 
 
 @pytest.mark.parametrize("task", text.DOMAINS)
@@ -70,7 +71,7 @@ def test_a_source_that_ends_says_how_far_it_came(monkeypatch, zoo, tmp_path):
     few = text.items("alpaca_eval", "train", 2, 0)
     monkeypatch.setattr(text, "distinct", lambda *given: iter(few))
     with pytest.raises(UserError, match="calibration set of task 'Chat' fills only 0 samples of 1000 response tokens"):
-        made(zoo, tmp_path, Settings(1, 1000, 1, max_new_tokens=4))
+        made(zoo, tmp_path, Recording(1, 1000, 1, max_new_tokens=4))
 
 
 def test_an_unknown_task_is_one_line():
@@ -97,7 +98,15 @@ def vectors(zoo) -> TaskVectors:
 
 def made(zoo, cache, settings=SETTINGS, seed=0):
     base, _ = mistral.load(zoo / "base")
-    return calibrate(mistral, base, vectors(zoo), source({}, "mistral"), settings, seed, cache)
+    return calibrate(
+        mistral,
+        base,
+        vectors(zoo),
+        ZooSamples(samples=1, response_tokens=1).drawn_from("mistral"),
+        settings,
+        seed,
+        cache,
+    )
 
 
 def test_samples_are_packs_of_items_answered_by_their_own_expert(zoo, tmp_path):
@@ -124,7 +133,7 @@ def test_the_cache_knows_seed_split_and_source(zoo, tmp_path):
     base, _ = mistral.load(zoo / "base")
 
     def key(split: str, seed: int) -> str:
-        settings = Settings(1, 4, 1, max_new_tokens=4)
+        settings = Recording(1, 4, 1, max_new_tokens=4)
         return calibrate(mistral, base, vectors(zoo), TextZooSource(split), settings, seed, tmp_path).keys["Math"]
 
     assert len({key("train", 0), key("train", 1), key("validation", 0)}) == 3
@@ -139,7 +148,7 @@ def test_a_recipe_of_a_language_model_is_fitted_on_the_text_zoo(zoo, tmp_path):
     data["methods"]["expert_merging"]["beta"] = {"Code": 2.0}
     data["rows"] = [row for row in data["rows"] if row.get("model") != "VQA"]
     loaded = save_recipe(tmp_path, data)
-    report = methods.merge_row(loaded, "expert_merging", 0, tmp_path / "out", cache=tmp_path / "cache", scale=0.3)
+    report = merge_row(loaded, "expert_merging", 0, tmp_path / "out", cache=tmp_path / "cache", scale=0.3)
     merged, _ = mistral.load(tmp_path / "out")
     assert set(report["calibration"]) == set(text.DOMAINS)
     base = mistral.load(zoo / "base")[0].state_dict()

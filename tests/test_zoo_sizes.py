@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from emkit.alignment.sources import source
+from emkit.alignment.sources import ZooSamples
 from emkit.zoo import data
 from emkit.zoo.data import patch_targets, sheets, sizes
 from emkit.zoo.data.documents import document
@@ -82,7 +82,10 @@ def test_a_document_holds_question_and_answer_and_no_answer_as_a_benchmark_wants
 
 
 def test_calibration_sees_images_and_questions_as_evaluation_has_them():
-    seen = {backbone: list(islice(source({}, backbone).items("VQA", 1), 20)) for backbone in ("internvl", "qwen2_vl")}
+    seen = {
+        backbone: list(islice(ZooSamples(samples=1, response_tokens=1).drawn_from(backbone).items("VQA", 1), 20))
+        for backbone in ("internvl", "qwen2_vl")
+    }
     assert {item.image.size for item in seen["internvl"]} == {(96, 96)}
     assert {item.image.size for item in seen["qwen2_vl"]} == {(96, 96), (112, 96), (96, 112), (112, 112)}
     for one, other in zip(seen["internvl"], seen["qwen2_vl"], strict=True):

@@ -1,15 +1,15 @@
 """What the learned methods need: objectives and their gradients, fits, importance, calibration and its teachers.
 
 =================== ==================================================================================================
-``objectives.py``   hidden and logit alignment, the coefficient regulariser (Eq. 1–3), AdaMerging's entropy
-``logits.py``       KL and entropy over the vocabulary, block by block, with their gradients
+``objectives.py``   hidden and logit alignment, the regulariser, their sum (Eq. 1–3), AdaMerging's entropy; the kernels
+``heads.py``        the linear map from final hidden states to logits
 ``importance.py``   layer importance, and the chunk counts of Eq. 4
 ``fit.py``          the one training loop for coefficients
 ``learner.py``      a learned method from its settings to coefficients, finished fits kept
-``losses.py``       forward and backward of a micro-batch
+``losses.py``       the two methods' objectives of a micro-batch; a step's forward and backward passes
 ``order.py``        which samples a step takes, with which weights; the authors' order
 ``like.py``         the options of the authors' default run
-``variable.py``     the trained coefficients: parameterisation, regulariser, Adam, clipping; any part of them at a time
+``variable.py``     the trained coefficients: parameterisation, Adam, clipping; any part of them at a time
 ``merged_model.py`` merged weights in place; a hook takes each weight gradient as soon as it exists and frees it
 ``arithmetic.py``   the two sums over a tensor: θ_base + Σ_k α_k τ_k, and ⟨∂L/∂W, τ_k⟩ for every chunk
 ``lean.py``         a cheaper way through the same model: what no loss looks at is not computed

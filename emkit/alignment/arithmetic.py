@@ -7,11 +7,12 @@ alignment are the same for every placement, and so is every bit of the result.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from emkit.coefficients import chunks_within
 
 BLOCK = {"cpu": 2**18, "cuda": 2**23}  # elements: about a core's cache, and worth sharing among cores; a busy GPU
 
@@ -54,14 +55,14 @@ class Arithmetic:
             base = self._wide("base", rows.base[low:high])
             sums = out[low:high] if out.dtype == self.wide else self._buffer("sums", high - low)
             sums.copy_(base)
-            segments = list(_segments(bounds, start + low, start + high))
+            segments = list(chunks_within(bounds, start + low, start + high))
             for k in range(len(rows.vectors)):
                 tau = self._tau(rows, k, low, high, base)
-                for s, a, b in segments:
+                for s, part in segments:
                     if self.device.type == "cpu":
-                        sums[a:b].add_(tau[a:b], alpha=factors[k][s])
+                        sums[part].add_(tau[part], alpha=factors[k][s])
                     else:
-                        sums[a:b].addcmul_(tau[a:b], factors[k, s])
+                        sums[part].addcmul_(tau[part], factors[k, s])
             if out.dtype != self.wide:
                 out[low:high] = sums
 
@@ -76,11 +77,11 @@ class Arithmetic:
         for low, high in self._blocks(len(gradient)):
             g = gradient[low:high] if gradient.dtype == self.wide else self._wide("gradient", gradient[low:high])
             base = None if rows.given else self._wide("base", rows.base[low:high])
-            segments = list(_segments(bounds, start + low, start + high))
+            segments = list(chunks_within(bounds, start + low, start + high))
             for k in range(experts):
                 tau = self._tau(rows, k, low, high, base)
-                for s, a, b in segments:
-                    parts[k * chunks + s].append(torch.dot(tau[a:b], g[a:b]))
+                for s, part in segments:
+                    parts[k * chunks + s].append(torch.dot(tau[part], g[part]))
         if all(len(part) == 1 for part in parts):  # the usual case of small tensors, in three kernels
             return torch.stack([part[0] for part in parts]).double().reshape(experts, chunks)
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -106,10 +107,3 @@ class Arithmetic:
         if name not in self._buffers or len(self._buffers[name]) < size:
             self._buffers[name] = torch.empty(size, dtype=self.wide, device=self.device)
         return self._buffers[name][:size]
-
-
-def _segments(bounds: list[int], low: int, high: int) -> Iterator[tuple[int, int, int]]:
-    """The chunks s that meet [low, high), with where they begin and end in it."""
-    for s, (a, b) in enumerate(itertools.pairwise(bounds)):
-        if a < high and b > low:
-            yield s, max(a, low) - low, min(b, high) - low

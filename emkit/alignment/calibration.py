@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from emkit.alignment.samples import TaskSamples, join, load_samples, save_samples
 from emkit.alignment.sources import Item, JsonlSource, TextZooSource, ZooSource
-from emkit.alignment.teacher import Settings, Teacher
+from emkit.alignment.teacher import Recording, Teacher
 from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.content import side_files_sha256, surroundings
@@ -30,7 +30,6 @@ from emkit.files import atomic_dir, lock, read_kept, sha256_json
 from emkit.progress import report, section
 from emkit.task_vectors import TaskVectors
 
-__all__ = ["Calibration", "Settings", "TaskSamples", "calibrate"]
 FORMAT = 3  # of the cache; part of its keys
 
 
@@ -42,13 +41,21 @@ class Calibration:
     hidden_layer: int
     keys: dict[str, str]
 
+    @property
+    def described(self) -> dict[str, dict[str, int]]:
+        """Of each task how many samples, response tokens and sequences there are."""
+        return {
+            name: {"samples": task.samples, "response_tokens": task.response_tokens, "images": len(task.sequences)}
+            for name, task in self.tasks.items()
+        }
+
 
 def calibrate(
     backbone: Backbone,
     base_model: torch.nn.Module,
     task_vectors: TaskVectors,
     source: ZooSource | TextZooSource | JsonlSource,
-    settings: Settings,
+    settings: Recording,
     seed: int,
     cache: Path,
     progress: bool = False,
@@ -86,7 +93,7 @@ def calibrate(
 
 
 def _samples(
-    task: str, folder: Path, heads: Path, settings: Settings, teacher: Callable[[], Teacher], progress: bool
+    task: str, folder: Path, heads: Path, settings: Recording, teacher: Callable[[], Teacher], progress: bool
 ) -> list[TaskSamples]:
     """A task's samples one by one, kept or made; ``teacher`` brings its expert when it is called."""
     found: list[TaskSamples] = []
@@ -112,7 +119,7 @@ def _samples(
     return found
 
 
-def _too_few(task: str, samples: int, images: int, settings: Settings) -> str:
+def _too_few(task: str, samples: int, images: int, settings: Recording) -> str:
     filled = f"fills only {samples} samples of {settings.response_tokens} response tokens"
     return (
         f"the calibration set of task '{task}' {filled if images else 'is empty'}, {settings.samples} are wanted: give "
@@ -125,7 +132,7 @@ def _teacher(
     backbone: Backbone,
     base_model: torch.nn.Module,
     expert: Checkpoint,
-    settings: Settings,
+    settings: Recording,
     items: Iterator[Item],
 ) -> Teacher:
     """The expert, loaded in the base's place for as long as ``stack`` is open."""

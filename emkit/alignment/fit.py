@@ -1,33 +1,27 @@
 """The one training loop for coefficients: Expert Merging(++) (Sections 3.2 and 3.3) and AdaMerging(++).
 
-What a step does is in :mod:`emkit.alignment`; here is what it is for, when it ends, and how it goes on after a kill.
+What is minimised is a :class:`Problem`; here too is when a fit ends, and how it goes on after a kill.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from emkit.alignment import losses, objectives
 from emkit.alignment.calibration import Calibration
+from emkit.alignment.losses import Alignment, Entropy
 from emkit.alignment.merged_model import MergedModel
 from emkit.alignment.options import EngineOptions
-from emkit.alignment.order import AUTHORS, chosen_samples, pieces, pull
+from emkit.alignment.order import AUTHORS, pieces, tasks_in
 from emkit.alignment.placement import Placement, place
-from emkit.alignment.variable import (
-    OPTIMISERS,
-    PARAMETERISATIONS,
-    SCHEDULES,
-    Optimiser,
-    Variable,
-    authors_sign,
-    learning_rate,
-)
+from emkit.alignment.variable import Optimiser, Variable, authors_sign
 from emkit.backbones.base import Backbone
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
@@ -36,36 +30,76 @@ from emkit.files import read_json, read_kept, sha256_json, write_json
 from emkit.progress import report
 from emkit.task_vectors import TaskVectors
 
-__all__ = ["OPTIMISERS", "PARAMETERISATIONS", "SCHEDULES", "Fit", "FitOptions", "Optimiser", "fit"]
-__all__ += ["chosen_samples", "learning_rate"]
 STATES = 50  # how often in a fit its state is written at least
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """What a fit depends on besides its data; the recipe gives each value with its source.
+@dataclass(frozen=True, kw_only=True)
+class Penalty:
+    """γ R(α) of Eq. 3: ``initial`` ᾱ_k of each expert, ``count`` L or B, ``kind`` of :func:`objectives.regulariser`."""
 
-    ``parameterisation``: ``plain`` trains α itself, as the paper writes it ("α ∈ ℝ"); ``sigmoid`` trains w with
-    α = sigmoid(w), as the authors' code does, which keeps α in (0, 1) and slows it near both ends. Plain is the
-    default because the best coefficients may lie outside (0, 1) and γ then has Eq. 3's meaning in the step itself.
-    ``hidden_weight`` and ``logit_weight`` scale the two alignment terms (1 in the paper; 0 for its ablations).
-    ``objective``: ``alignment`` to the experts (Eq. 1 and 2) or ``entropy`` of the merged model's own predictions
-    (AdaMerging). ``clamp`` sets plain coefficients back into [0, 1] after every step. ``order``: whose order and
+    gamma: float
+    initial: Mapping[str, float]
+    count: float
+    kind: str = "paper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a fit minimises: an objective of the merged model on calibration samples, and the penalty (Eq. 3).
+
+    ``model`` is the base in the dtype to compute in; a fit overwrites its merged weights. ``order``: whose order and
     weights the samples have (:mod:`emkit.alignment.order`).
     """
 
-    parameterisation: str = "plain"
-    temperature: float = 1.0
-    beta: Mapping[str, float] = field(default_factory=dict)
-    gamma: float = 0.8
-    regulariser: str = "paper"
-    hidden_loss: str = "mean_squared"
-    hidden_weight: float = 1.0
-    logit_weight: float = 1.0
-    optimiser: Optimiser = field(default_factory=Optimiser)
-    objective: str = "alignment"
-    clamp: bool = False
+    backbone: Backbone
+    model: torch.nn.Module
+    task_vectors: TaskVectors | Placement
+    calibration: Calibration
+    objective: Alignment | Entropy
+    penalty: Penalty
     order: str = "tasks"
+
+    def losses(
+        self,
+        step: int,
+        batch: int | float | str = "all",
+        seed: int = 0,
+        engine: EngineOptions | None = None,
+        before_last: Callable[[], None] = lambda: None,
+    ) -> dict[str, dict[str, float]]:
+        """One step's losses of every task (E over samples of the mean over positions), with backward passes."""
+        engine = engine or EngineOptions()
+        found = losses.backward(
+            self.backbone,
+            self.model,
+            pieces(self.calibration, self.order, batch, step, seed),
+            self.calibration.hidden_layer,
+            self.objective,
+            tokens=engine.micro_tokens,
+            checkpointing=engine.checkpointing,
+            before_last=before_last,
+        )
+        return {task: found[task] for task in self.calibration.tasks if task in found}
+
+    def regulariser(self, variable: Variable, step: int) -> tuple[float, torch.Tensor]:
+        """R at the coefficients of a step and its subgradient [n]."""
+        experts, tasks = len(self.penalty.initial), tasks_in(self.calibration, self.order, step)
+        value, slope = objectives.regulariser(
+            variable.alpha(), variable.anchor, experts, self.penalty.count, self.penalty.kind, tasks, variable.side()
+        )
+        return float(value), slope
+
+    def variable(self, start: Coefficients, parameterisation: str, optimiser: Optimiser) -> Variable:
+        """What is trained, at ``start``."""
+        owners, device = start.flat_experts(), next(self.model.parameters()).device
+        initial = np.array([self.penalty.initial[name] for name in start.experts])
+        at_rest = authors_sign(initial.tolist(), device)[owners] if self.order in AUTHORS else None
+        return Variable(start, parameterisation, optimiser, initial[owners], device, at_rest)
+
+    @property
+    def identity(self) -> dict:
+        """What a state file of another fit may differ in, models and samples aside."""
+        return {"objective": repr(self.objective), "penalty": repr(self.penalty), "order": self.order}
 
 
 @dataclass(frozen=True)
@@ -77,51 +111,40 @@ class Fit:
 
 
 def fit(
-    backbone: Backbone,
-    model: torch.nn.Module,
-    task_vectors: TaskVectors | Placement,
+    problem: Problem,
+    *,
     start: Coefficients,
-    initial: Mapping[str, float],
-    calibration: Calibration,
-    options: FitOptions,
-    count: float,
+    optimiser: Optimiser,
+    parameterisation: str = "plain",
     seed: int = 0,
+    engine: EngineOptions | None = None,
     state: Path | None = None,
     progress: bool = False,
-    engine: EngineOptions | None = None,
 ) -> Fit:
-    """Minimise Σ_k β_k (L_hid^(k) + L_logit^(k)) + γ R(α), or Σ_k β_k H^(k) + γ R(α), over the trainable coefficients.
+    """Minimise Σ_k β_k (L_hid^(k) + L_logit^(k)) + γ R(α) (Eq. 3), or Σ_k H^(k), over the trainable coefficients.
 
-    ``model`` is the base in the dtype to compute in (its merged weights are overwritten), ``start`` the coefficients
-    to begin with, ``initial`` ᾱ_k of each expert (what R measures from), ``count`` L or B (Eq. 3). With ``state``,
-    a file is written after every step (after every few of a long fit) and a killed fit goes on from it to the
-    identical end, since kernels are deterministic. A step's samples depend on ``seed`` and the step only. ``engine``
-    says what the machine may give. ``UserError`` when the loss is not finite, and on a GPU for a model with an
-    operation that has no deterministic kernel.
+    ``start``: the coefficients to begin with; ``parameterisation``: what is trained (:class:`Variable`). With
+    ``state``, a file is written after every step (after every few of a long fit) and a killed fit goes on from it to
+    the identical end, since kernels are deterministic. A step's samples depend on ``seed`` and the step only.
+    ``engine`` says what the machine may give. ``UserError`` when the loss is not finite, and on a GPU for a model with
+    an operation that has no deterministic kernel.
     """
     engine = engine or EngineOptions()
-    owners, device = start.flat_experts(), next(model.parameters()).device
-    anchor = np.array([initial[start.experts[k]] for k in owners])
-    at_rest = None
-    if options.order in AUTHORS:
-        at_rest = authors_sign([initial[name] for name in start.experts], device)[owners]
-    variable = Variable(start, options.parameterisation, options.optimiser, anchor, options.clamp, device, at_rest)
-    stated = {"start": start.to_json(), "initial": dict(initial), "seed": seed, "options": repr(options)}
-    identity = sha256_json(stated | {"engine": engine.identity})
+    variable = problem.variable(start, parameterisation, optimiser)
+    stated = {"start": start.to_json(), "seed": seed, "optimiser": repr(optimiser), "trained": parameterisation}
+    identity = sha256_json(stated | problem.identity | {"engine": engine.identity})
     history = _resume(variable, state, identity)
-    placement = task_vectors if isinstance(task_vectors, Placement) else place(task_vectors, model, engine)
-    merged = MergedModel(model, placement, _coefficients(start, variable), backbone.parameter_name)
-    steps = options.optimiser.steps
+    vectors, steps = problem.task_vectors, optimiser.steps
+    placement = vectors if isinstance(vectors, Placement) else place(vectors, problem.model, engine)
+    merged = MergedModel(problem.model, placement, _coefficients(start, variable), problem.backbone.parameter_name)
     try:
         with (
-            deterministic(strict=device.type == "cuda"),
+            deterministic(strict=variable.w.device.type == "cuda"),
             tqdm(total=steps, initial=len(history), desc="fit", unit="step", disable=not progress) as bar,
         ):
             for step in range(len(history), steps):
                 report("fit step", step, steps)
-                history.append(
-                    _step(backbone, model, merged, variable, start, calibration, options, count, step, seed, engine)
-                )
+                history.append(_step(problem, merged, variable, start, step, seed, engine))
                 if state is not None and len(history) % -(-steps // STATES) == 0:
                     write_json(state, {"identity": identity, "history": history, **variable.snapshot()})
                 bar.set_postfix(loss=f"{history[-1]['loss']:.4f}", refresh=False)
@@ -129,6 +152,7 @@ def fit(
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
+        device = variable.w.device
         raise UserError(f"this model cannot be fitted on {device} to the same bits each time: {error}") from error
     finally:
         merged.close()
@@ -136,63 +160,37 @@ def fit(
 
 
 def _step(
-    backbone, model, merged: MergedModel, variable: Variable, start, calibration, options, count, step, seed, engine
+    problem: Problem,
+    merged: MergedModel,
+    variable: Variable,
+    start: Coefficients,
+    step: int,
+    seed: int,
+    engine: EngineOptions,
 ) -> dict:
     """One optimiser step; its line of the history.
 
     Where nothing in the update needs all gradients at once, each tensor is updated within the backward, while its
     task vectors are at hand; a bound on the gradient's norm needs them all, and so a second reading.
     """
-    before = variable.alpha()
-    n, experts = len(before), len(start.experts)
-    weight = pull(options.order, options.regulariser, n, experts, count, calibration, step)
-    variable.begin(step, options.gamma * weight)
-    clipped = options.optimiser.clip is not None
+    gamma, optimiser = problem.penalty.gamma, variable.settings
+    before = start.with_flat(variable.alpha().cpu().numpy())
+    r, slope = problem.regulariser(variable, step)
+    variable.begin(step, gamma * slope)
 
-    def last() -> None:
-        if not clipped:
+    def before_last() -> None:
+        if optimiser.clip is None:
             merged.update_on_arrival(variable.descend)
 
-    losses = _losses(backbone, model, calibration, options, step, seed, engine, last)
-    if clipped:
-        merged.rewrite(variable.descend_clipped(merged.gradient()))
-    else:
+    found = problem.losses(step, optimiser.batch, seed, engine, before_last)
+    if optimiser.clip is None:
         merged.finish_updates()
-    penalty = weight * float((before - variable.anchor).abs().sum())
-    total = sum(options.beta.get(task, 1.0) * sum(terms.values()) for task, terms in losses.items())
-    total += options.gamma * penalty
+    else:
+        merged.rewrite(variable.descend_clipped(merged.gradient()))
+    total = objectives.objective(found, problem.objective.beta, gamma, r)
     if not math.isfinite(total):
         raise UserError(f"the fit diverged at step {step + 1} (loss {total}): lower optimiser.lr")
-    return _entry(step, total, penalty, losses, start.with_flat(before.cpu().numpy()), variable.rate)
-
-
-def _losses(
-    backbone,
-    model,
-    calibration: Calibration,
-    options: FitOptions,
-    step: int,
-    seed: int,
-    engine: EngineOptions | None = None,
-    before_last: Callable[[], None] = lambda: None,
-) -> dict:
-    """One step's losses of every task (E over samples of the mean over positions), with backward passes."""
-    from emkit.alignment import losses as of_step  # here, because it imports transformers: plans have no use for it
-
-    engine = engine or EngineOptions()
-    chosen = pieces(calibration, options.order, options.optimiser.batch, step, seed)
-    found = of_step.backward(
-        backbone,
-        model,
-        chosen,
-        calibration.hidden_layer,
-        options,
-        options.beta,
-        engine.micro_tokens,
-        before_last,
-        engine.checkpointing,
-    )
-    return {task: found[task] for task in calibration.tasks if task in found}
+    return _entry(step, total, r, found, before, variable.rate)
 
 
 def _coefficients(start: Coefficients, variable: Variable) -> Coefficients:

@@ -11,7 +11,6 @@ from emkit.errors import UserError
 from emkit.task_vectors import TaskVectors
 
 NORMALISE = ("per_expert", "joint")
-FIXED = ("stage1", "initial")
 
 
 def layer_importance(

@@ -8,9 +8,10 @@ many tokens that is one position in fifteen. Values are the model's own, within 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
@@ -99,6 +100,33 @@ def _partly(block, hidden: torch.Tensor, mask: torch.Tensor, embeddings, taken: 
     states = states + block.mlp(block.post_attention_layernorm(states))
     out = torch.zeros_like(hidden)
     return out.index_put((rows.expand_as(order)[real], order[real]), states[real])
+
+
+@contextlib.contextmanager
+def recomputed(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
+    """Activation checkpointing of every block inside: transformers' own, which asks for a block in training mode."""
+    blocks = [module for module in model.modules() if wanted and isinstance(module, GradientCheckpointingLayer)]
+    for block in blocks:
+        block.gradient_checkpointing, block.training = True, True
+        block._gradient_checkpointing_func = _checkpointed(block)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.gradient_checkpointing, block.training = False, False
+
+
+def _checkpointed(block: torch.nn.Module) -> Callable:
+    """Runs the block in evaluation mode now and when it is recomputed, so that dropout of its own stays off too."""
+
+    def quiet(call, *args):
+        block.training = False
+        try:
+            return call(*args)
+        finally:
+            block.training = True
+
+    return lambda call, *args: checkpoint(quiet, call, *args, use_reentrant=False)
 
 
 class _Norm(torch.autograd.Function):

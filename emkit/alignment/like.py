@@ -43,7 +43,9 @@ def imposed(method: str, samples: int, experts: int, backbone: str) -> dict[str,
         "regulariser": "authors",
         "hidden_loss": "mean_squared",
         "tokens": "all",
-        "optimiser": vars(Optimiser("adamw", 0.5, 1e-5, steps, "cosine_restarts", batch=1, clip=1.0)),
+        "optimiser": Optimiser(
+            name="adamw", lr=0.5, weight_decay=1e-5, steps=steps, schedule="cosine_restarts", batch=1, clip=1.0
+        ).model_dump(),
     }
     return found | ({"fixed": "initial", "start": "initial"} if method == "expert_merging_pp" else {})
 

@@ -1,51 +1,92 @@
-"""Forward and backward of a step, micro-batch by micro-batch: hidden alignment, logit alignment, entropy."""
+"""The two objectives of a micro-batch, Expert Merging's and AdaMerging's, and a step's forward and backward passes."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from emkit.alignment import logits
-from emkit.alignment.lean import at_positions, lean
-from emkit.alignment.logits import Head, headless
-from emkit.alignment.objectives import hidden_alignment
+from emkit.alignment import objectives
+from emkit.alignment.heads import Head, headless
 from emkit.alignment.order import Piece
+from emkit.alignment.samples import TaskSamples
 from emkit.alignment.sequences import batches, collate
 from emkit.backbones.base import Backbone
 
-TERMS = {"alignment": ("hidden", "logit"), "entropy": ("entropy",)}  # an objective's losses of each task
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the objectives see of a micro-batch, at the N positions where losses are taken.
+
+    The merged model's states: ``hidden`` [N, d] (None where it is not wanted) and ``final`` [N, d], of which ``head``
+    makes logits; ``weight`` [N] of each position in the mean over samples; and the ``pieces`` with the teachers'
+    states, each task's together.
+    """
+
+    hidden: torch.Tensor | None
+    final: torch.Tensor
+    head: Head
+    weight: torch.Tensor
+    pieces: Sequence[Piece]
 
 
-@contextlib.contextmanager
-def recomputed(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
-    """Activation checkpointing of every block inside: transformers' own, which asks for a block in training mode."""
-    blocks = [module for module in model.modules() if wanted and isinstance(module, GradientCheckpointingLayer)]
-    for block in blocks:
-        block.gradient_checkpointing, block.training = True, True
-        block._gradient_checkpointing_func = _checkpointed(block)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            block.gradient_checkpointing, block.training = False, False
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Expert Merging's objective, Σ_k β_k (L_hid^(k) + L_logit^(k)): Eq. 1 and 2, each with a weight of its own (1 in
+    the paper; 0 for its ablations)."""
+
+    terms: ClassVar = ("hidden", "logit")
+    beta: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    hidden_loss: str = "mean_squared"
+    hidden_weight: float = 1.0
+    logit_weight: float = 1.0
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether the model's hidden states are wanted."""
+        return self.hidden_weight != 0
+
+    def losses(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
+        """Each term at every position, weighted: [N]."""
+        found, weight = {}, batch.weight
+        if batch.hidden is not None:
+            target = torch.cat([piece.task.hidden[piece.index] for piece in batch.pieces]).to(weight)
+            hidden = objectives.hidden_alignment(batch.hidden.to(weight.dtype), target, self.hidden_loss)
+            found["hidden"] = self.hidden_weight * weight * hidden
+        if self.logit_weight:
+            found["logit"] = self.logit_weight * weight * self._logit(batch)
+        return found or {"hidden": 0 * weight * batch.final.to(weight.dtype).sum(dim=1)}
+
+    def _logit(self, batch: MicroBatch) -> torch.Tensor:
+        """Eq. 2 at every position, [N]; each run of one task's pieces against that task's teacher."""
+        found, at, final = [], 0, batch.final
+        for task, run in _runs(batch.pieces):
+            teacher = torch.cat([task.final[piece.index] for piece in run]).to(final.device, final.dtype)
+            # the teacher's head is sent where it is needed, and gone again before the next one is
+            found.append(self._logit_of(final[at : at + len(teacher)], batch.head, teacher, task.head))
+            at += len(teacher)
+        return torch.cat(found)
+
+    def _logit_of(self, final: torch.Tensor, head: Head, teacher: torch.Tensor, kept: Head) -> torch.Tensor:
+        kept = kept.on(final.device, final.dtype)
+        return objectives.logit_alignment(final, head, teacher, kept, self.temperature)
 
 
-def _checkpointed(block: torch.nn.Module) -> Callable:
-    """Runs the block in evaluation mode now and when it is recomputed, so that dropout of its own stays off too."""
+@dataclass(frozen=True, kw_only=True)
+class Entropy:
+    """AdaMerging's objective, Σ_k H^(k): the entropy of the merged model's own predictions, without a teacher."""
 
-    def quiet(call, *args):
-        block.training = False
-        try:
-            return call(*args)
-        finally:
-            block.training = True
+    terms: ClassVar = ("entropy",)
+    beta: Mapping[str, float] = field(default_factory=dict)
+    looks_inside: ClassVar = False
 
-    return lambda call, *args: checkpoint(quiet, call, *args, use_reentrant=False)
+    def losses(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
+        """The term at every position, weighted: [N]."""
+        return {"entropy": batch.weight * objectives.entropy(batch.final, batch.head)}
 
 
 def backward(
@@ -53,78 +94,62 @@ def backward(
     model: torch.nn.Module,
     pieces: Sequence[Piece],
     layer: int,
-    options,
-    beta: Mapping[str, float],
+    objective: Alignment | Entropy,
+    *,
     tokens: int,
-    before_last: Callable[[], None] = lambda: None,
     checkpointing: bool = False,
-) -> dict:
+    before_last: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, float]]:
     """A step's losses of every task, {task: {term: value}}, weighted as the pieces are; gradients go to the weights.
 
-    ``layer``: the block of Eq. 1. ``options`` is a :class:`emkit.alignment.fit.FitOptions`. ``beta`` of each task
-    enters the gradients, not the values. ``tokens``: padded tokens in one micro-batch. ``before_last`` is called
-    before the last micro-batch's backward.
+    ``layer``: the block of Eq. 1. The objective's β enters the gradients, not the values. ``tokens``: padded tokens in
+    one micro-batch. ``before_last`` is called before the last micro-batch's backward.
     """
+    from emkit.alignment.lean import lean, recomputed  # here: it imports transformers, which plans have no use for
+
     losses: dict = {}
     micro = batches([piece.length for piece in pieces], tokens)
     with headless(model) as head, lean(model), recomputed(model, checkpointing):
         for number, rows in enumerate(micro):
             parts = _by_task([pieces[row] for row in rows])
-            terms = _terms(backbone, model, head, parts, layer, options)
-            sizes = [len(part.weights) for part in parts]
-            like = next(iter(terms.values()))
-            scale = like.new_tensor([beta.get(part.task.name, 1.0) for part in parts])
-            scale = scale.repeat_interleave(torch.tensor(sizes, device=like.device), output_size=sum(sizes))
+            values = objective.losses(_forward(backbone, model, head, parts, layer if objective.looks_inside else None))
+            total = objectives.objective(_by_task_sums(values, parts), objective.beta)
             if number == len(micro) - 1:
                 before_last()
-            (scale * sum(terms.values())).sum().backward()
-            for term, values in terms.items():
-                sums = torch.stack([part.sum() for part in values.detach().double().split(sizes)]).tolist()
-                for part, value in zip(parts, sums, strict=True):
-                    found = losses.setdefault(part.task.name, dict.fromkeys(TERMS[options.objective], 0.0))
-                    found[term] += value
+            total.backward()
+            _record(values, parts, losses, objective.terms)
     return losses
 
 
-def _terms(backbone, model, head: Head, parts: Sequence[Piece], layer: int, options) -> dict[str, torch.Tensor]:
-    """Each term at every position of a micro-batch, weighted: [N]."""
+def _forward(backbone, model, head: Head, parts: Sequence[Piece], layer: int | None) -> MicroBatch:
+    from emkit.alignment.lean import at_positions
+
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
     batch, taken = collate([part.task.sequences[part.index] for part in parts])
     batch, taken = {name: value.to(device) for name, value in batch.items()}, taken.to(device)
     features = torch.cat([part.task.features[part.index] for part in parts]).to(device, dtype)
-    aligned = options.objective == "alignment"
-    layer = layer if aligned and options.hidden_weight else None
     with at_positions(model, taken):
         output = backbone.forward(model, batch, features=features, hidden_layer=layer, positions=taken)
-    final = output.logits
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     weight = torch.from_numpy(np.concatenate([part.weights for part in parts])).to(device, wide)
-    if not aligned:
-        return {"entropy": weight * logits.entropy(final, head)}
-    terms = {}
-    if options.hidden_weight:
-        target = torch.cat([part.task.hidden[part.index] for part in parts]).to(device, wide)
-        found = hidden_alignment(output.hidden[taken].to(wide), target, options.hidden_loss)
-        terms["hidden"] = options.hidden_weight * weight * found
-    if options.logit_weight:
-        terms["logit"] = options.logit_weight * weight * _logit_terms(final, head, parts, options.temperature)
-    return terms or {"hidden": 0 * weight * final.to(wide).sum(dim=1)}
+    return MicroBatch(None if layer is None else output.hidden[taken], output.logits, head, weight, parts)
 
 
-def _logit_terms(final: torch.Tensor, head: Head, parts: Sequence[Piece], temperature: float) -> torch.Tensor:
-    """Eq. 2 at every position, [N]; each run of one task's pieces against that task's teacher."""
-    found, at = [], 0
-    for task, run in _runs(parts):
-        teacher = torch.cat([task.final[part.index] for part in run]).to(final.device, final.dtype)
-        # the head is sent where it is needed, and gone again before the next one is
-        found.append(_aligned(final[at : at + len(teacher)], head, teacher, task.head, temperature))
-        at += len(teacher)
-    return torch.cat(found)
+def _by_task_sums(values: Mapping[str, torch.Tensor], parts: Sequence[Piece]) -> dict[str, dict[str, torch.Tensor]]:
+    """The terms [N] of a micro-batch summed over each task's positions: a scalar each, through which gradients go."""
+    tasks = [(task.name, sum(len(piece.weights) for piece in run)) for task, run in _runs(parts)]
+    split = {term: each.split([size for _, size in tasks]) for term, each in values.items()}
+    return {name: {term: split[term][i].sum() for term in split} for i, (name, _) in enumerate(tasks)}
 
 
-def _aligned(final: torch.Tensor, head: Head, teacher: torch.Tensor, kept: Head, temperature: float) -> torch.Tensor:
-    return logits.alignment(final, head, teacher, kept.on(final.device, final.dtype), temperature)
+def _record(values: Mapping[str, torch.Tensor], parts: Sequence[Piece], losses: dict, terms: Sequence[str]) -> None:
+    """Add a micro-batch's terms to the step's ``losses``, summed in float64."""
+    sizes = [len(part.weights) for part in parts]
+    for term, each in values.items():
+        sums = torch.stack([part.sum() for part in each.detach().double().split(sizes)]).tolist()
+        for part, value in zip(parts, sums, strict=True):
+            losses.setdefault(part.task.name, dict.fromkeys(terms, 0.0))[term] += value
 
 
 def _by_task(parts: Sequence[Piece]) -> list[Piece]:
@@ -135,7 +160,7 @@ def _by_task(parts: Sequence[Piece]) -> list[Piece]:
     return [part for together in order.values() for part in together]
 
 
-def _runs(parts: Sequence[Piece]) -> Iterator[tuple[object, list[Piece]]]:
+def _runs(parts: Sequence[Piece]) -> Iterator[tuple[TaskSamples, list[Piece]]]:
     """Consecutive pieces of one task."""
     run: list[Piece] = []
     for part in parts:

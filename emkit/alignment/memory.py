@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from emkit.alignment.arithmetic import BLOCK
-from emkit.alignment.logits import HELD
+from emkit.alignment.objectives import HELD
 from emkit.alignment.options import EngineOptions
 from emkit.task_vectors import TaskVectors, Transformed
 

@@ -1,8 +1,7 @@
-"""What a fit may use of a machine, and how it is told: ``--memory``, ``--dtype`` and their kin."""
+"""What a fit may use of a machine."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,13 +11,6 @@ from emkit.errors import UserError
 if TYPE_CHECKING:  # the command line is put together without torch, which takes seconds to import
     import torch
 
-DTYPES = ("float32", "bfloat16")
-PLACEMENTS = ("device", "host", "files")
-LIKE = ("authors",)
-_LIKE = """\
-Expert Merging(++) as the authors' code runs it by default: its loss, optimiser and order, one epoch, no hidden term
-unless hidden_weight is given, and its rounding where no coefficient has moved yet; γ, β and where the fit starts stay
-"""
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -61,31 +53,6 @@ class EngineOptions:
         """What the outcome depends on (within rounding), for cache keys; empty for the defaults."""
         mine, usual = vars(self), vars(EngineOptions())
         return {key: mine[key] for key in ("dtype", "micro_tokens", "checkpointing") if mine[key] != usual[key]}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a command line that :func:`from_arguments` reads."""
-    given = parser.add_argument_group("fits (learned methods)")
-    given.add_argument(
-        "--memory",
-        help="what a fit may take on its device, such as 24GiB (default: what a GPU has; no bound on the CPU)",
-    )
-    given.add_argument("--place", choices=PLACEMENTS, help="where task vectors live (default: by --memory)")
-    given.add_argument("--dtype", choices=DTYPES, default="float32", help="of the merged weights")
-    given.add_argument(
-        "--micro-tokens",
-        type=int,
-        default=2048,
-        help="padded tokens in one forward and backward; streamed task vectors are read once for each",
-    )
-    given.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
-    given.add_argument("--like", choices=LIKE, help=_LIKE)
-
-
-def from_arguments(given: argparse.Namespace) -> EngineOptions:
-    """What :func:`add_arguments`' options say; ``UserError`` for an amount of memory that is none."""
-    memory = None if given.memory is None else parse_bytes(given.memory)
-    return EngineOptions(memory, given.place, given.dtype, given.micro_tokens, given.checkpointing, given.like)
 
 
 def parse_bytes(text: str) -> int:

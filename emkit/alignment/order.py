@@ -93,17 +93,11 @@ def authors_steps(samples: Sequence[int], order: str = "authors") -> int:
     return -(-turns // ACCUMULATED)
 
 
-def pull(order: str, kind: str, n: int, experts: int, count: float, calibration: Calibration, step: int) -> float:
-    """The weight of Σ |α − ᾱ| in a step's loss, before γ: R(α) is that sum times it (Eq. 3).
-
-    n coefficients in all, ``count`` of each expert in the paper's count (L or B). See
-    :func:`emkit.alignment.objectives.regulariser`; in the authors' order each micro-step has 1/(n/K) of it, and a
-    step an eighth of the sum of its micro-steps'.
-    """
-    if order in AUTHORS:
-        present = len(authors_turns(calibration, order)[step * ACCUMULATED : (step + 1) * ACCUMULATED])
-        return present / ACCUMULATED / (n / experts)
-    return 1 / (experts * count) if kind == "paper" else experts / (n / experts)
+def tasks_in(calibration: Calibration, order: str, step: int) -> float:
+    """How many tasks' losses a step adds up; the authors' step is the mean over eight micro-steps of one task each."""
+    if order not in AUTHORS:
+        return len(calibration.tasks)
+    return len(authors_turns(calibration, order)[step * ACCUMULATED : (step + 1) * ACCUMULATED]) / ACCUMULATED
 
 
 def chosen_samples(samples: int, batch: int | str, step: int, seed: int, task: int) -> list[int]:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from emkit.alignment.logits import Head
+from emkit.alignment.heads import Head
 from emkit.alignment.sequences import Folded
 from emkit.checkpoints import sha256_tensors
 from emkit.files import atomic_write, lock

@@ -8,10 +8,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 from PIL import Image, UnidentifiedImageError
+from pydantic import Field
 
 from emkit import backbones
+from emkit.config import Settings, option
 from emkit.errors import UserError
 from emkit.files import sha256_file
 from emkit.imports import code_sha256
@@ -167,9 +170,40 @@ def _line(where: str, file: Path, line: str) -> tuple[Path | None, str]:
     return image, question
 
 
-def source(settings: Mapping, backbone: str) -> ZooSource | TextZooSource | JsonlSource:
-    """The source that a recipe's ``calibration`` section names (``zoo`` unless it says otherwise)."""
-    if settings.get("source", "zoo") == "jsonl":
-        return JsonlSource(settings.get("files", {}))
-    split = settings.get("split", "train")
-    return ZooSource(split, backbone) if backbones.get(backbone).VISION else TextZooSource(split)
+class Samples(Settings):
+    """Which unlabeled samples a learned method learns from: the ``calibration`` section of a recipe."""
+
+    files: dict[str, Annotated[str, Field(pattern=r"\S")]] = option({}, "JSONL of prompts for each expert")
+    samples: int = option(
+        5,
+        "prompts used of each expert's, or as many as there are",
+        "paper, Appendix B.2: 5 a task for InternVL2.5 and its Mistral",
+        by_backbone={"qwen2_vl": (10, "paper, Appendix B.2: 10 a task for Qwen2-VL")},
+        ge=1,
+    )
+    response_tokens: int = option(
+        1, "least response tokens of a sample", "paper: a sample is one prompt with the expert's whole response", ge=1
+    )
+    max_new_tokens: int = option(
+        128, "longest response", "ours: the length of the experts' responses is unpublished", ge=1
+    )
+
+    def drawn_from(self, backbone: str) -> ZooSource | TextZooSource | JsonlSource:
+        """Where they come from, for models of ``backbone``."""
+        return JsonlSource(self.files)
+
+
+class ZooSamples(Samples):
+    """Samples that the zoo may draw, as many as a profile says."""
+
+    source: Literal["zoo", "jsonl"] = option("zoo", "drawn as the miniatures' data are, or prompts in files")
+    split: Literal["train", "validation"] = option("train", "of zoo: the items that they are drawn from")
+    samples: int = option(..., "samples of each expert's task", ge=1)
+    response_tokens: int = option(..., "response tokens that a sample is filled up to", ge=1)
+    max_new_tokens: int = option(64, "longest response", "ours: the miniatures' answers are short", ge=1)
+
+    def drawn_from(self, backbone: str) -> ZooSource | TextZooSource | JsonlSource:
+        """Where they come from, for models of ``backbone``."""
+        if self.source == "jsonl":
+            return JsonlSource(self.files)
+        return ZooSource(self.split, backbone) if backbones.get(backbone).VISION else TextZooSource(self.split)

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from emkit.alignment.logits import Head, headless
+from emkit.alignment.heads import Head, headless
 from emkit.alignment.samples import TaskSamples
 from emkit.alignment.sequences import Folded, batches, collate, fold
 from emkit.alignment.sources import Item
@@ -22,7 +22,7 @@ TEACHER_TOKENS = 8192  # padded tokens in one pass of a teacher
 
 
 @dataclass(frozen=True)
-class Settings:
+class Recording:
     """``samples`` per task of at least ``response_tokens`` tokens each (end tokens included); greedy responses of at
     most ``max_new_tokens``; the hidden state after block ``hidden_layer``; losses over ``tokens`` (response, all)."""
 
@@ -46,7 +46,7 @@ class Teacher:
         base_model: torch.nn.Module,
         model: torch.nn.Module,
         processor: object,
-        settings: Settings,
+        settings: Recording,
         items: Iterator[Item],
     ):
         self.backbone, self.base_model, self.model = backbone, base_model, model

@@ -1,50 +1,52 @@
-"""The trained coefficients: how α comes from what is trained, its regulariser, and the optimiser, part by part.
+"""The trained coefficients: how α comes from what is trained, and the optimiser, part by part.
 
 Everything here works on one slice of the flat vector at a time, so that a tensor can be updated while its task vectors
-are at hand. Adam and AdamW are written out for that (Kingma and Ba, 2015; Loshchilov and Hutter, 2019) and agree with
-``torch.optim``'s.
+are at hand: Adam and AdamW (Kingma and Ba, 2015; Loshchilov and Hutter, 2019) are ``torch.optim``'s functions, called
+on slices of one state. The learning rate is a function of the step, so that a killed fit goes on at any.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from emkit.coefficients import Coefficients
+from emkit.config import Settings, option
 from emkit.errors import UserError
 
-PARAMETERISATIONS = ("plain", "sigmoid")
-SCHEDULES = ("constant", "cosine", "cosine_restarts")
-OPTIMISERS = ("adamw", "adam")
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+_UPDATES = {"adamw": adamw, "adam": adam}
 
 
-@dataclass(frozen=True)
-class Optimiser:
-    """``adamw``'s or ``adam``'s settings (they differ in where weight decay enters).
+class Optimiser(Settings):
+    """How a fit descends."""
 
-    ``batch`` is the number of samples of each task in one step (``all``: every sample); below 1, the part of one: a
-    sample that is a pack of many short questions is dealt into that many parts, which take turns. ``clip`` bounds the
-    norm of the whole coefficient gradient (null: no bound). ``cosine`` falls from ``lr`` to 0 over ``steps``.
-    ``cosine_restarts`` falls to ``floor`` · ``lr`` and starts again, first after ``period`` steps and then after
-    ``growth`` times as many as the time before: ``torch``'s CosineAnnealingWarmRestarts with T_0, T_mult and eta_min,
-    whose defaults here are what the authors' code gives them.
-    """
-
-    name: str = "adamw"
-    lr: float = 0.02
-    weight_decay: float = 0.0
-    steps: int = 50
-    schedule: str = "cosine"
-    batch: int | float | str = "all"
-    clip: float | None = None
-    period: int = 50
-    growth: int = 2
-    floor: float = 0.1
+    name: Literal["adamw", "adam"] = option("adamw", "they differ in where weight decay enters")
+    lr: float = option(..., "the learning rate", ge=0)
+    weight_decay: float = option(0.0, "the decay of what is trained", ge=0)
+    steps: int = option(..., "how many steps", ge=1)
+    schedule: Literal["constant", "cosine", "cosine_restarts"] = option(
+        "cosine",
+        "cosine falls from lr to 0 over the steps; cosine_restarts falls to floor · lr and starts again, first after "
+        "period steps and then after growth times as many as the time before (torch's CosineAnnealingWarmRestarts)",
+    )
+    batch: Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0.01, le=0.5)] | Literal["all"] = option(
+        "all",
+        "samples of each task in a step (all: every one); below 1, the part of one: a sample that is a pack of many "
+        "short questions is dealt into that many parts, which take turns",
+    )
+    clip: Annotated[float, Field(ge=0)] | None = option(
+        None, "bound of the norm of the whole coefficient gradient; null: none"
+    )
+    period: int = option(50, "steps before the first restart", "authors' code", ge=1)
+    growth: int = option(2, "how much longer the period is after each restart", "authors' code", ge=1)
+    floor: float = option(0.1, "what cosine_restarts falls to, in units of lr", "authors' code", ge=0, le=1)
 
 
 def learning_rate(settings: Optimiser, step: int) -> float:
@@ -68,12 +70,12 @@ def _logit(values: np.ndarray) -> np.ndarray:
 
 
 class Variable:
-    """The trained vector w with its moments, and α as a function of it (float64, on ``device``).
+    """The trained vector w [n] with its moments, and α as a function of it (float64, on ``device``).
 
-    ``pull`` is the weight of Σ |α − ᾱ| in the objective, γ R(α) being that sum times it; ``anchor`` ᾱ [n]. The sum's
-    subgradient is 0 where α = ᾱ, and sign(α − ᾱ) elsewhere. It is taken as sign(w − w̄), w̄ being ᾱ's w, because
-    sigmoid(logit(ᾱ)) is rounded to one side of ᾱ or the other. ``at_rest`` [n] is what stands in
-    place of that 0 (:func:`authors_sign`).
+    ``plain`` trains α itself, as the paper writes it ("α ∈ ℝ"); ``clamped`` sets it back into [0, 1] after every step;
+    ``sigmoid`` trains w with α = sigmoid(w), as the authors' code does, which keeps α in (0, 1) and slows it near both
+    ends. ``anchor`` [n] is ᾱ. ``at_rest`` [n] stands in place of the regulariser's subgradient 0 where nothing has
+    moved (:func:`authors_sign`).
     """
 
     def __init__(
@@ -82,14 +84,14 @@ class Variable:
         parameterisation: str,
         settings: Optimiser,
         anchor: np.ndarray,
-        clamp: bool = False,
         device: torch.device | str = "cpu",
         at_rest: np.ndarray | None = None,
     ):
         flat = start.flat()
         if not len(flat):
             raise UserError("there is no coefficient to learn: every layer got 0 chunks; raise the budget")
-        self.sigmoid, self.settings = parameterisation == "sigmoid", settings
+        self.sigmoid, self.clamp = parameterisation == "sigmoid", parameterisation == "clamped"
+        self.settings = settings
         if self.sigmoid and not ((flat > 0) & (flat < 1)).all():
             raise UserError("parameterisation sigmoid needs initial coefficients between 0 and 1, both excluded")
         w, rest = (_logit(values) if self.sigmoid else values for values in (flat, np.asarray(anchor, dtype=float)))
@@ -100,16 +102,22 @@ class Variable:
         self.at_rest = torch.zeros_like(self.w)
         if at_rest is not None:
             self.at_rest.copy_(torch.from_numpy(at_rest))
-        self.clamp = clamp and not self.sigmoid
-        self.pull, self.step, self.rate = 0.0, 0, 0.0
+        self.rate, self.slope, self.taken = 0.0, torch.zeros_like(self.w), torch.tensor(0.0)
 
     def alpha(self, where: slice = slice(None)) -> torch.Tensor:
         """α of a slice: a new tensor."""
         return torch.sigmoid(self.w[where]) if self.sigmoid else self.w[where].clone()
 
-    def begin(self, step: int, pull: float) -> None:
-        """What holds for every :meth:`descend` of a step (from 0)."""
-        self.step, self.pull, self.rate = step, pull, learning_rate(self.settings, step)
+    def side(self) -> torch.Tensor:
+        """sign(α − ᾱ) [n], ``at_rest`` where α = ᾱ.
+
+        It is taken as sign(w − w̄), w̄ being ᾱ's w, because sigmoid(logit(ᾱ)) is rounded to one side of ᾱ or the other.
+        """
+        return torch.where(self.w == self.rest, self.at_rest, torch.sign(self.w - self.rest))
+
+    def begin(self, step: int, slope: torch.Tensor) -> None:
+        """What holds for every :meth:`descend` of a step (from 0): ``slope`` [n] of γ R(α) in α."""
+        self.slope, self.rate, self.taken = slope, learning_rate(self.settings, step), torch.tensor(float(step))
 
     def descend(self, where: slice, gradient: torch.Tensor) -> torch.Tensor:
         """One optimiser step of a slice by ∂loss/∂α of it; its new α."""
@@ -117,14 +125,11 @@ class Variable:
 
     def whole_gradient(self, where: slice, gradient: torch.Tensor) -> torch.Tensor:
         """∂(loss + γ R)/∂w from ∂loss/∂α."""
+        gradient = gradient + self.slope[where]
+        if not self.sigmoid:
+            return gradient
         alpha = self.alpha(where)
-        gradient = gradient + self.pull * self.away(where)
-        return gradient * (alpha * (1 - alpha)) if self.sigmoid else gradient
-
-    def away(self, where: slice) -> torch.Tensor:
-        """The subgradient of Σ |α − ᾱ|: on which side of ᾱ each coefficient is."""
-        w, rest = self.w[where], self.rest[where]
-        return torch.where(w == rest, self.at_rest[where], torch.sign(w - rest))
+        return gradient * (alpha * (1 - alpha))
 
     def descend_clipped(self, gradient: torch.Tensor) -> torch.Tensor:
         """One step of the whole vector, the norm of its gradient bounded as ``torch.nn.utils.clip_grad_norm_`` does."""
@@ -134,15 +139,12 @@ class Variable:
 
     def apply(self, where: slice, gradient: torch.Tensor) -> torch.Tensor:
         """Adam's or AdamW's step of a slice."""
-        w, first, second, settings = self.w[where], self.first[where], self.second[where], self.settings
-        if settings.name == "adam":
-            gradient = gradient + settings.weight_decay * w
-        else:
-            w.mul_(1 - self.rate * settings.weight_decay)
-        first.mul_(BETAS[0]).add_(gradient * (1 - BETAS[0]))
-        second.mul_(BETAS[1]).add_(gradient * gradient * (1 - BETAS[1]))
-        one, two = (1 - beta ** (self.step + 1) for beta in BETAS)
-        w.sub_(first * (self.rate / one) / (second.sqrt() / math.sqrt(two) + EPSILON))
+        w = self.w[where]
+        _UPDATES[self.settings.name](
+            *([w], [gradient], [self.first[where]], [self.second[where]], [], [self.taken.clone()]),
+            **{"foreach": False, "amsgrad": False, "maximize": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+            **{"lr": self.rate, "weight_decay": self.settings.weight_decay},
+        )
         if self.clamp:
             w.clamp_(0, 1)
         return self.alpha(where)

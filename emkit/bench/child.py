@@ -10,10 +10,11 @@ import json
 import sys
 from pathlib import Path
 
-from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.checkpoints import Checkpoint
+from emkit.content import default_device
+from emkit.job import Job
 from emkit.merging import Context
 from emkit.methods import get, resolved
-from emkit.methods.key import content_key, default_device
 from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
 
@@ -33,9 +34,8 @@ def merge(
     vectors = TaskVectors(opened, {Path(path).name: Checkpoint.open(path) for path in experts}, list)
     settings = resolved(found, options)
     context = Context(task_vectors=vectors, options=settings, scale=scale, device=default_device())
-    result = found.run(context)
-    key = content_key(context, method, result)
-    write_checkpoint(out, result.tensors, result.like, shard_bytes=shard_bytes, key=key)
+    job = Job(found, context)
+    job.write(job.run(), out, shard_bytes=shard_bytes)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from emkit.alignment import fit as fitting
 from emkit.alignment.merged_model import MergedModel
 from emkit.bench import fit_cases, fit_cuda, report
 from emkit.bench.fit_toys import FIFTY_MILLION, TOY, Workload, make
@@ -74,7 +73,7 @@ def gradients(folder: Path) -> list[Line]:
             expected = np.concatenate([expected[n].double().numpy().reshape(-1) for n in start.values])
             model = workload.model()
             merged = MergedModel(model, workload.task_vectors(), start, workload.backbone.parameter_name)
-            fitting._losses(workload.backbone, model, workload.calibration, fit_cases.OPTIONS, 0, 0, fit_cases.ENGINE)
+            fit_cases.problem(workload, model, workload.task_vectors()).losses(0, engine=fit_cases.ENGINE)
             error = np.abs(merged.gradient().numpy() - expected).max() / np.linalg.norm(expected)
             what = f"gradients against autograd, {name}, {chunks} chunk{'s' if chunks > 1 else ''} a tensor"
             lines.append(Line(what, 1e-6, float(error), unit="", details="largest difference / norm"))

@@ -19,17 +19,19 @@ import torch
 from torch.func import functional_call
 
 from emkit.alignment import fit as fitting
-from emkit.alignment.fit import FitOptions
+from emkit.alignment.fit import Penalty, Problem
+from emkit.alignment.losses import Alignment
 from emkit.alignment.merged_model import MergedModel
-from emkit.alignment.objectives import hidden_alignment, logit_alignment
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.placement import InHost, OnDevice, Placement
 from emkit.alignment.sequences import collate
-from emkit.alignment.variable import Optimiser, Variable
+from emkit.alignment.variable import Optimiser
 from emkit.bench.fit_toys import Workload
 from emkit.coefficients import Coefficients
+from emkit.task_vectors import TaskVectors
 
-OPTIONS = FitOptions(hidden_weight=0.1, optimiser=Optimiser(lr=1e-3, steps=100, schedule="constant"))
+OBJECTIVE = Alignment(hidden_weight=0.1)
+OPTIMISER = Optimiser(lr=1e-3, steps=100, schedule="constant")
 ENGINE = EngineOptions(micro_tokens=10**9)  # a step is one micro-batch
 
 
@@ -57,16 +59,26 @@ def bare(workload: Workload, model: torch.nn.Module, free: bool = False) -> Call
     return run
 
 
+def problem(workload: Workload, model: torch.nn.Module, task_vectors: TaskVectors | Placement) -> Problem:
+    """What the engine's step minimises."""
+    return Problem(
+        backbone=workload.backbone,
+        model=model,
+        task_vectors=task_vectors,
+        calibration=workload.calibration,
+        objective=OBJECTIVE,
+        penalty=Penalty(gamma=0.8, initial=dict.fromkeys(workload.tasks, 0.3), count=len(task_vectors.names)),
+    )
+
+
 def engine(workload: Workload, model: torch.nn.Module, placement: Placement) -> Callable[[], None]:
     """The engine's whole optimiser step: forward, backward, contraction, update of coefficients and weights."""
-    start = workload.start()
-    variable = Variable(start, "plain", OPTIONS.optimiser, start.flat())
+    start, minimised, steps = workload.start(), problem(workload, model, placement), iter(range(10**9))
+    variable = minimised.variable(start, "plain", OPTIMISER)
     merged = MergedModel(model, placement, start, workload.backbone.parameter_name)
-    count, steps = float(len(start.values)), iter(range(10**9))
 
     def run() -> None:
-        given = (workload.backbone, model, merged, variable, start, workload.calibration)
-        fitting._step(*given, OPTIONS, count, next(steps), 0, ENGINE)
+        fitting._step(minimised, merged, variable, start, next(steps), 0, ENGINE)
 
     return run
 
@@ -108,13 +120,19 @@ def plain(
             out = functional_call(called, weights, (batch, features, taken))
             targets = [_teach(workload, teachers, task, i) for task, i in group]
             hidden, logits = (torch.cat(parts) for parts in zip(*targets, strict=True))
-            loss = OPTIONS.hidden_weight * hidden_alignment(out.hidden[taken], hidden)
-            loss = loss + logit_alignment(out.logits, logits)
+            loss = OBJECTIVE.hidden_weight * (out.hidden[taken] - hidden).square().mean(dim=-1)
+            loss = loss + _divergence(out.logits, logits)
             weight = torch.cat([torch.full((len(t.final[i]),), 1 / (len(t.final[i]) * t.samples)) for t, i in group])
             (weight * loss).sum().backward()
         return {name: value.grad for name, value in alpha.items()}
 
     return run
+
+
+def _divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher ‖ student) of logits [N, V], by torch: [N]."""
+    student, teacher = (logits.log_softmax(dim=-1) for logits in (student, teacher))
+    return torch.nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
 
 
 def _merged(base: torch.Tensor, tau: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

@@ -20,14 +20,15 @@ from emkit import backbones
 from emkit.alignment import fit as fitting
 from emkit.alignment.arithmetic import Arithmetic, Rows
 from emkit.alignment.calibration import Calibration, TaskSamples
-from emkit.alignment.fit import FitOptions
-from emkit.alignment.logits import Head, headless
-from emkit.alignment.losses import recomputed
+from emkit.alignment.fit import Penalty, Problem
+from emkit.alignment.heads import Head, headless
+from emkit.alignment.lean import recomputed
+from emkit.alignment.losses import Alignment
 from emkit.alignment.merged_model import MergedModel
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.placement import InHost, OnDevice, Placement, place
 from emkit.alignment.sequences import Folded, collate
-from emkit.alignment.variable import Optimiser, Variable
+from emkit.alignment.variable import Optimiser
 from emkit.backbones.base import Backbone
 from emkit.bench.fit_toys import MISTRAL_7B
 from emkit.bench.report import Line
@@ -38,7 +39,7 @@ from emkit.task_vectors import TaskVectors
 
 EXPERTS, SAMPLES, TOKENS, ROUNDS = 3, 15, 512, 5
 BUDGET = 24 * 2**30
-OPTIONS = FitOptions(hidden_weight=0.1, optimiser=Optimiser(lr=1e-3, steps=100, schedule="constant"))
+OPTIMISER = Optimiser(lr=1e-3, steps=100, schedule="constant")
 STEP = (
     "Mistral-7B, K = 3, 15 × 512 tokens in one micro-batch, bf16, activations computed again: a full step, task vectors"
 )
@@ -210,15 +211,27 @@ def _bare(case: Case) -> Callable:
 @contextlib.contextmanager
 def _step(case: Case, placement: Placement) -> Iterator[Callable]:
     """A function that takes one step after another; the model is free of hooks afterwards, whatever happens."""
-    start = Coefficients.constant(placement.names, dict.fromkeys(placement.experts, 0.3))
-    variable = Variable(start, "plain", OPTIONS.optimiser, start.flat(), device="cuda")
+    problem = _problem(case, placement)
+    start = Coefficients.constant(placement.names, problem.penalty.initial)
+    variable = problem.variable(start, "plain", OPTIMISER)
     merged = MergedModel(case.model, placement, start, case.backbone.parameter_name)
-    steps, count = iter(range(10**9)), float(len(placement.names))
-    given = (case.backbone, case.model, merged, variable, start, case.calibration, OPTIONS, count)
+    steps = iter(range(10**9))
     try:
-        yield lambda: fitting._step(*given, next(steps), 0, case.engine)
+        yield lambda: fitting._step(problem, merged, variable, start, next(steps), 0, case.engine)
     finally:
         merged.close()
+
+
+def _problem(case: Case, placement: Placement) -> Problem:
+    penalty = Penalty(gamma=0.8, initial=dict.fromkeys(placement.experts, 0.3), count=len(placement.names))
+    return Problem(
+        backbone=case.backbone,
+        model=case.model,
+        task_vectors=placement,
+        calibration=case.calibration,
+        objective=Alignment(hidden_weight=0.1),
+        penalty=penalty,
+    )
 
 
 def _step_line(case: Case, key: str, before: list[float], build: Callable[[], Placement]) -> Line:
@@ -243,17 +256,15 @@ def _times(run: Callable) -> list[float]:
 def _whole_fit(case: Case) -> Line:
     """Three steps of a fit under the budget, placement chosen by it, with an allocator that gives no more."""
     engine = EngineOptions(BUDGET, None, "bfloat16", SAMPLES * TOKENS, True)
-    start = Coefficients.constant(case.vectors.names, dict.fromkeys(case.vectors.experts, 0.3))
-    options = FitOptions(optimiser=Optimiser(lr=1e-3, steps=3))
     free, total = torch.cuda.mem_get_info()
     context = total - free - torch.cuda.memory_reserved()
     torch.cuda.set_per_process_memory_fraction(min(1.0, (BUDGET - context) / total))
     torch.cuda.reset_peak_memory_stats()
     try:
         placement = place(case.vectors, case.model, engine)
-        initial, count = dict.fromkeys(case.vectors.experts, 0.3), len(case.vectors.names)
-        given = (case.backbone, case.model, placement, start, initial, case.calibration, options, count)
-        fitting.fit(*given, engine=engine)
+        problem = _problem(case, placement)
+        start = Coefficients.constant(placement.names, problem.penalty.initial)
+        fitting.fit(problem, start=start, optimiser=Optimiser(lr=1e-3, steps=3), engine=engine)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     return _line("fit", (torch.cuda.max_memory_reserved() + context) / 2**30, details=placement.kind)

@@ -19,7 +19,7 @@ from transformers import (
 
 from emkit import backbones
 from emkit.alignment.calibration import Calibration
-from emkit.alignment.logits import headless
+from emkit.alignment.heads import headless
 from emkit.alignment.samples import TaskSamples, load_samples, save_samples
 from emkit.alignment.sequences import Folded, collate
 from emkit.backbones.base import Backbone

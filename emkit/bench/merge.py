@@ -73,7 +73,7 @@ class Options:
         words = [
             f"--parameters {self.parameters:g}",
             f"--experts {self.experts}",
-            f"--methods {' '.join(self.methods)}",
+            *(f"--method {name}" for name in self.methods),
         ]
         words += [f"--repeats {self.repeats}", f"--iterations {self.iterations}"]
         return " ".join(["emkit bench merge", *words, *([] if self.mergekit else ["--no-mergekit"])])

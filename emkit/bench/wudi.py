@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from emkit.methods.key import default_device
+from emkit.content import default_device
 from emkit.methods.wudi import wudi, wudi_matrix
 
 FORMS = ("emkit", "direct")

@@ -48,8 +48,8 @@ class Method:
 
     @property
     def about(self) -> str:
-        """Its name, formula and source: the docstring of its function, or else of its file."""
-        return inspect.getdoc(self.run) or inspect.getdoc(sys.modules[self.run.__module__]) or ""
+        """Its name, formula and source: the docstring of its file."""
+        return inspect.getdoc(sys.modules[self.run.__module__]) or ""
 
     @property
     def random(self) -> bool:
@@ -88,6 +88,8 @@ def method(
     """Register a function from a :class:`Context` to a :class:`Merge` as the method ``name``; see :class:`Method`."""
 
     def register(run: Callable[[Context], Merge]) -> Callable[[Context], Merge]:
+        if name in _REGISTRY:
+            raise ValueError(f"two files register a method '{name}'")
         needed = frozenset(needs) | ({"scale"} if scale is not None else frozenset())
         _REGISTRY[name] = Method(name, run, needed, options, scale, inherits, parts)
         return run

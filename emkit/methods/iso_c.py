@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from emkit.config import Settings, option
-from emkit.merging import Context, Merge, matrices
+from emkit.merging import Context, Merge, added, matrices
 from emkit.methods import method
 
 NullSpace = Literal["fill", "leave"]
@@ -28,9 +28,7 @@ def iso_c(taus: Iterable[torch.Tensor], null_space: NullSpace = "fill") -> torch
     although the SVD's rounding noise then decides what they are; ``leave`` keeps them 0 (σ̄ is the mean over all
     min(m, n) directions in both).
     """
-    total = None
-    for tau in taus:
-        total = tau.clone() if total is None else total.add_(tau)
+    total = added(taus)
     u, s, vh = torch.linalg.svd(total, full_matrices=False)
     level = s.mean().expand_as(s)
     if null_space == "leave":

@@ -55,13 +55,14 @@ def disjoint_merge(selected: Iterable[torch.Tensor], merge: How = "mean") -> tor
     ``mean`` divides by |A|, as the original does; ``sum`` does not, as in the code of AdaMerging's authors and in
     fusion_bench, so that its λ is smaller by about |A|.
     """
-    total = count = None
-    for tau in selected:
-        total = tau.clone() if total is None else total.add_(tau)
+    each = iter(selected)
+    total = next(each).clone()
+    count = total.sign().abs_()
+    for tau in each:
+        total.add_(tau)
         if merge == "mean":
-            here = tau.sign().abs_()
-            count = here if count is None else count.add_(here)
-    return total if count is None else total.div_(count.clamp_(min=1))
+            count.add_(tau.sign().abs_())
+    return total.div_(count.clamp_(min=1)) if merge == "mean" else total
 
 
 # ---- the same, block by block
@@ -114,7 +115,7 @@ def magnitude_thresholds(task_vectors: TaskVectors, density: float, names: Seque
     if not left.any():
         return np.zeros(len(left), dtype=np.float32)
     high, left = _select(_histogram(task_vectors, names, _count_high), left)
-    low, _ = _select(_histogram(task_vectors, names, lambda *row: _count_low(*row, high)), left)
+    low, _ = _select(_histogram(task_vectors, names, lambda row, k: _count_low(row, k, high)), left)
     return ((high << 16) | low).astype(np.uint32).view(np.float32)
 
 

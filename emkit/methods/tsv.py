@@ -6,17 +6,16 @@ as_run all tensors: θ_base + λ · mean τ_k.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Literal
 
 import torch
 
 from emkit.config import Settings, option
-from emkit.merging import Context, Merge, averaged, matrices, replaced
+from emkit.merging import Context, Matrices, Merge, averaged, matrices, replaced
 from emkit.methods import method
 
 
-def tsv(taus: Collection[torch.Tensor]) -> torch.Tensor:
+def tsv(taus: Matrices) -> torch.Tensor:
     """U⊥ diag(s) V⊥ᵀ, made of the experts' leading singular triplets (Gargiulo et al., 2025).
 
     Of each τ_k = U_k diag(s_k) V_kᵀ the first r = ⌊min(m, n) / K⌋ triplets are kept and stood side by side,

@@ -63,10 +63,9 @@ class Quadratic:
         parts = _in_rows(variable)
         for part, rows in zip(parts, gradient.split(parts[0].shape[0]), strict=True):
             part.grad = rows
+        stepper: torch.optim.Optimizer = torch.optim.SGD(parts, lr=lr, momentum=0.9, foreach=False)
         if optimiser == "adam":
             stepper = torch.optim.Adam(parts, lr=lr, foreach=False)
-        else:
-            stepper = torch.optim.SGD(parts, lr=lr, momentum=0.9, foreach=False)
         with torch.no_grad():
             for _ in range(iterations):
                 torch.mm(variable, double_c, out=gradient).sub_(double_d)
@@ -121,7 +120,8 @@ def _quadratic(taus: Iterable[torch.Tensor]) -> tuple[Quadratic | None, torch.Te
         gram = tau.T @ tau / square
         c = gram if c is None else c + gram
         d = tau @ gram if d is None else d.add_(tau @ gram)
-    return (None if c is None else Quadratic(c, d)), total
+    assert total is not None  # K is at least 1
+    return (None if c is None or d is None else Quadratic(c, d)), total
 
 
 ITERATIONS = option(300, "steps", "300 in the code of both WUDI versions' authors and the paper's", ge=0)

@@ -6,14 +6,13 @@ WUDI's objective on the leading singular directions of the task vectors. Other t
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from emkit.config import Settings, option
-from emkit.merging import Context, Merge, matrices
+from emkit.merging import Context, Matrices, Merge, added, matrices
 from emkit.methods import method
 from emkit.methods.wudi import FIXED_SCALE, ITERATIONS, Quadratic, descend
 
@@ -35,9 +34,7 @@ def wudi_v2(taus: torch.Tensor, form: Form = "internvl", lr: float = 1e-5, itera
     return descend(merged, targets, s[:, :r, None] * vh[:, :r], taus, optimiser, iterations)
 
 
-def wudi_v2_matrix(
-    taus: Collection[torch.Tensor], form: Form = "internvl", lr: float = 1e-5, iterations: int = 300
-) -> torch.Tensor:
+def wudi_v2_matrix(taus: Matrices, form: Form = "internvl", lr: float = 1e-5, iterations: int = 300) -> torch.Tensor:
     """argmin_M Σ_i ‖(M − T_i) L_iᵀ‖² / ‖τ_i‖² (Wei et al., 2025), with r = ⌊min(m, n) / K⌋.
 
     L_i = diag(s_r) V_rᵀ of τ_i's first r singular triplets. The two forms are the authors' two programs:
@@ -52,7 +49,7 @@ def wudi_v2_matrix(
     is 0/0, is left out of the objective, but it counts for K and the mean. Where r is 0 there is nothing to
     minimise and the start is returned.
     """
-    mean = _sum(taus) / len(taus)
+    mean = added(taus) / len(taus)
     start = mean * len(taus) if form == "internvl" else mean
     centre = mean if form == "internvl" else torch.zeros_like(mean)
     c = torch.zeros(mean.shape[1], mean.shape[1], dtype=mean.dtype, device=mean.device)
@@ -69,13 +66,6 @@ def wudi_v2_matrix(
         c += gram
         d += (centre + (u[:, :r] * s[:r]) @ vh[:r]) @ gram
     return Quadratic(c, d).minimise(start, "adam" if form == "internvl" else "sgd", lr, iterations)
-
-
-def _sum(taus: Collection[torch.Tensor]) -> torch.Tensor:
-    total = None
-    for tau in taus:
-        total = tau.clone() if total is None else total.add_(tau)
-    return total
 
 
 class WudiV2(Settings):

@@ -2,163 +2,125 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emkit.alignment import options as engine
+import click
+
+from emkit.alignment.options import EngineOptions, parse_bytes
+from emkit.command_line import PATH, Groups, engine, fits, models, writing
 from emkit.errors import UserError
 
-COMMANDS = {
-    "init": "write a commented recipe for a merge",
-    "merge": "merge experts into one model, checked before and after",
-    "coefficients": "show what a learned method weighted each expert with",
-}
-_MERGE = """\
-Merge experts into one model. Give a recipe, flags, or both (a flag changes what the recipe says).
 
-  emkit merge merge.yaml
-  emkit merge --base models/base --expert math=models/math --expert code=models/code --method ties --out merged
-  emkit merge … --method expert_merging --calibration math=math.jsonl --calibration code=code.jsonl
-
-`emkit explain` lists the methods. Models are local folders of safetensors or hub ids; an expert may be a LoRA adapter.
-Everything is checked before any weight is read (--dry-run: nothing else), and the result before it gets its name.
-"""
-
-
-def add(commands) -> None:
-    """Add the commands to ``emkit``'s parser."""
-    _add_init(commands.add_parser("init", help=COMMANDS["init"], description="Write a commented recipe for a merge."))
-    raw = argparse.RawDescriptionHelpFormatter
-    _add_merge(commands.add_parser("merge", help=COMMANDS["merge"], description=_MERGE, formatter_class=raw))
-    show = commands.add_parser("coefficients", help=COMMANDS["coefficients"])
-    actions = show.add_subparsers(required=True, metavar="ACTION")
-    drawn = actions.add_parser("show", help="draw learned coefficients as a heat map")
-    drawn.add_argument("model", type=Path, help="a merged model's folder, or its coefficients.json")
-    drawn.add_argument("--out", type=Path, metavar="FILE", help="write a picture (.png, .pdf, .svg) instead of text")
-    drawn.set_defaults(call=_show)
-
-
-def _add_init(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", type=Path, default=Path("merge.yaml"), help="default: merge.yaml")
-    parser.add_argument(
-        "--method", default="expert_merging", help="default: expert_merging; `emkit explain` lists them"
-    )
-    _add_models(parser)
-    parser.add_argument("--backbone", help="kind of model, for its defaults; default: that of a base that is a folder")
-    parser.set_defaults(call=_init)
-
-
-def _add_models(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", metavar="MODEL", help="folder or hub id of the model that the experts were made from")
-    parser.add_argument(
-        "--expert",
-        action="append",
-        default=[],
-        metavar="[NAME=]MODEL",
-        help="an expert, once for each; its name is that of its folder unless one is given",
-    )
-
-
-def _add_merge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", help="a recipe, as `emkit init` writes it")
-    _add_models(parser)
-    parser.add_argument("--method", help="what `emkit explain` lists")
-    parser.add_argument("--out", metavar="FOLDER", help="where the merged model is written")
-    parser.add_argument("--scale", type=float, metavar="λ", help="for methods with a free scale")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
-    parser.add_argument(
-        "--calibration",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="JSONL of prompts for an expert, for learned methods",
-    )
-    parser.add_argument("--samples", type=int, metavar="N", help="prompts used of each expert's")
-    parser.add_argument(
-        "--tokenizer", metavar="NAME", help="whose tokenizer and chat template to take: base, or an expert"
-    )
-    parser.add_argument("--backbone", help="which tensors are merged; default: what the base's config.json says")
-    parser.add_argument("--tensors", help="backbone (default), or all: embeddings, norms and biases too")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda when there is one)")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument(
-        "--allow", action="append", default=[], metavar="WHAT", help="let pass what a message says it can"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a model that emkit wrote to --out before")
-    parser.add_argument("--cache", type=Path, help="where calibration sets and fits are kept (default: beside --out)")
-    parser.add_argument("--shard-size", default="5GB", help="largest file of weights (default: 5GB)")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, and stop before the weights are read")
-    engine.add_arguments(parser)
-    parser.set_defaults(call=_merge)
-
-
-def _init(options) -> None:
+@click.command
+@click.argument("recipe", type=PATH, default="merge.yaml")
+@click.option("--method", default="expert_merging", show_default=True, help="`emkit explain` lists them.")
+@models
+@click.option("--backbone", help="Kind of model, for its defaults; default: that of a base that is a folder.")
+def init(recipe: Path, method: str, base: str | None, expert: tuple[str, ...], backbone: str | None) -> None:
+    """Write a commented recipe for a merge."""
     from emkit import backbones
     from emkit.own import init
     from emkit.own.recipe import METHODS
     from emkit.schema import nearest
 
-    if options.method not in METHODS:
-        raise UserError(f"unknown method '{options.method}': {nearest(options.method, METHODS)}")
-    if options.backbone not in (None, *backbones.NAMES):
-        raise UserError(f"unknown backbone '{options.backbone}': {nearest(options.backbone, backbones.NAMES)}")
-    experts = _experts(options.expert) or init.EXPERTS
-    base = options.base or "path/to/base-model"
-    backbone = options.backbone or init.backbone_in(Path(base))
-    init.write(options.recipe, options.method, base, experts, backbone)
-    print(f"{options.recipe} written: fill in your models, then `emkit merge {options.recipe} --dry-run`")
+    if method not in METHODS:
+        raise UserError(f"unknown method '{method}': {nearest(method, METHODS)}")
+    if backbone not in (None, *backbones.NAMES):
+        raise UserError(f"unknown backbone '{backbone}': {nearest(backbone, backbones.NAMES)}")
+    experts, base = _experts(expert) or init.EXPERTS, base or "path/to/base-model"
+    init.write(recipe, method, base, experts, backbone or init.backbone_in(Path(base)))
+    print(f"{recipe} written: fill in your models, then `emkit merge {recipe} --dry-run`")
 
 
-def _merge(options) -> None:
-    from emkit.own import merge, prepare, recipe, resources
+@click.command
+@click.argument("recipe", type=PATH, required=False)
+@models
+@click.option("--method", help="What `emkit explain` lists.")
+@click.option("--out", metavar="FOLDER", help="Where the merged model is written.")
+@click.option("--scale", type=float, metavar="λ", help="For methods with a free scale.")
+@click.option("--option", multiple=True, metavar="KEY=VALUE", help="An option of the method.")
+@click.option(
+    "--calibration", multiple=True, metavar="NAME=FILE", help="JSONL of prompts for an expert, for learned methods."
+)
+@click.option("--samples", type=int, metavar="N", help="Prompts used of each expert's.")
+@click.option("--tokenizer", metavar="NAME", help="Whose tokenizer and chat template to take: base, or an expert.")
+@click.option("--backbone", help="Which tensors are merged; default: what the base's config.json says.")
+@click.option("--tensors", help="backbone (default), or all: embeddings, norms and biases too.")
+@click.option("--device", help="cpu or cuda (default: cuda when there is one).")
+@click.option("--seed", type=int, help="Of whatever the method draws (default: 0).")
+@click.option("--allow", multiple=True, metavar="WHAT", help="Let pass what a message says it can.")
+@click.option("--overwrite", is_flag=True, help="Replace a model that emkit wrote to --out before.")
+@click.option("--dry-run", is_flag=True, help="Check everything, and stop before the weights are read.")
+@writing
+@fits
+@click.pass_context
+def merge(ctx: click.Context, recipe: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> None:
+    """Merge experts into one model, checked before and after.
 
-    data = recipe.read(options.recipe) if options.recipe is not None else {}
-    where = f"{options.recipe}: " if options.recipe is not None else ""
-    if options.method is not None and data.get("method", options.method) != options.method:
-        others = [key for key in ("scale", "options") if data.pop(key, None)]
-        if others:
-            print(f"note: {' and '.join(others)} of {options.recipe} are left out: another method's", file=sys.stderr)
-    read, data = data, with_flags(data, options)
-    if where and data != read:
-        where = f"{options.recipe} and flags: "
-    if where == "" and (missing := [f"--{key}" for key in ("base", "method", "out") if key not in data]):
-        raise UserError(f"{missing[0]} is missing: give it, or a recipe; `emkit merge --help` has examples")
-    if where == "" and "experts" not in data:
-        raise UserError("--expert is missing: give one for each expert, or a recipe; `emkit merge --help` has examples")
-    recipe.check(data, where or "command line: ")
+    Give a recipe, flags, or both (a flag changes what the recipe says).
+
+    \b
+      emkit merge merge.yaml
+      emkit merge --base models/base --expert math=models/math --expert code=models/code --method ties --out merged
+      emkit merge … --method expert_merging --calibration math=math.jsonl --calibration code=code.jsonl
+
+    `emkit explain` lists the methods. Models are local folders of safetensors or hub ids; an expert may be a LoRA
+    adapter. Everything is checked before any weight is read (--dry-run: nothing else), and the result before it gets
+    its name.
+    """
+    from emkit.own import merge as job
+    from emkit.own import prepare, resources
+
+    data = _read(recipe, flags)
     _quieten()
-    use, shard = engine.from_arguments(options), engine.parse_bytes(options.shard_size)
+    use, shard = engine(flags), parse_bytes(flags["shard_size"])
     _note_unused(data["method"], use)
-    cache = options.cache or resources.place(data["out"]).parent / ".emkit-cache"
-    needed = [cache, *([Path(options.recipe)] if where else [])]
-    prepared = prepare.prepare(data, options.overwrite, engine=use, needed=needed)
+    cache = flags["cache"] or resources.place(data["out"]).parent / ".emkit-cache"
+    needed = [cache, *([recipe] if recipe is not None else [])]
+    prepared = prepare.prepare(data, overwrite, engine=use, needed=needed)
     for line in prepared.plan:
         print(line, file=sys.stderr)
-    if options.dry_run:
+    if dry_run:
         print("everything fits; nothing was merged (--dry-run)")
         return
-    report = merge.run(
-        prepared,
-        shlex.join(["emkit", *options.given]),
-        cache,
-        progress=sys.stderr.isatty(),
-        engine=use,
-        shard_bytes=shard,
-    )
+    command = shlex.join(["emkit", *ctx.obj])
+    report = job.run(prepared, command, cache, progress=sys.stderr.isatty(), engine=use, shard_bytes=shard)
     print(f"{data['out']}: {report['checked']}")
     if "learned" in report["coefficients"]:
         print(f"its coefficients: emkit coefficients show {data['out']}")
 
 
-def _note_unused(method: str, use: engine.EngineOptions) -> None:
+def _read(file: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's data with what the flags say, checked."""
+    from emkit.own import recipe
+
+    read = recipe.read(file) if file is not None else {}
+    kept, where = dict(read), f"{file}: " if file is not None else ""
+    method = flags["method"]
+    if method is not None and kept.get("method", method) != method:
+        others = [key for key in ("scale", "options") if kept.pop(key, None)]
+        if others:
+            print(f"note: {' and '.join(others)} of {file} are left out: another method's", file=sys.stderr)
+    data = with_flags(kept, flags)
+    if where and data != read:
+        where = f"{file} and flags: "
+    if where == "" and (missing := [f"--{key}" for key in ("base", "method", "out") if key not in data]):
+        raise UserError(f"{missing[0]} is missing: give it, or a recipe; `emkit merge --help` has examples")
+    if where == "" and "experts" not in data:
+        raise UserError("--expert is missing: give one for each expert, or a recipe; `emkit merge --help` has examples")
+    recipe.check(data, where or "command line: ")
+    return data
+
+
+def _note_unused(method: str, use: EngineOptions) -> None:
     """Say so where options of a fit are given to a method that fits nothing."""
     from emkit.methods import get
 
-    usual = vars(engine.EngineOptions())
+    usual = vars(EngineOptions())
     unused = [f"--{key.replace('_', '-')}" for key, value in vars(use).items() if value != usual[key] and key != "like"]
     if unused and not get(method).learned:
         print(f"note: {', '.join(unused)}: of no effect, {method} fits nothing", file=sys.stderr)
@@ -172,18 +134,19 @@ def _quieten() -> None:
     logging.disable_progress_bar()
 
 
-def with_flags(data: Mapping[str, Any], options) -> dict[str, Any]:
+def with_flags(data: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's data with what the flags say in place of, or added to, what it says."""
     out = dict(data)
     for key in ("base", "method", "out", "scale", "tokenizer", "backbone", "tensors", "device", "seed"):
-        if getattr(options, key) is not None:
-            out[key] = getattr(options, key)
-    if options.expert:
-        out["experts"] = _experts(options.expert)
-    if options.allow:
-        out["allow"] = [*_part(out, "allow", list), *options.allow]
+        if flags.get(key) is not None:
+            out[key] = flags[key]
+    expert, prompts = flags.get("expert") or [], flags.get("calibration") or []
+    if expert:
+        out["experts"] = _experts(expert)
+    if flags.get("allow"):
+        out["allow"] = [*_part(out, "allow", list), *flags["allow"]]
     changes: dict[str, Any] = {}
-    for key, value in (_pair(entry, "--option", "KEY=VALUE") for entry in options.option):
+    for key, value in (_pair(entry, "--option", "KEY=VALUE") for entry in flags.get("option") or []):
         _place(changes, key.split("."), _value(key, value))
     if changes:
         given = dict(_part(out, "options", dict))
@@ -192,15 +155,15 @@ def with_flags(data: Mapping[str, Any], options) -> dict[str, Any]:
             given[key] = {**given[key], **value} if deep else value
         out["options"] = given
     calibration = dict(_part(out, "calibration", dict))
-    if options.calibration:
-        files = dict(_pair(entry, "--calibration", "NAME=FILE") for entry in options.calibration)
+    if prompts:
+        files = dict(_pair(entry, "--calibration", "NAME=FILE") for entry in prompts)
         calibration["files"] = {**_part(calibration, "files", dict), **files}
-    if options.expert and "files" in calibration:  # prompts of experts that the flags do without
-        named = {name for name, _ in (entry.split("=", 1) for entry in options.calibration)}
+    if expert and "files" in calibration:  # prompts of experts that the flags do without
+        named = {name for name, _ in (entry.split("=", 1) for entry in prompts)}
         files = _part(calibration, "files", dict)
         calibration["files"] = {k: v for k, v in files.items() if k in named or k in out["experts"]}
-    if options.samples is not None:
-        calibration["samples"] = options.samples
+    if flags.get("samples") is not None:
+        calibration["samples"] = flags["samples"]
     return {**out, "calibration": calibration} if calibration else out
 
 
@@ -212,7 +175,7 @@ def _part(data: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def _experts(entries: list[str]) -> dict[str, str]:
+def _experts(entries: Sequence[str]) -> dict[str, str]:
     """Name → model of every ``--expert``."""
     found: dict[str, str] = {}
     for entry in entries:
@@ -249,13 +212,23 @@ def _place(into: dict[str, Any], keys: list[str], value: Any) -> None:
     into[keys[-1]] = value
 
 
-def _show(options) -> None:
+@click.group(cls=Groups)
+def coefficients() -> None:
+    """Show what a learned method weighted each expert with."""
+
+
+@coefficients.command
+@click.argument("model", type=PATH)
+@click.option("--out", type=PATH, metavar="FILE", help="Write a picture (.png, .pdf, .svg) instead of text.")
+def show(model: Path, out: Path | None) -> None:
+    """Draw learned coefficients as a heat map; MODEL is a merged model's folder, or its coefficients.json."""
+    from emkit import pictures
     from emkit.coefficients import Coefficients
     from emkit.own import show
 
-    coefficients = Coefficients.load(show.find(options.model))
-    if options.out is None:
-        print(show.text(coefficients))
+    found = Coefficients.load(show.find(model))
+    if out is None:
+        print(show.text(found))
         return
-    show.picture(coefficients, options.out)
-    print(f"{options.out} written")
+    pictures.save(found.plot(), out)
+    print(f"{out} written")

@@ -13,11 +13,12 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from emkit import backbones
+from emkit.alignment.sources import Samples
 from emkit.config import Settings, about, default
 from emkit.errors import UserError
 from emkit.files import atomic_write
 from emkit.methods import Method, get
-from emkit.own.recipe import AUTO, METHODS, Allowed, Calibration
+from emkit.own.recipe import AUTO, METHODS, Allowed
 
 WIDTH = 110
 EXPERTS = {"math": "path/to/math-model", "code": "path/to/code-model"}
@@ -84,7 +85,7 @@ def _calibration(experts: Mapping[str, str], backbone: str) -> str:
         "  files:",
     ]
     lines += [f"    {_line(label, f'{label}.jsonl')}" for label in experts]
-    for key, field in Calibration.model_fields.items():
+    for key, field in Samples.model_fields.items():
         lines += [] if key == "files" else _option(key, field, backbone)
     return "\n".join(lines)
 

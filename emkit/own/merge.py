@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from emkit.alignment.options import EngineOptions
-from emkit.checkpoints import Checkpoint, write_checkpoint
-from emkit.determinism import deterministic
+from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.files import file_mode, lock, sha256_file, unwritable, write_json
+from emkit.job import Job, save_learned
 from emkit.merging import Context, Merge
-from emkit.methods.key import content_key
-from emkit.methods.row import leave
 from emkit.own import card, differences, resources, tokens
 from emkit.own.prepare import Prepared, say_to_stderr
 from emkit.own.verify import verify
@@ -60,13 +58,14 @@ def run(
         progress=progress,
         engine=use,
     )
+    job = Job(recipe.method, context)
     if recipe.method.learned:
         say(f"calibration sets and fits are kept in {cache}: the same command goes on from there")
     file, wait = recipe.out.with_name(f".{recipe.out.name}.lock"), f"waiting for another merge to {recipe.out}"
     with lock(file, remove=True, waiting=lambda: say(wait)), _speaking_of(recipe.out):
         prepared.check_out()  # another merge may have written it while this one waited
-        with deterministic(), tempfile.TemporaryDirectory() as side:
-            return _write(prepared, context, survey, command, Path(side), say, shard_bytes)
+        with tempfile.TemporaryDirectory() as side:
+            return _write(prepared, job, survey, command, Path(side), say, shard_bytes)
 
 
 def _survey(vectors: TaskVectors, say: Callable[[str], None]) -> dict[str, differences.Distance]:
@@ -88,7 +87,7 @@ def _survey(vectors: TaskVectors, say: Callable[[str], None]) -> dict[str, diffe
 
 def _write(
     prepared: Prepared,
-    context: Context,
+    job: Job,
     survey: Mapping[str, differences.Distance],
     command: str,
     side: Path,
@@ -100,21 +99,20 @@ def _write(
     base, owner = prepared.models.folders["base"], prepared.models.folders[recipe.tokenizer]
     tokens.side_files(base, owner if tokens.has_tokenizer(owner) else base, side)
     try:
-        merge = recipe.method.run(context)
+        merge = job.run()
     except IndexError as error:  # a position or a token that the model has no row for
-        places = prepared.models.described.configs["base"].text.get(
-            "max_position_embeddings", prepared.models.described.configs["base"].text.get("n_positions")
-        )
+        text = prepared.models.described.configs["base"].text
+        places = text.get("max_position_embeddings", text.get("n_positions"))
         raise UserError(
             f"a calibration sequence does not fit a model ({error}); it has {places} positions: give shorter prompts, "
             "or lower calibration.max_new_tokens"
         ) from error
-    report = _report(prepared, context, merge, survey, command)
+    report = _report(prepared, job.context, merge, survey, command)
     like = vectors.base.with_side_files(side)
 
     def finish(part: Path) -> None:
         if merge.learned is not None:
-            leave(merge.learned, part)
+            save_learned(merge.learned, part)
         say("checking it")
         kind = prepared.models.described.configs["base"].kind
         report["checked"] = verify(part, like, vectors.names, prepared.models.backbone, kind, recipe.device)
@@ -124,8 +122,8 @@ def _write(
             file.chmod(file_mode())
 
     say(f"writing {recipe.out}")
-    readme, key = card.text(report, recipe.method, recipe.sources()), content_key(context, recipe.method.name, merge)
-    write_checkpoint(recipe.out, merge.tensors, like, readme, shard_bytes, key, finish, prepared.check_out)
+    readme = card.text(report, recipe.method, recipe.sources())
+    job.write(merge, recipe.out, readme, like, shard_bytes, finish, prepared.check_out)
     return report
 
 
@@ -152,7 +150,7 @@ def _report(
     recipe, vectors = prepared.recipe, prepared.models.vectors
     everyone = {"base": vectors.base, **vectors.checkpoints}
     names = prepared.models.described.names
-    files = recipe.calibration["files"]
+    files = recipe.calibration.files
     learned = merge.learned.calibration if merge.learned is not None else {}
     return {
         "method": recipe.method.name,

@@ -14,7 +14,7 @@ import torch
 from emkit import backbones
 from emkit.alignment.like import check_given, check_method, imposed
 from emkit.alignment.options import EngineOptions
-from emkit.alignment.sources import JsonlSource
+from emkit.alignment.sources import JsonlSource, Samples
 from emkit.errors import UserError
 from emkit.own import card, checks, differences, resources, tokens
 from emkit.own.models import AUTO, Described, Models, describe, folders_of, open_models, who
@@ -69,7 +69,7 @@ def prepare(
     recipe = recipe.following(use.like)
     models = open_models(described, say)
     if recipe.method.learned:
-        _check_learnable(models)
+        check_learnable(models)
     remarks += models.remarks
     left_out, code = _left_out(recipe, models), _missing_code(recipe, models.folders)
     config, vectors = described.configs["base"], models.vectors
@@ -93,7 +93,7 @@ def _known_at_once(method: str) -> dict[str, Any]:
     return found | {"optimiser": {key: value for key, value in found["optimiser"].items() if key != "steps"}}
 
 
-def _check_learnable(models: Models) -> None:
+def check_learnable(models: Models) -> None:
     """``UserError`` unless the base's coefficients can be fitted and every expert can teach."""
     layout, described = models.layout, models.described
     if not layout.backbone.VISION:
@@ -170,17 +170,26 @@ def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecip
             f"{recipe.method.name} has to run the models, and a {config.kind} needs its own code for that, which emkit "
             "never runs: convert them to transformers' layout, or use a method that needs no prompts"
         )
-    given, settings = recipe.given["calibration"], recipe.calibration
-    counts = []
-    for label, file in settings["files"].items():
-        lines = JsonlSource(settings["files"]).lines(label)
+    given, samples = recipe.given["calibration"], recipe.calibration
+    number = enough(samples, "samples" in given, recipe.backbone)
+    return replace(recipe, given={**recipe.given, "calibration": {**given, "samples": number}})
+
+
+def enough(samples: Samples, asked: bool, backbone: str) -> int:
+    """How many samples of each expert there are: as many as ``samples`` says, or fewer where that is a default.
+
+    ``UserError`` where as many were ``asked`` for and a file of prompts has not got them, and for images that the
+    backbone does not see.
+    """
+    counts, wanted = [], samples.samples
+    for label, file in samples.files.items():
+        lines = JsonlSource(samples.files).lines(label)
         counts.append(len(lines))
-        if "samples" in given and counts[-1] < given["samples"]:
+        if asked and counts[-1] < wanted:
             raise UserError(
-                f"{file} has {counts[-1]} prompts for the {given['samples']} samples of expert '{label}': give more, "
-                "or lower calibration.samples"
+                f"{file} has {counts[-1]} prompts for the {wanted} samples of expert '{label}': give more, or lower "
+                "calibration.samples"
             )
-        if not backbones.get(recipe.backbone).VISION and any(image is not None for image, _ in lines):
-            raise UserError(f"{file} has images, but the backbone {recipe.backbone} sees none: leave them out")
-    samples = min(settings["samples"], *counts)
-    return replace(recipe, given={**recipe.given, "calibration": {**given, "samples": samples}})
+        if not backbones.get(backbone).VISION and any(image is not None for image, _ in lines):
+            raise UserError(f"{file} has images, but the backbone {backbone} sees none: leave them out")
+    return min(wanted, *counts)

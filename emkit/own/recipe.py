@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,37 +13,18 @@ from emkit import backbones
 from emkit.alignment.learner import SCALE
 from emkit.alignment.like import SOURCE as LIKE_SOURCE
 from emkit.alignment.like import check_given, check_method, imposed, layer
-from emkit.config import Settings, default, layered, option, parse
+from emkit.alignment.sources import Samples
+from emkit.config import Settings, Text, default, layered, option, parse
+from emkit.content import default_device
 from emkit.errors import UserError
 from emkit.methods import Method, check_options, get, registry, resolved
-from emkit.methods.key import default_device
 from emkit.own import resources
 from emkit.schema import fail, load_yaml, nearest
 
 METHODS = tuple(name for name, found in registry().items() if found.merges)
 AUTO = "auto"
-Text = Annotated[str, Field(pattern=r"\S")]
 # what a merge refuses unless its recipe allows it
 Allowed = Literal["rotary", "adapter_base", "identical", "tokenizer", "disk", "memory"]
-
-
-class Calibration(Settings):
-    """The prompts of a learned method."""
-
-    files: dict[str, Text] = option({}, "JSONL of prompts for each expert")
-    samples: int = option(
-        5,
-        "prompts used of each expert's, or as many as there are",
-        "paper, Appendix B.2: 5 a task for InternVL2.5 and its Mistral",
-        by_backbone={"qwen2_vl": (10, "paper, Appendix B.2: 10 a task for Qwen2-VL")},
-        ge=1,
-    )
-    response_tokens: int = option(
-        1, "least response tokens of a sample", "paper: a sample is one prompt with the expert's whole response", ge=1
-    )
-    max_new_tokens: int = option(
-        128, "longest response", "ours: the length of the experts' responses is unpublished", ge=1
-    )
 
 
 class Given(Settings):
@@ -55,7 +36,7 @@ class Given(Settings):
     out: Text
     scale: float | None = None
     options: dict[str, Any] = Field({})
-    calibration: Calibration = Calibration()
+    calibration: Samples = Samples()
     tokenizer: Text = "base"
     backbone: Text = AUTO
     tensors: Literal["backbone", "all"] = "backbone"
@@ -113,10 +94,10 @@ class MergeRecipe:
         return self.given.get("scale", None if scale is None else default(scale, self.backbone)[0])
 
     @property
-    def calibration(self) -> dict[str, Any]:
-        """What the learned methods read of the calibration section."""
-        values = layered(Calibration, self.given.get("calibration", {}), backbone=self.backbone)
-        return {"source": "jsonl", **parse(Calibration, values, "calibration").model_dump()}
+    def calibration(self) -> Samples:
+        """The samples of the learned methods."""
+        values = layered(Samples, self.given.get("calibration", {}), backbone=self.backbone)
+        return parse(Samples, values, "calibration")
 
     def settings(self) -> Settings:
         """Every option of the method."""
@@ -135,7 +116,7 @@ class MergeRecipe:
 
     def _imposed(self, name: str) -> dict[str, Any]:
         """What ``--like`` puts in place of the options of the method ``name``."""
-        return imposed(name, self.calibration["samples"], len(self.experts), self.backbone)
+        return imposed(name, self.calibration.samples, len(self.experts), self.backbone)
 
     def following(self, like: str | None) -> MergeRecipe:
         """This recipe with ``--like``'s options; ``UserError`` where it gives one that is set otherwise, for a method
@@ -146,7 +127,8 @@ class MergeRecipe:
             check_given(found._options, found._imposed(found.method.name))
         settings = found.settings()
         if getattr(settings, "parameterisation", None) == "sigmoid":
-            initial = found.scale if settings.initial == SCALE else settings.initial
+            given = settings.model_dump()["initial"]
+            initial: Any = found.scale if given == SCALE else given
             for value in initial.values() if isinstance(initial, Mapping) else [initial]:
                 if not 0 < value < 1:
                     raise UserError(

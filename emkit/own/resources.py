@@ -13,6 +13,7 @@ import torch
 
 from emkit.alignment.memory import available, held_bytes
 from emkit.alignment.options import EngineOptions
+from emkit.alignment.sources import Samples
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.files import unwritable
@@ -42,7 +43,7 @@ def _bytes(checkpoint: Checkpoint, name: str) -> int:
 
 
 def estimate(
-    method: Method, vectors: TaskVectors, text: dict, calibration: dict, engine: EngineOptions, device: str
+    method: Method, vectors: TaskVectors, text: dict, calibration: Samples, engine: EngineOptions, device: str
 ) -> Needs:
     """Estimate what ``method`` needs of disk and host memory. ``text`` holds the model's ``hidden_size``.
 
@@ -59,7 +60,7 @@ def estimate(
     if not method.learned:
         return Needs(output, memory)
     numel = sum(torch.Size(base.info(name).shape).numel() for name in base.names)
-    positions = calibration["samples"] * max(calibration["max_new_tokens"], calibration["response_tokens"])
+    positions = calibration.samples * max(calibration.max_new_tokens, calibration.response_tokens)
     kept = 4 * experts * positions * 2 * text.get("hidden_size", 0)
     if device != "cpu":
         return Needs(output + kept, max(memory, LIBRARIES + 2 * engine.torch_dtype.itemsize * numel + kept))

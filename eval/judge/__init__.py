@@ -6,7 +6,6 @@ is ``rules``, a judge that grades by rule (:mod:`eval.judge.rules`, :mod:`eval.j
 OpenAI-compatible service. ``JUDGE=replay`` answers from what was kept and asks no service.
 """
 
-from eval.judge.cli import cli
 from eval.judge.server import Judge, opened, running
 
-__all__ = ["Judge", "cli", "opened", "running"]
+__all__ = ["Judge", "opened", "running"]

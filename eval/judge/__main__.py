@@ -2,6 +2,7 @@
 
 import sys
 
-from eval.judge.cli import cli
+from emkit.command_line import run
+from eval.judge.cli import judge
 
-sys.exit(cli(sys.argv[1:]))
+sys.exit(run(judge, None, "python -m eval judge"))

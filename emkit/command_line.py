@@ -1,0 +1,140 @@
+"""What emkit's command lines share, by click: errors of one line, commands listed in groups, options of several."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from emkit.alignment.options import EngineOptions, parse_bytes
+from emkit.errors import UserError, not_installed
+
+PATH = click.Path(path_type=Path)
+
+
+class Groups(click.Group):
+    """A group that lists its commands in the order of their definition, each under the title that it was given."""
+
+    def __init__(self, *args: Any, **more: Any):
+        super().__init__(*args, no_args_is_help=True, **more)
+        self.titles: dict[str, str] = {}
+
+    def under(self, title: str, command: click.Command) -> click.Command:
+        """Add a command under a title."""
+        self.add_command(command)
+        self.titles[str(command.name)] = title
+        return command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title in dict.fromkeys(self.titles.get(name, "Commands") for name in self.commands):
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (name, command.get_short_help_str(90))
+                        for name, command in self.commands.items()
+                        if self.titles.get(name, "Commands") == title
+                    ]
+                )
+
+
+def run(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
+    """Run a command line and return its exit status; whatever a person did wrong is one line on stderr and status 2.
+
+    Commands find the arguments as they were given in ``ctx.obj``.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+    try:
+        status = command.main(given, prog_name=name, standalone_mode=False, obj=given, **settings)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 0
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else name
+        said = " ".join(error.format_message().split()).rstrip(".")
+        return _wrong(f"{said[:1].lower()}{said[1:]} (`{where} --help` says more)")
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
+        return 1
+    except UserError as error:
+        return _wrong(str(error))
+    except ModuleNotFoundError as error:
+        return not_installed(error)
+    except (KeyboardInterrupt, click.Abort):
+        _wrong("interrupted; the same command goes on from here")
+        return 130
+
+
+def _wrong(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def together(*options: Callable) -> Callable:
+    """Several options as one decorator, in this order."""
+
+    def decorate(function: Callable) -> Callable:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+models = together(
+    click.option("--base", metavar="MODEL", help="Folder or hub id of the model that the experts were made from."),
+    click.option(
+        "--expert",
+        multiple=True,
+        metavar="[NAME=]MODEL",
+        help="An expert, once for each; its name is that of its folder unless one is given.",
+    ),
+)
+_LIKE = (
+    "Expert Merging(++) as the authors' code runs it by default: its loss, optimiser and order, one epoch, no hidden "
+    "term unless hidden_weight is given, and its rounding where no coefficient has moved yet; γ, β and where the fit "
+    "starts stay."
+)
+writing = together(
+    click.option("--cache", type=PATH, help="Where calibration sets and fits are kept (default: beside --out)."),
+    click.option("--shard-size", default="5GB", show_default=True, help="Largest file of weights."),
+)
+fits = together(
+    click.option("--memory", help="What a fit may take on its device, such as 24GiB (default: all that a GPU has)."),
+    click.option(
+        "--place",
+        type=click.Choice(["device", "host", "files"]),
+        help="Where task vectors live during a fit (default: by --memory).",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Of the merged weights during a fit.",
+    ),
+    click.option(
+        "--micro-tokens",
+        type=int,
+        default=EngineOptions.micro_tokens,
+        show_default=True,
+        help="Padded tokens in one forward and backward; streamed task vectors are read once for each.",
+    ),
+    click.option("--checkpointing", is_flag=True, help="Recompute activations instead of keeping them."),
+    click.option("--like", type=click.Choice(["authors"]), help=_LIKE),
+)
+
+
+def engine(flags: Mapping[str, Any]) -> EngineOptions:
+    """What the options of :data:`fits` say; ``UserError`` for an amount of memory that is none."""
+    known = {key: flags[key] for key in ("place", "dtype", "micro_tokens", "checkpointing", "like")}
+    return EngineOptions(memory=None if flags["memory"] is None else parse_bytes(flags["memory"]), **known)
