@@ -1,9 +1,10 @@
-# emkit's front door. `make` alone prints this file's targets. Needs Python 3.11, git and make, nothing else.
+# emkit's front door. `make` alone prints this file's targets. Needs git, make and any Python 3.9 or newer.
 PROFILE  ?= mini
 BACKBONE ?= internvl
 JOBS     ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
-PYTHON   ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+PYTHON   ?= python3
 UV       := 0.13.9
+VERSION  := 3.11
 
 TABLES   := $(patsubst eval/tables/%.yaml,%,$(wildcard eval/tables/*.yaml))
 PY       := .venv/bin/python
@@ -19,7 +20,7 @@ export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format lock zoo zoo-smoke reproduce-tables notebooks clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
+.PHONY: help setup test test-fast lint format lock zoo zoo-smoke reproduce-tables notebooks clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
 
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
@@ -33,27 +34,30 @@ export PYTHONHASHSEED := 0
 #: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=qwen2_vl: 40 min, reckoned from the steps' rates; mistral: 13 min beside other work)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
 #: test             | the whole test suite                                     | 4 GB memory               | 12 min
-#: lint             | ruff: check and format, changing nothing                 | -                         | 5 s
+#: test-fast        | the tests without those that train, fit or run the pipeline | 2 GB memory             | 2 min
+#: lint             | ruff, mypy, and which room may import which              | -                         | 40 s
 #: format           | ruff: mend and format                                    | -                         | 5 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
 #: clean            | remove the scores and run files of PROFILE, keep tables, notebooks, models and a judge's replies | - | at once
-#: Variables: PROFILE=mini|smoke|paper, BACKBONE=internvl|qwen2_vl|mistral (of the zoo targets), JOBS=number of jobs at once (default: cores), PYTHON=path to a Python 3.11
+#: Variables: PROFILE=mini|smoke|paper, BACKBONE=internvl|qwen2_vl|mistral (of the zoo targets), JOBS=number of jobs at once (default: cores), PYTHON=a Python to start set-up from (default: python3)
 
 help:
 	@sed -n 's/^#: //p' $(firstword $(MAKEFILE_LIST)) | awk -F' *[|] *' \
 	  'NF==4 {printf "make %-17s %s\n%22s needs: %s; takes: %s\n", $$1, $$2, "", $$3, $$4; next} {print "\n" $$0}'
 
+# Set-up starts from whatever Python is there; the installer finds or fetches the one that the lock is for ($(VERSION)).
 # .uv holds the installer, .venv the environment. Either counts as built only when its `ready` file stands, which is
 # written last: what an interrupted set-up left is removed and built again.
 $(UV_READY):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-	  echo "error: emkit needs Python 3.11, found `$(PYTHON) --version 2>&1 | head -1`; install it or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@rm -rf .uv && $(PYTHON) -m venv .uv || { echo "error: $(PYTHON) cannot make environments; install its venv module (Debian: python3.11-venv)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null || { \
+	  echo "error: set-up starts from a Python 3.9 or newer, found `$(PYTHON) --version 2>&1 | head -1`; install one or say where it is: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@rm -rf .uv && $(PYTHON) -m venv .uv || { echo "error: $(PYTHON) cannot make environments; install its venv module (Debian: python3-venv)" >&2; exit 2; }
 	@.uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV) && touch $@
 
 .venv/ready: requirements.lock pyproject.toml | $(UV_READY)
 	@echo "set-up: .venv from requirements.lock"
-	@if [ -e $@ ]; then rm -f $@; else rm -rf .venv && .uv/bin/uv venv --quiet --python .uv/bin/python .venv; fi
+	@if [ -e $@ ]; then rm -f $@; else rm -rf .venv && .uv/bin/uv venv --quiet --python $(VERSION) .venv || { \
+	  echo "error: there is no Python $(VERSION) here and none could be fetched; install it, or connect to the network" >&2; exit 2; }; fi
 	@VIRTUAL_ENV=.venv .uv/bin/uv pip sync --require-hashes requirements.lock
 	@VIRTUAL_ENV=.venv .uv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -64,13 +68,16 @@ test: .venv/ready
 	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
-	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
 
 format: .venv/ready
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
 lock: $(UV_READY)
-	.uv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	.uv/bin/uv pip compile --quiet --python-version $(VERSION) --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" requirements.in --output-file requirements.lock
 
 zoo: .venv/ready

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Experts:
         if dicts and len(dicts) < len(given):
             raise UserError("some models are state dicts and some are folders: give all in the same way")
         self.models: models.Models | None = None
-        self.asked = {"backbone": backbone, "tensors": tensors, "allow": list(allow)}
+        self.asked: dict[str, Any] = {"backbone": backbone, "tensors": tensors, "allow": list(allow)}
         if dicts:
             self.backbone = "causal_lm" if backbone == models.AUTO else backbone
             self.vectors = _vectors({label: StateDict(t, label) for label, t in dicts.items()}, self.backbone, tensors)
@@ -106,7 +106,7 @@ def _vectors(opened: Mapping[str, Checkpoint], backbone: str, tensors: str) -> T
     """Task vectors of state dicts; ``UserError`` where the backbone's rule merges none of their tensors."""
     base, *experts = opened.values()
 
-    def merged(names: list[str]) -> list[str]:
+    def merged(names: Iterable[str]) -> list[str]:
         if tensors == "all":
             return [name for name in names if base.info(name).dtype.is_floating_point]
         if chosen := backbones.get(backbone).merged_names(names):
@@ -207,7 +207,7 @@ class Merged:
         return f"{self.method.name} of {', '.join(self.experts.labels)}"
 
 
-_GENERAL = ("scale", "seed", "device", "prompts", "samples", "response_tokens", "max_new_tokens")
+_GENERAL: tuple[str, ...] = ("scale", "seed", "device", "prompts", "samples", "response_tokens", "max_new_tokens")
 _GENERAL += ("cache", "progress", "engine")
 
 

@@ -20,7 +20,7 @@ class Groups(click.Group):
     """A group that lists its commands in the order of their definition, each under the title that it was given."""
 
     def __init__(self, *args: Any, **more: Any):
-        super().__init__(*args, no_args_is_help=True, **more)
+        super().__init__(*args, **{"no_args_is_help": True, **more})
         self.titles: dict[str, str] = {}
 
     def under(self, title: str, command: click.Command) -> click.Command:
@@ -50,7 +50,7 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str) -> i
     Commands find the arguments as they were given in ``ctx.obj``.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+    settings: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
     try:
         status = command.main(given, prog_name=name, standalone_mode=False, obj=given, **settings)
         sys.stdout.flush()

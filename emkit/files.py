@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from safetensors import SafetensorError
 
@@ -34,10 +34,11 @@ _WORDS = {
 
 def unwritable(path: Path, error: OSError | SafetensorError) -> UserError:
     """The line to show when writing ``path`` failed with ``error`` (safetensors says it in words: "os error 28")."""
-    number = getattr(error, "errno", None)
-    if number is None and (said := re.search(r"os error (\d+)", str(error))):
-        number = int(said[1])
-    return UserError(f"cannot write {path}: {_WORDS.get(number, getattr(error, 'strerror', None) or str(error))}")
+    number: int | None = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    said = getattr(error, "strerror", None) or str(error)
+    return UserError(f"cannot write {path}: {said if number is None else _WORDS.get(number, said)}")
 
 
 def _by_system(error: OSError | SafetensorError) -> bool:
@@ -214,7 +215,7 @@ def write_json(path: str | Path, value: object) -> None:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def read_json(path: str | Path) -> object:
+def read_json(path: str | Path) -> Any:
     """The value in a JSON file that emkit wrote."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 

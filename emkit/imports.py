@@ -96,7 +96,7 @@ def _content(code: str) -> str:
     """A module's syntax tree without docstrings."""
     tree = ast.parse(code)
     for node in ast.walk(tree):
-        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        if documented and ast.get_docstring(node, clean=False) is not None:
+        defines = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, defines) and ast.get_docstring(node, clean=False) is not None:
             node.body.pop(0)
     return ast.dump(tree)

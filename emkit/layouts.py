@@ -72,7 +72,7 @@ class Layout:
     def of_vocabulary(self, parameter: str) -> bool:
         """Whether a parameter has a row for each token: the embedding's or the head's."""
         found = self.module(parameter)
-        if found is None:
+        if found is None or self.outline is None:
             return False
         return found is self.outline.get_input_embeddings() or found is self.outline.get_output_embeddings()
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TextIO
 
 WIDTH = 24
 LOG_EVERY = 30.0  # seconds between lines where the output is no terminal
@@ -21,7 +22,7 @@ class Display:
     """
 
     count: Callable[[], list[tuple[str, int, int, str]]]
-    stream: object = sys.stderr
+    stream: TextIO = sys.stderr
     signs: Callable[[], list[str]] = list
     started: float = field(default_factory=time.monotonic)
     shown: object = None

@@ -39,12 +39,12 @@ class Difference(NamedTuple):
 
 def mean_stderr(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard error (n - 1 in the denominator; nan for one value). :class:`UserError` for none."""
-    values = np.asarray(values, dtype=float)
-    if values.size == 0:
+    given = np.asarray(values, dtype=float)
+    if given.size == 0:
         raise UserError("the mean of no values: check that the benchmark has items")
-    if values.size == 1:
-        return float(values[0]), math.nan
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(values.size))
+    if given.size == 1:
+        return float(given[0]), math.nan
+    return float(given.mean()), float(given.std(ddof=1) / math.sqrt(given.size))
 
 
 def memberships(items: Sequence[dict]) -> np.ndarray:

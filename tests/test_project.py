@@ -95,12 +95,15 @@ def test_a_wrong_python_gives_one_clear_line(tmp_path):
     fake.chmod(0o755)
     run = subprocess.run(["make", "setup", f"PYTHON={fake}"], cwd=tmp_path, capture_output=True, text=True, check=False)
     said = [line for line in run.stderr.splitlines() if line.startswith("error:")]
-    assert run.returncode != 0 and len(said) == 1 and "Python 3.11" in said[0] and "2.7.18" in said[0]
+    assert run.returncode != 0 and len(said) == 1 and "Python 3.9 or newer" in said[0] and "2.7.18" in said[0]
     assert not (tmp_path / ".venv").exists()
 
 
-def test_ci_calls_make_test():
-    assert "make test" in text(".ci/run") and "set -euo pipefail" in text(".ci/run")
+def test_ci_lints_then_tests():
+    lines = text(".ci/run").splitlines()
+    assert lines.index("make lint") < lines.index("make test") and "set -euo pipefail" in lines
+    steps = yaml.safe_load(text(".github/workflows/ci.yml"))["jobs"]["check"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
 
 
 # ---- arrows only go down

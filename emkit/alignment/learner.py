@@ -81,7 +81,7 @@ class Learner:
     def calibration(self, hidden_layer: int | str, tokens: str) -> Calibration:
         """The samples of every task, their states after the block ``hidden_layer``, losses over ``tokens``."""
         blocks = self.backbone.blocks(self._model)
-        layer = blocks // 2 if hidden_layer == "middle" else hidden_layer
+        layer = blocks // 2 if isinstance(hidden_layer, str) else hidden_layer  # "middle"
         if not 1 <= layer <= blocks:
             raise UserError(f"hidden_layer is block {layer}, the model has blocks 1 to {blocks}")
         lengths = {"response_tokens": self.samples.response_tokens, "max_new_tokens": self.samples.max_new_tokens}

@@ -134,6 +134,7 @@ class MergedModel:
 
     @torch.no_grad()
     def _renew(self, name: str, rows: Rows) -> None:
+        assert self._update is not None
         alpha = self._update(self.places[name], self._sum(name).reshape(-1))
         self._write(name, rows, alpha.reshape(self.shapes[name]))
         self._done.add(name)

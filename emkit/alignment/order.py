@@ -100,10 +100,11 @@ def tasks_in(calibration: Calibration, order: str, step: int) -> float:
     return len(authors_turns(calibration, order)[step * ACCUMULATED : (step + 1) * ACCUMULATED]) / ACCUMULATED
 
 
-def chosen_samples(samples: int, batch: int | str, step: int, seed: int, task: int) -> list[int]:
+def chosen_samples(samples: int, batch: float | str, step: int, seed: int, task: int) -> list[int]:
     """Which of a task's samples a step takes: each once an epoch, in an order drawn anew every epoch."""
-    if batch == "all" or batch >= samples:
+    if isinstance(batch, str) or batch >= samples:  # "all"
         return list(range(samples))
+    batch = int(batch)
     per_epoch = -(-samples // batch)
     epoch, place = divmod(step, per_epoch)
     order = np.random.default_rng([seed, task, epoch]).permutation(samples)

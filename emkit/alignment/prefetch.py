@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -16,13 +16,13 @@ class Prefetch(Generic[T]):
     each name is then followed by another one each time. At most one value is fetched ahead.
     """
 
-    def __init__(self, fetch: Callable[[Hashable], T]):
+    def __init__(self, fetch: Callable[[str], T]):
         self._fetch = fetch
-        self._next: dict[tuple, Hashable] = {}  # the last two names → the one that followed them
+        self._next: dict[tuple, str] = {}  # the last two names → the one that followed them
         self._last: tuple = (None, None)
-        self._ahead: tuple[Hashable, T] | None = None
+        self._ahead: tuple[str, T] | None = None
 
-    def take(self, name: Hashable) -> T:
+    def take(self, name: str) -> T:
         """The value of ``name``."""
         self._next[self._last] = name
         self._last = (self._last[1], name)

@@ -32,8 +32,8 @@ class Folded:
 
     @classmethod
     def from_json(cls, value: dict) -> Folded:
-        integers = [np.array(value[field], dtype=np.int64) for field in ("ids", "positions", "block")]
-        return cls(*integers, np.array(value["count"], dtype=np.float64))
+        ids, positions, block = (np.array(value[field], dtype=np.int64) for field in ("ids", "positions", "block"))
+        return cls(ids, positions, block, np.array(value["count"], dtype=np.float64))
 
 
 def fold(
@@ -62,8 +62,8 @@ def fold(
         block.append(np.full(len(own), number))
         predicts = (own >= len(row) - response - 1) & (own < len(row) - 1)
         count.append(np.ones(len(own)) if tokens == "all" else predicts.astype(np.float64))
-    parts = [np.concatenate(part, axis=-1).astype(np.int64) for part in (ids, placed, block)]
-    return Folded(*parts, np.concatenate(count).astype(np.float64))
+    ints = [np.concatenate(part, axis=-1).astype(np.int64) for part in (ids, placed, block)]
+    return Folded(ints[0], ints[1], ints[2], np.concatenate(count).astype(np.float64))
 
 
 def collate(sequences: Sequence[Folded]) -> tuple[dict, torch.Tensor]:

@@ -186,7 +186,7 @@ class ImageBackbone(Backbone):
     """A language model with a vision tower, whose image features stand in the place of an image's tokens."""
 
     AUTO = "AutoModelForImageTextToText"
-    VISION = ("pixel_values",)
+    VISION: tuple[str, ...] = ("pixel_values",)
 
     @abstractmethod
     def tower(self, model: Any) -> torch.nn.Module:

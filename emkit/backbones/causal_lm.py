@@ -60,7 +60,8 @@ class CausalLM(Backbone):
         """
         if any(image is not None for image in images):
             raise UserError("this backbone is a language model, which sees no images: remove them from the calibration")
-        starts, ends = [self.prompt_ids(processor, question) for question in questions], [[]] * len(questions)
+        starts = [self.prompt_ids(processor, question) for question in questions]
+        ends: list[list[int]] = [[]] * len(questions)
         if responses is not None:
             final = [] if processor.eos_token_id is None else [processor.eos_token_id]
             ends = [processor(text, add_special_tokens=False)["input_ids"] + final for text in responses]

@@ -66,5 +66,6 @@ def second_stage(learner: Learner, options: ExpertMergingPP, stage1: Learned) ->
 )
 def merge(ctx: Context[ExpertMergingPP]) -> Merge:
     learner = ctx.learner()
+    assert isinstance(ctx.first, ExpertMerging)
     learned = second_stage(learner, ctx.options, first_stage(learner, ctx.first))
     return linear(ctx, learned.coefficients, ctx.scale, learned)

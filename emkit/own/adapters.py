@@ -77,8 +77,9 @@ class AdapterCheckpoint(Checkpoint):
         """
         for name in sorted(self._factors.keys()):
             check_finite(name, self._factors.get_tensor(name), where)
-        for name in sorted(self.adapted) if look is not None else ():
-            look(name, self.read(name))
+        if look is not None:
+            for name in sorted(self.adapted):
+                look(name, self.read(name))
 
     @cached_property
     def _sha256(self) -> str:

@@ -192,11 +192,11 @@ def learnable(layout: Layout, names: list[str]) -> None:
     for name in names:
         if layout.parameter(name) not in layout.parameters:
             raise UserError(f"{kind} holds '{name}' otherwise than it is stored: {other}")
-    if "position_ids" not in inspect.signature(layout.outline.forward).parameters:
+    if layout.outline is not None and "position_ids" not in inspect.signature(layout.outline.forward).parameters:
         raise UserError(f"{kind} takes no positions, which a fit gives it: {other}")
 
 
-def can_teach(expert: Checkpoint, layout: Layout, label: str, tokens: tuple[int, int]) -> None:
+def can_teach(expert: Checkpoint, layout: Layout, label: str, tokens: tuple[int | None, int | None]) -> None:
     """Raise ``UserError`` unless an expert can be run as what it is and compared with the base.
 
     ``tokens``: rows of its vocabulary and of the base's, over which logits are compared.

@@ -29,7 +29,7 @@ def init(recipe: Path, method: str, base: str | None, expert: tuple[str, ...], b
 
     if method not in METHODS:
         raise UserError(f"unknown method '{method}': {nearest(method, METHODS)}")
-    if backbone not in (None, *backbones.NAMES):
+    if backbone is not None and backbone not in backbones.NAMES:
         raise UserError(f"unknown backbone '{backbone}': {nearest(backbone, backbones.NAMES)}")
     experts, base = _experts(expert) or init.EXPERTS, base or "path/to/base-model"
     init.write(recipe, method, base, experts, backbone or init.backbone_in(Path(base)))

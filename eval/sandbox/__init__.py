@@ -5,7 +5,30 @@ Landlock, resource limits) and ``seccomp.py`` (a list of system calls); how a pr
 ``child.py``. Linux only: elsewhere, and wherever a wall does not hold, :func:`check` raises and nothing is run.
 """
 
+from collections.abc import Iterable, Sequence
+
 from eval.sandbox.probes import check
-from eval.sandbox.runner import STATUSES, Limits, Result, called_names, run
+from eval.sandbox.runner import STATUSES, Limits, Result, called_names, run_unchecked
 
 __all__ = ["STATUSES", "Limits", "Result", "called_names", "check", "run"]
+
+
+def run(
+    program: str,
+    tests: str | Sequence[tuple[str, object]],
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+    prelude: str = "",
+    names: Iterable[str] | None = None,
+) -> Result:
+    """Run ``program`` and test it; it never sees the tests, only the arguments of the calls that they make.
+
+    ``tests`` are pairs ``(expression, expected plain value)``, each expression evaluated in the program's namespace
+    (``("add(1, 2)", 3)``), or code that raises when the program is wrong (HumanEval's ``check``, MBPP's asserts). Code
+    runs in a process of its own in which ``names`` (by default every name it uses and does not define:
+    :func:`called_names`) stand for the program's functions; it may use what ``prelude``, code of the benchmark's own
+    such as HumanEval's prompt, defines. Plain data is compared; other objects may only be handed back to the program.
+
+    Raises :class:`~emkit.errors.UserError` ``cannot isolate: …`` where a wall does not hold, before anything is run.
+    """
+    check()
+    return run_unchecked(program, tests, limits, prelude, names)

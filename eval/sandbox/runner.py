@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,31 +58,8 @@ class Result:
         return self.status == "passed"
 
 
-def run(
-    program: str,
-    tests: str | Sequence[tuple[str, object]],
-    limits: Limits = Limits(),
-    prelude: str = "",
-    names: Iterable[str] | None = None,
-) -> Result:
-    """Run ``program`` and test it; it never sees the tests, only the arguments of the calls that they make.
-
-    ``tests`` are pairs ``(expression, expected plain value)``, each expression evaluated in the program's namespace
-    (``("add(1, 2)", 3)``), or code that raises when the program is wrong (HumanEval's ``check``, MBPP's asserts). Code
-    runs in a process of its own in which ``names`` (by default every name it uses and does not define:
-    :func:`called_names`) stand for the program's functions; it may use what ``prelude``, code of the benchmark's own
-    such as HumanEval's prompt, defines. Plain data is compared; other objects may only be handed back to the program.
-
-    Raises :class:`~emkit.errors.UserError` ``cannot isolate: …`` where a wall does not hold, before anything is run.
-    """
-    from eval.sandbox.probes import check
-
-    check()
-    return run_unchecked(program, tests, limits, prelude, names)
-
-
 def run_unchecked(program, tests, limits=Limits(), prelude="", names=None) -> Result:
-    """:func:`run` for the probes themselves."""
+    """:func:`eval.sandbox.run` for the probes themselves."""
     job = {"program": program}
     if isinstance(tests, str):
         names = called_names(tests, prelude) if names is None else list(names)

@@ -133,7 +133,8 @@ def _other(spec: Spec) -> str:
 def item(spec: Spec, draw: Draw) -> Item:
     """The problem with one wording, its worked answer, and the same story told with its sums."""
     kind = KINDS[spec["kind"]]
-    steps, results = [], []
+    steps: list = []
+    results: list = []
     for left, sign, right in kind.steps:
         values = [results[term] if isinstance(term, int) else spec[term] for term in (left, right)]
         results.append(_APPLY[sign](*values))
