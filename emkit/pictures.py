@@ -1,4 +1,4 @@
-"""Pictures of what a merge learned, with matplotlib (an extra: ``pip install emkit[pictures]``)."""
+"""Pictures of what a merge learned, with matplotlib (an extra: ``pip install emkit[plot]``)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("a picture needs matplotlib: `pip install matplotlib`") from error
+        raise UserError("a picture needs matplotlib: `pip install emkit[plot]`") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
