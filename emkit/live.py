@@ -8,7 +8,11 @@ from typing import Protocol
 import torch
 from PIL.Image import Image
 
-from emkit.coefficients import Coefficients
+from emkit.alignment.arithmetic import Arithmetic
+from emkit.alignment.memory import available
+from emkit.alignment.options import EngineOptions
+from emkit.alignment.placement import place, wide_dtype
+from emkit.coefficients import Coefficients, chunk_bounds
 from emkit.errors import UserError
 from emkit.own.models import Models
 
@@ -27,6 +31,9 @@ class Live:
         self.model, self.processor = self.backbone.load(models.folders["base"], device=device)
         parameters = dict(self.model.named_parameters())
         self._parameters = {name: parameters[self.backbone.parameter_name(name)] for name in self.vectors.names}
+        free = available()  # task vectors stay in memory where half of what is free holds them
+        self._placement = place(self.vectors, self.model, EngineOptions(memory=None if free is None else free // 2))
+        self._arithmetic = Arithmetic(device, wide_dtype(self.model))
 
     @torch.no_grad()
     def set(self, merge: Tensors | Coefficients | Mapping[str, float] | float) -> Live:
@@ -45,10 +52,12 @@ class Live:
             merge = Coefficients.constant(vectors.names, each)
         for name, parameter in self._parameters.items():
             if isinstance(merge, Coefficients):
-                weight = vectors.merged(name, merge.values[name], parameter.dtype)
+                value = merge.values[name]  # [K, m]
+                bounds = chunk_bounds(parameter.numel(), value.shape[1])
+                rows, alpha = self._placement.rows(name), torch.from_numpy(value).to(parameter.device)
+                self._arithmetic.merge(rows, alpha, bounds, parameter.data.view(-1))
             else:
-                weight = merge[name]
-            parameter.copy_(weight)
+                parameter.copy_(merge[name])
         return self
 
     def ask(self, *questions: str, images: Sequence[Image | None] | None = None, max_new_tokens: int = 64) -> list[str]:
