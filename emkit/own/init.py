@@ -101,7 +101,7 @@ def _options(method: Method, backbone: str) -> str:
 def _option(key: str, field: FieldInfo, backbone: str) -> list[str]:
     value, source = default(field, backbone)
     if value is ...:
-        return [_comment(f"{about(field).rstrip('.')}. It has to be given.", "  "), f"  {key}:"]
+        return [_comment(f"{about(field).rstrip('.')}. It has to be given.", "  "), f"  # {key}:"]
     value = value.model_dump(exclude_unset=True) if isinstance(value, Settings) else value
     said = f"{about(field).rstrip('.')}." + (f" Default: {source}." if source else "")
     return [_comment(said, "  "), f"  # {_line(key, value)}"]

@@ -205,8 +205,8 @@ def _check_files(data: Mapping, method: Method, where: str) -> None:
 
 def _check_options(data: Mapping, method: Method, where: str) -> None:
     given = data.get("options", {})
-    if not given:
-        return
-    check_options(method, given, f"{where}options", data["experts"])
+    if given:
+        check_options(method, given, f"{where}options", data["experts"])
+    resolved(method, given, where=f"{where}options")  # for an option that has to be given
     if "scale" in data and given.get("initial", SCALE) != SCALE:
         raise fail(where or "scale", "`scale` is where the fit starts, and so is `options.initial`: give one of them")
