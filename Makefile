@@ -36,7 +36,7 @@ export PYTHONHASHSEED := 0
 #: test             | the whole test suite                                     | 4 GB memory               | 12 min
 #: test-fast        | the tests without those that train, fit or run the pipeline | 2 GB memory             | 2 min
 #: lint             | ruff, mypy, and which room may import which              | -                         | 40 s
-#: format           | ruff: mend and format                                    | -                         | 5 s
+#: format           | ruff: fix and format                                    | -                         | 5 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
 #: clean            | remove the scores and run files of PROFILE, keep tables, notebooks, models and a judge's replies | - | at once
 #: Variables: PROFILE=mini|smoke|paper, BACKBONE=internvl|qwen2_vl|mistral (of the zoo targets), JOBS=number of jobs at once (default: cores), PYTHON=a Python to start set-up from (default: python3)

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emkit.api import Experts, Merged, merge
-    from emkit.live import Live
+    from emkit.api import Experts, Live, Merged, merge
 
 __version__ = "0.1.0"
 __all__ = ["Experts", "Live", "Merged", "__version__", "merge"]

@@ -155,7 +155,7 @@ def _check_items(items: list[dict], path: str | Path) -> None:
         if not isinstance(item, dict) or set(item) != _ITEM_KEYS:
             raise _damaged(path, f"an item is not {sorted(_ITEM_KEYS)}")
         if not isinstance(item["index"], str) or not isinstance(item["prediction"], str):
-            raise _damaged(path, "an item's index or prediction is no text")
+            raise _damaged(path, "an item's index or prediction is not text")
         if not _number(item["score"]) or not 0 <= item["score"] <= 1:
             raise _damaged(path, f"the score of item {item['index']} is not in [0, 1]")
         if not isinstance(item["groups"], list):

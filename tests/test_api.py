@@ -78,7 +78,10 @@ def test_what_is_opened_once_serves_many_merges_and_gives_task_vectors(models):
     base, math = (own.tensors(models / name) for name in ("base", "math"))
     name = experts.vectors.names[0]
     torch.testing.assert_close(experts.tau(name)[0], math[name].float() - base[name].float())
-    half, none = experts.merge("task_arithmetic", scale=0.5), experts.merge("task_arithmetic", scale=0.0)
+    half, none = (
+        emkit.merge(experts, method="task_arithmetic", scale=0.5),
+        emkit.merge(experts, method="task_arithmetic", scale=0.0),
+    )
     assert torch.equal(none[name], base[name]) and not torch.equal(half[name], base[name])
 
 
@@ -130,7 +133,9 @@ def test_a_live_model_answers_as_the_saved_one(models, tmp_path):
     name = experts.vectors.names[0]
     base, math, code = (own.tensors(models / n)[name].float() for n in ("base", *own.EXPERTS))
     torch.testing.assert_close(live._parameters[name].data, base + 3 * (math - base) - 2 * (code - base))
-    assert live.set(experts.merge("task_arithmetic", scale=0.0)).ask("Tell me.", max_new_tokens=8) == before
+    assert (
+        live.set(emkit.merge(experts, method="task_arithmetic", scale=0.0)).ask("Tell me.", max_new_tokens=8) == before
+    )
     with pytest.raises(UserError, match="unknown expert 'maths'"):
         live.set({"maths": 1.0})
 

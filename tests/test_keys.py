@@ -122,7 +122,7 @@ CASES = [  # the file that is new or has a line more, and the parts of the keys 
     ("emkit/alignment/objectives.py", {"Expert Merging": MERGES, "its own samples": MERGES}),
     ("emkit/methods/wudi.py", {}),
     ("emkit/zoo/text/problems.py", {"Expert Merging": MERGES}),
-    ("eval/vlm/mends.py", {"TIES on images": [1]}),
+    ("eval/vlm/patches.py", {"TIES on images": [1]}),
     ("eval/lm/scoring.py", {"TIES on text": [1], "Expert Merging": [1]}),
     ("eval/sandbox/walls.py", {"Expert Merging": [1]}),
     ("eval/judge/rules.py", {"its own samples": [1]}),

@@ -130,7 +130,7 @@ def test_a_recipe_of_a_learned_method_with_a_mistake(models, tmp_path, refuses, 
     [
         ("", "the calibration set of task 'math' is empty"),
         ("What is this?", "line 1: not of the form"),
-        ('{"prompt": 3}', "line 1: the question is no text"),
+        ('{"prompt": 3}', "line 1: the question is not text"),
         ('{"image": "none.png", "question": "?"}', "line 1: there is no image"),
         ('{"image": "math.jsonl", "question": "?"}', "has images, but the backbone causal_lm sees none"),
         (None, "cannot read"),

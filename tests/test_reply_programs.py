@@ -11,7 +11,7 @@ import pytest
 from eval.alpaca import harness as alpaca
 from eval.judge import rules
 from eval.lm import programs, scoring
-from eval.vlm import mends
+from eval.vlm import patches
 from eval.workers.text import whole
 
 FENCE = "`" * 3
@@ -163,7 +163,7 @@ def test_free_answers_of_mathvista_against_the_stock_rule():
     def stock(line, prefetch=False):
         return "asked", dict(line)["res"], prefetch
 
-    check = mends.free_answers(stock)
+    check = patches.free_answers(stock)
     line = {"question_type": "free_form", "answer_type": "list", "answer": "[2, 4]", "prediction": "so", "res": "[2,4]"}
     assert check(line) is True and check(line, True) is False and check({**line, "res": "[4, 2]"}) is False
     assert check({**line, "prediction": "[2, 4]"}, prefetch=True) == "[2, 4]"

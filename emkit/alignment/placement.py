@@ -20,7 +20,7 @@ class Placement:
 
     Every placement has the same numbers. What is not on the device already is copied there for one tensor, and the
     tensor that is likely next is copied meanwhile (CUDA). The host waits until the tensor before the last one is done
-    with, lest it run ahead of the GPU and have copies pile up: there are at most
+    with, so that it does not run ahead of the GPU and copies do not pile up: there are at most
     :data:`emkit.alignment.memory.MOVING` times K + 1 tensors. On the CPU nothing is copied.
     """
 

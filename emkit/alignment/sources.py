@@ -164,7 +164,7 @@ def _line(where: str, file: Path, line: str) -> tuple[Path | None, str]:
             f'{where}: not of the form {{"image": …, "question": …}} or {{"prompt": …}} (which has no image)'
         ) from error
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{where}: the question is no text")
+        raise UserError(f"{where}: the question is not text")
     if image is not None and not image.is_file():
         raise UserError(f"{where}: there is no image {image}")
     return image, question

@@ -100,7 +100,7 @@ def by_merge(folder: Path) -> bool:
 
 
 def by_merge_row(folder: Path) -> bool:
-    """Whether ``emkit merge-row`` did, which leaves no report: its card says so (:func:`emkit.methods.card`)."""
+    """Whether ``python -m eval merge`` did, which writes no report: its card says so."""
     try:
         return "\nMade by emkit, row `" in (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -21,7 +21,7 @@ from pathlib import Path
 from emkit.errors import UserError
 from eval import stats
 from eval.columns import VLMEvalKit
-from eval.vlm import mends
+from eval.vlm import patches
 from eval.workers.text import whole
 
 JUDGE_MODEL = "gpt-4o-mini"  # the harness asks for gpt-4o-mini-2024-07-18, as the paper's evaluation does
@@ -51,7 +51,7 @@ class NoJudge(Exception):
 
 @cache
 def modules() -> dict[str, types.ModuleType]:
-    """The VLMEvalKit modules in use, imported without the rest of the package and mended."""
+    """The VLMEvalKit modules in use, imported without the rest of the package and patched."""
     spec = importlib.util.find_spec("vlmeval")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("VLMEvalKit is not installed: run `make setup` (package ms-vlmeval)")
@@ -65,7 +65,7 @@ def modules() -> dict[str, types.ModuleType]:
     api.OpenAIWrapper = importlib.import_module("vlmeval.api.gpt").OpenAIWrapper
     api.HFChatModel = api.SiliconFlowAPI = None  # build_judge imports the names; gpt-4o-mini uses neither
     sys.modules["vlmeval.dataset"].DATASET_TYPE = _dataset_type  # the model's prompt rules ask for it
-    mends.apply(loaded)
+    patches.apply(loaded)
     logging.getLogger("vlmeval").setLevel(logging.WARNING)  # at INFO the harness logs the judge's key
     return loaded
 
@@ -173,7 +173,7 @@ def _vqa(column: VLMEvalKit, dataset, judge_url: str | None):
     report = dataset.evaluate(_FILE)
     scored = modules()["image_vqa"].load("predictions_results.tsv")
     scored["prediction"] = modules()["image_vqa"].load(_FILE)["prediction"]
-    results = [{"match": [float(match) for match in mends.literal(text)]} for text in scored["eval_match"]]
+    results = [{"match": [float(match) for match in patches.literal(text)]} for text in scored["eval_match"]]
     return _vqa_hits(column, report, scored, results)
 
 
@@ -283,7 +283,7 @@ def _categories(column: VLMEvalKit, line: dict) -> list[str]:
         return [line["category"]]
     if column.dataset_class == "image_vqa.MathVista":
         try:
-            skills = mends.literal(line["skills"])
+            skills = patches.literal(line["skills"])
         except SyntaxError:  # as MathVista_acc does
             skills = [line["skills"]]
         return [line["task"], *skills]

@@ -1,4 +1,4 @@
-"""The mends of VLMEvalKit against its stock code, run in a process of its own with ``vlmeval`` unmended."""
+"""The patches of VLMEvalKit against its stock code, run in a process of its own with ``vlmeval`` unmended."""
 
 import json
 import subprocess
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import tiny_benchmarks
 
-from eval.vlm import mends
+from eval.vlm import patches
 from eval.vlm.equality import NotANumber, is_equal, latex_number, plain_number
 
-# where the stock code is right, the mended one says the same: (prediction, reference)
+# where the stock code is right, the patched one says the same: (prediction, reference)
 STOCK_IS_RIGHT = [
     ("[2, 4]", "[2, 4]"),
     ("[4, 2]", "[2, 4]"),
@@ -124,7 +124,7 @@ def test_equality_is_right_where_the_stock_one_is_wrong(stock, prediction, refer
 def test_digits_are_scored_as_text(stock, tmp_path):
     """Stock: 0.0 for digits read back as floats; as text 2 of 3. Where texts are mixed in, nothing changes."""
     assert stock["accuracy"] == {"digits": 0.0, "mixed": 75.0}
-    load = mends.read_as_text(None)
+    load = patches.read_as_text(None)
     for pairs, right in ((DIGITS, 2), (MIXED, 3)):
         table = load(_predictions(tmp_path / "p.tsv", pairs))
         assert list(zip(table["prediction"], table["answer"])) == pairs
@@ -143,7 +143,7 @@ def test_nothing_is_executed(tmp_path, text):
     target = tmp_path / "made"
     assert not is_equal(text.format(target), "0")
     with pytest.raises(SyntaxError):
-        mends.literal(text.format(target))
+        patches.literal(text.format(target))
     assert not target.exists()
 
 
@@ -171,7 +171,7 @@ def test_numbers_are_numbers():
 
 
 def test_literals_are_read_and_nothing_else():
-    assert mends.literal("['a', 1, {'b': None}]") == ["a", 1, {"b": None}]
+    assert patches.literal("['a', 1, {'b': None}]") == ["a", 1, {"b": None}]
     for text in ("a", "f()", "1 if 2 else 3", "geometry reasoning", float("nan"), ""):
         with pytest.raises(SyntaxError):
-            mends.literal(text)
+            patches.literal(text)

@@ -16,7 +16,7 @@ Every ``eval``/``exec`` that the classes reach (found by reading their modules):
 ===================================  ==========================================  =======================
 where                                what it evaluates                           now
 ===================================  ==========================================  =======================
-``utils.mathv.is_equal`` (4 calls)   **prediction**, judge's reply, answer       parser (mend 2)
+``utils.mathv.is_equal`` (4 calls)   **prediction**, judge's reply, answer       parser (patch 2)
 ``utils.mathv.post_check`` (2)       ``choices`` of the dataset                  literal only
 ``utils.mathvista.post_check``       ``choices`` of the dataset                  literal only
 ``utils.mathvista.MathVista_acc``    ``skills`` of the dataset                   literal only
@@ -52,7 +52,7 @@ def literal(text):
 
 
 def read_as_text(stock_load, computed: tuple[str, ...] = ()):
-    """VLMEvalKit's ``load`` with mend 1: a ``.tsv`` comes back as text, but for ``computed`` columns of numbers; other
+    """VLMEvalKit's ``load`` with patch 1: a ``.tsv`` comes back as text, but for ``computed`` columns of numbers; other
     formats as ever."""
 
     def load(path, fmt=None):
@@ -70,7 +70,7 @@ def read_as_text(stock_load, computed: tuple[str, ...] = ()):
 
 
 def free_answers(stock_check):
-    """MathVista's ``post_check`` with mend 3; options go to the stock function, numbers with a plain minus.
+    """MathVista's ``post_check`` with patch 3; options go to the stock function, numbers with a plain minus.
 
     With ``prefetch`` the answer in the prediction itself or False, else whether ``res`` is right, as in the stock one.
     """
