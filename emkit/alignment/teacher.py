@@ -59,7 +59,7 @@ class Teacher:
         self._head_checked = False
         self.images = 0  # how many of the source have been looked at here
 
-    def sample(self, task: str, first: int, tell: Callable[[int], None] = lambda tokens: None) -> TaskSamples | None:
+    def sample(self, task: str, first: int, tell: Callable[[int], object] = lambda tokens: None) -> TaskSamples | None:
         """The sample that begins with image ``first`` of the source; None where the source ends before it is full.
 
         ``first`` may only grow from call to call. ``tell`` gets the number of response tokens as they come.
