@@ -68,7 +68,7 @@ test: .venv/ready
 	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # whole files that train no model, fit no coefficients and start no harness
-FAST := config blocks coefficients combine objectives sequences transforms baselines variable importance files scores_cells stats_items data_answers data_examples data_regions shards explain keys project project_setup packaging table_files judge_rules judge_pairs signs text_items profile
+FAST := config coefficients combine objectives sequences transforms baselines variable importance files scores_cells stats_items data_answers data_examples data_regions shards explain keys project project_setup packaging table_files judge_rules judge_pairs signs text_items profile
 
 test-fast: .venv/ready
 	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile $(FAST:%=tests/test_%.py)
