@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-import emkit
 from emkit.merging import Merge
 from emkit.methods import Method
 from emkit.own import hub
@@ -20,7 +19,7 @@ LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
 def versions() -> dict[str, str]:
     """emkit's, Python's and the libraries' versions."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"emkit": emkit.__version__, "python": platform.python_version(), **found}
+    return {"emkit": importlib.metadata.version("emkit"), "python": platform.python_version(), **found}
 
 
 def coefficients(merge: Merge) -> dict[str, Any]:
