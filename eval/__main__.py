@@ -7,12 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import click
+try:
+    import click
 
-from emkit.alignment.options import parse_bytes
-from emkit.command_line import PATH, Groups, engine, fits, run, together, writing
-from emkit.errors import UserError
-from eval.judge.cli import judge
+    from emkit.alignment.options import parse_bytes
+    from emkit.command_line import PATH, Groups, engine, fits, run, together, writing
+    from emkit.errors import UserError
+    from eval.judge.cli import judge
+except ModuleNotFoundError as missing:
+    from emkit.errors import not_installed
+
+    sys.exit(not_installed(missing))
 
 _PROFILE = together(
     click.option(

@@ -12,6 +12,7 @@ from emkit.alignment.memory import MOVING, fixed_bytes, held_bytes, pinned_bytes
 from emkit.alignment.options import EngineOptions, parse_bytes
 from emkit.alignment.placement import fastest, place
 from emkit.alignment.prefetch import Prefetch
+from emkit.alignment.sources import Samples
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.methods import registry
@@ -168,7 +169,7 @@ def test_no_more_values_are_alive_than_are_counted(order):
 
 def test_on_a_gpu_the_host_holds_two_models_while_an_expert_is_asked(intern):
     """The base, aside, and the teacher on its way: whatever --memory says of the device."""
-    vectors, calibration = intern.task_vectors, {"samples": 2, "max_new_tokens": 5, "response_tokens": 3}
+    vectors, calibration = intern.task_vectors, Samples(samples=2, max_new_tokens=5, response_tokens=3)
     numel = sum(vectors.base.read(name).numel() for name in vectors.base.names)
     kept = 4 * len(vectors.experts) * (2 * 5) * 2 * 16
     for engine, width in ((EngineOptions(), 4), (EngineOptions(memory=1, dtype="bfloat16"), 2)):

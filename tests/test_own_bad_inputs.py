@@ -184,7 +184,7 @@ def test_flags_with_a_mistake(models, tmp_path, refuses, more, match):
         (["merge", "--base", "a", "--method", "ties", "--out", "b"], "--expert is missing"),
         (["merge", "/", "--base", "a"], "/ is a folder, not a recipe: an expert is given with --expert"),
         (["init", "--backbone", "lama"], "unknown backbone 'lama'"),
-        (["merg"], "no such command 'merg'. (Did you mean one of: 'merge'"),
+        (["merg"], "no such command 'merg'. Did you mean 'merge'?"),
         (["init", "--method", "ties2"], "unknown method 'ties2': did you mean 'ties'?"),
         (["coefficients", "show", "nowhere"], "there is no nowhere"),
     ],

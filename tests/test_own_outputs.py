@@ -38,9 +38,10 @@ def test_the_merge_of_a_row_replaces_only_what_it_wrote(tiny_zoo, tmp_path, caps
 
 def meanwhile(monkeypatch, action):
     """Do something while a merge checks what it wrote; returns the numbers of tensors that each merge computed."""
-    from emkit.own import merge as job
+    from emkit import job
+    from emkit.own import merge
 
-    verify, write, counts = job.verify, job.write_checkpoint, []
+    verify, write, counts = merge.verify, job.write_checkpoint, []
 
     def checked(*arguments):
         action()
@@ -55,7 +56,7 @@ def meanwhile(monkeypatch, action):
 
         write(out, count, *others)
 
-    monkeypatch.setattr(job, "verify", checked)
+    monkeypatch.setattr(merge, "verify", checked)
     monkeypatch.setattr(job, "write_checkpoint", counted)
     return counts
 
