@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import own_models as own
@@ -174,3 +176,15 @@ def test_importing_emkit_alone_imports_no_torch():
     code = "import sys, emkit; print('torch' in sys.modules, emkit.__version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("False")
+
+
+def test_the_readmes_lines_run(models, tmp_path, monkeypatch):
+    (tmp_path / "models").symlink_to(models)
+    (tmp_path / "code.jsonl").write_text((models / "code.jsonl").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    names = zip(("base", "a", "b"), ("base", *own.EXPERTS), strict=True)
+    known = {name: AutoModelForCausalLM.from_pretrained(models / folder) for name, folder in names}
+    exec(re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1], known)
+    assert (tmp_path / "merged" / "config.json").is_file() and len(known["learned"].history) == 40

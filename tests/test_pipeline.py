@@ -152,16 +152,15 @@ def stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def finish(folder: Path, step: Sequence[str] = REPRODUCE) -> float:
-    """Run to the end; returns the seconds it took."""
-    began, process = time.monotonic(), start(folder, step)
+def finish(folder: Path, step: Sequence[str] = REPRODUCE) -> None:
+    """Run to the end."""
+    process = start(folder, step)
     try:
         status = process.wait(timeout=3 * LIMIT)
     finally:
         stop(process)
     logs = [path.read_text(errors="replace")[-6000:] for path in folder.glob("results/smoke/.run/*/log/*.log")]
     assert status == 0, (folder / "output").read_text() + "".join(logs)
-    return time.monotonic() - began
 
 
 def kill_when(folder: Path, reached, step: Sequence[str] = REPRODUCE) -> None:
