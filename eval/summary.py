@@ -37,12 +37,13 @@ class Summary:
         return found
 
     def write(self) -> Path:
-        """Write the table as Markdown and as CSV; returns the Markdown's path."""
+        """Write the table as Markdown and as CSV, where they say something else; returns the Markdown's path."""
         lines, path = self.entries(), self.folder / f"{self.path.stem}.md"
         texts = {path.with_suffix(".csv"): render.as_csv(lines), path: self._markdown(lines)}
         for target, text in texts.items():
-            with atomic_write(target) as part:
-                part.write_text(text, encoding="utf-8")
+            if not target.is_file() or target.read_text(encoding="utf-8") != text:
+                with atomic_write(target) as part:
+                    part.write_text(text, encoding="utf-8")
         return path
 
     def _markdown(self, lines: list[render.Entry]) -> str:
