@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -94,7 +95,7 @@ class TaskVectors:
         return merge_experts(base if dtype is None else base.to(dtype), experts, coefficients)
 
 
-class Transformed(TaskVectors):
+class Transformed(TaskVectors, ABC):
     """Task vectors seen through a transform: τ̂_k stands in place of τ_k wherever task vectors are taken.
 
     A block of entries is computed at a time, so that no view ever holds a whole task vector, nor more of a tensor than
@@ -105,9 +106,9 @@ class Transformed(TaskVectors):
         self.inner, self.identity = inner, (*inner.identity, identity)
         self.base, self.checkpoints, self.names = inner.base, inner.checkpoints, inner.names
 
+    @abstractmethod
     def transform(self, name: str, block: Block) -> Block:
         """The blocks of τ̂_k of one tensor, given those of τ_k, whose memory may be overwritten."""
-        raise NotImplementedError
 
     def blocks(self, name: str) -> Block:
         """τ̂_k of one flattened tensor, block by block: ``(start, stop)`` → fp32 [K, stop − start].
