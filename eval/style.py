@@ -1,0 +1,45 @@
+"""How figures look in the notebooks: sized for the 870 pixels that GitHub and Jupyter Lab show, sharp on any screen.
+
+A figure as wide as the page is ``figsize=(WIDTH, …)``; then its text has the size that it says it has. Colours of
+lines and points are :data:`emkit.pictures.COLOURS`, which people with every kind of colour vision tell apart.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+from cycler import cycler
+
+from emkit.pictures import COLOURS
+
+WIDTH = 8.7  # inches at 100 dots each: 870 pixels
+DIVERGING, SEQUENTIAL = "RdBu", "viridis"  # below and above a middle; amounts
+GREY = "0.55"  # what is there for orientation: zero lines, the base
+
+SETTINGS = {
+    "figure.dpi": 100,
+    "savefig.dpi": 200,  # a file is looked at enlarged
+    "figure.constrained_layout.use": True,
+    "font.size": 10,  # points: 14 pixels on the page, the size of its own text
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=COLOURS),
+}
+
+
+def use() -> None:
+    """Set matplotlib up so; in a notebook, show figures at twice the dots per pixel, too."""
+    plt.rcParams.update(SETTINGS)
+    try:
+        shell = get_ipython()  # type: ignore[name-defined]
+    except NameError:
+        return
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    if shell is not None:
+        set_matplotlib_formats("retina")
