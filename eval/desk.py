@@ -1,8 +1,13 @@
-"""The first line of a notebook: where its paths start, how its figures look."""
+"""What a notebook says to its surroundings: where its paths start, and how a figure is put on the page."""
 
 from __future__ import annotations
 
+import io
 import os
+
+import matplotlib.pyplot as plt
+from IPython.display import display
+from matplotlib.figure import Figure
 
 from eval import style
 from eval.keys import ROOT
@@ -12,3 +17,25 @@ def ready() -> None:
     """Work from the repository's root, wherever the notebook lies, and draw as :mod:`eval.style` says."""
     os.chdir(ROOT)
     style.use()
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Put ``figure`` on the page at its width, with two dots for every pixel, and close it.
+
+    ``alt``, one or two sentences, is what people hear who do not see it. It stands in the output as its plain text and
+    in the picture's metadata, from where nbconvert's classic pages take it (Lab, as of version 4, shows no picture's).
+    The same figure is the same bytes. Raises ``ValueError`` where ``alt`` is empty.
+    """
+    alt = " ".join(alt.split())
+    if not alt:
+        raise ValueError("a figure needs an alternative text")
+    about = {"width": round(figure.get_figwidth() * style.DOTS), "alt": alt}
+    display({"image/png": png(figure), "text/plain": alt}, raw=True, metadata={"image/png": about})
+    plt.close(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """``figure`` as a PNG of two dots for every pixel of the page, in the same bytes whenever it is the same figure."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=2 * style.DOTS, metadata={"Software": None})
+    return stream.getvalue()

@@ -11,13 +11,14 @@ from cycler import cycler
 
 from emkit.pictures import COLOURS
 
-WIDTH = 8.7  # inches at 100 dots each: 870 pixels
+DOTS = 100  # pixels of the page for each inch of a figure
+WIDTH = 8.7  # inches: 870 pixels
 DIVERGING, SEQUENTIAL = "RdBu", "viridis"  # below and above a middle; amounts
 GREY = "0.55"  # what is there for orientation: zero lines, the base
 
 SETTINGS = {
-    "figure.dpi": 100,
-    "savefig.dpi": 200,  # a file is looked at enlarged
+    "figure.dpi": DOTS,
+    "savefig.dpi": 2 * DOTS,  # a file is looked at enlarged
     "figure.constrained_layout.use": True,
     "font.size": 10,  # points: 14 pixels on the page, the size of its own text
     "axes.titlesize": 10,
