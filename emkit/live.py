@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image
 
 from emkit.alignment.arithmetic import Arithmetic
@@ -15,6 +16,8 @@ from emkit.alignment.placement import place, wide_dtype
 from emkit.coefficients import Coefficients, chunk_bounds
 from emkit.errors import UserError
 from emkit.own.models import Models
+
+KEPT = 16  # sets of encoded chats
 
 
 class Tensors(Protocol):
@@ -34,6 +37,10 @@ class Live:
         free = available()  # task vectors stay in memory where half of what is free holds them
         self._placement = place(self.vectors, self.model, EngineOptions(memory=None if free is None else free // 2))
         self._arithmetic = Arithmetic(device, wide_dtype(self.model))
+        merged = {parameter.data_ptr() for parameter in self._parameters.values()}
+        tower = self.backbone.vision_state(self.model).values()
+        self._sees_alike = merged.isdisjoint(tensor.data_ptr() for tensor in tower)  # whatever is merged
+        self._encoded: dict[tuple, tuple] = {}
 
     @torch.no_grad()
     def set(self, merge: Tensors | Coefficients | Mapping[str, float] | float) -> Live:
@@ -64,3 +71,33 @@ class Live:
         """Greedy answers to single-turn questions, each about an image or none."""
         seen = images or [None] * len(questions)
         return self.backbone.generate(self.model, self.processor, seen, questions, max_new_tokens)
+
+    @torch.no_grad()
+    def losses(
+        self, questions: Sequence[str], answers: Sequence[str], images: Sequence[Image | None] | None = None
+    ) -> list[torch.Tensor]:
+        """−ln p of every token of each answer, its end token included, given the question and the tokens before it.
+
+        Nats, fp32 [tokens] for each answer; the chat is encoded as a fit encodes a response. All go through the model
+        in one batch. Encoded chats, and image features where no tensor of the tower is merged, are kept for the next
+        merge that is asked the same.
+        """
+        batch, features = self._chats(tuple(questions), tuple(answers), list(images or [None] * len(questions)))
+        spoken = batch["response_mask"]
+        ahead = F.pad(spoken[:, 1:], (0, 1))  # the places that predict a token of the answer
+        logits = self.backbone.forward(self.model, batch, features, positions=ahead).logits.float()
+        surprise = F.cross_entropy(logits, batch["input_ids"][spoken], reduction="none").cpu()
+        return list(surprise.split(spoken.sum(1).tolist()))
+
+    def _chats(self, questions: tuple[str, ...], answers: tuple[str, ...], images: list[Image | None]) -> tuple:
+        """Encoded chats and image features (None: they may differ next time); the last few are kept."""
+        key = (questions, answers, tuple(map(id, images)))
+        if key not in self._encoded:
+            batch = self.backbone.encode(self.processor, images, questions, answers)
+            batch = {name: value.to(self.model.device) for name, value in batch.items()}
+            seen = [batch.get(name) for name in self.backbone.VISION]
+            features = self.backbone.image_features(self.model, *seen) if self._sees_alike else None
+            while len(self._encoded) >= KEPT:
+                del self._encoded[next(iter(self._encoded))]
+            self._encoded[key] = batch, features, images  # the images, so that no other gets their ids
+        return self._encoded[key][:2]

@@ -142,6 +142,23 @@ def test_a_live_model_answers_as_the_saved_one(models, tmp_path):
         live.set({"maths": 1.0})
 
 
+def test_losses_of_answers_are_those_of_one_token_after_the_other_and_follow_the_merge(models):
+    live = emkit.Experts(models / "base", {name: models / name for name in own.EXPERTS}).live()
+    words, asked, answers = live.processor, ["Tell me.", "What is 1 + 1, and why is it so?"], ["It is two.", "No"]
+    for merge in (0.0, {"math": 1.0, "code": -1.0}):
+        live.set(merge)
+        for found, question, answer in zip(live.losses(asked, answers), asked, answers, strict=True):
+            said = [{"role": "user", "content": question}]
+            ids = words(words.apply_chat_template(said, add_generation_prompt=True, tokenize=False))["input_ids"]
+            expected = []
+            for token in [*words(answer)["input_ids"], words.eos_token_id]:
+                with torch.no_grad():
+                    logits = live.model(torch.tensor([ids])).logits[0, -1].double()
+                expected.append(float(logits.logsumexp(0) - logits[token]))
+                ids.append(token)
+            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+
+
 def test_every_method_is_a_function_with_its_options_in_its_signature():
     assert {"ties", "iso_c", "expert_merging"} <= set(dir(emkit)) and "checkpoint" not in dir(emkit)
     parameters = inspect.signature(emkit.ties).parameters
