@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 
 import matplotlib.pyplot as plt
 from IPython.display import display
 from matplotlib.figure import Figure
 
+from emkit import pictures
 from eval import style
 from eval.keys import ROOT
 
@@ -29,13 +29,6 @@ def show(figure: Figure, alt: str) -> None:
     alt = " ".join(alt.split())
     if not alt:
         raise ValueError("a figure needs an alternative text")
-    about = {"width": round(figure.get_figwidth() * style.DOTS), "alt": alt}
-    display({"image/png": png(figure), "text/plain": alt}, raw=True, metadata={"image/png": about})
+    data, about = pictures.shown(figure, alt)
+    display(data, raw=True, metadata=about)
     plt.close(figure)
-
-
-def png(figure: Figure) -> bytes:
-    """``figure`` as a PNG of two dots for every pixel of the page, in the same bytes whenever it is the same figure."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=2 * style.DOTS, metadata={"Software": None})
-    return stream.getvalue()

@@ -9,24 +9,16 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 from cycler import cycler
 
-from emkit.pictures import COLOURS
+from emkit.pictures import COLOURS, DIVERGING, DOTS, LOOK, SEQUENTIAL, WIDTH
 
-DOTS = 100  # pixels of the page for each inch of a figure
-WIDTH = 8.7  # inches: 870 pixels
-DIVERGING, SEQUENTIAL = "RdBu", "viridis"  # below and above a middle; amounts
+__all__ = ["DIVERGING", "DOTS", "GREY", "SEQUENTIAL", "SETTINGS", "WIDTH", "use"]
 GREY = "0.55"  # what is there for orientation: zero lines, the base
 
 SETTINGS = {
+    **LOOK,  # text of the size of the page's own
     "figure.dpi": DOTS,
     "savefig.dpi": 2 * DOTS,  # a file is looked at enlarged
     "figure.constrained_layout.use": True,
-    "font.size": 10,  # points: 14 pixels on the page, the size of its own text
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": cycler(color=COLOURS),

@@ -122,8 +122,10 @@ def test_a_learned_merge_shows_what_it_learned(models, tmp_path):
     assert sum(merged.importance.values()) == pytest.approx(1) and set(merged.importance.chunks) == set(
         merged.importance
     )
-    for drawn in (merged.coefficients, merged.history, merged.importance):
-        assert drawn._repr_png_().startswith(b"\x89PNG")
+    assert merged.coefficients._repr_png_().startswith(b"\x89PNG")
+    for drawn in (merged.history, merged.importance):
+        data, about = drawn._repr_mimebundle_()
+        assert data["image/png"].startswith(b"\x89PNG") and about["image/png"]["alt"] == data["text/plain"]
 
 
 def test_a_live_model_answers_as_the_saved_one(models, tmp_path):

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+from emkit import pictures
 from eval import desk, style
 
 CODE = """from eval import desk
@@ -46,8 +47,8 @@ def test_the_same_figure_is_the_same_bytes_and_is_closed():
         return figure
 
     first, second = drawn(), drawn()
-    assert desk.png(first) == desk.png(second)
-    assert b"matplotlib" not in desk.png(first).lower()
+    assert pictures.png(first) == pictures.png(second)
+    assert b"matplotlib" not in pictures.png(first).lower()
     number = first.number
     desk.show(first, "A line.")
     assert not plt.fignum_exists(number)
