@@ -199,6 +199,21 @@ def table(table: str, profile: str, results: str) -> None:
     render.write(plan)
 
 
+@step()
+@click.option("--number", type=click.IntRange(0), default=0, show_default=True, help="Which item of each benchmark.")
+@click.option("--out", type=PATH, help="The PNG to write (default: results/<profile>/contact-sheet.png).")
+def sheet(table: str, profile: str, results: str, number: int, out: Path | None) -> None:
+    """Draw a contact sheet: a picture of each benchmark, its question and gold answer."""
+    from eval import style
+    from eval.looking import contact
+
+    plan = _load(table, profile, results)
+    style.use()
+    out = out or plan.home / "contact-sheet.png"
+    contact.save(contact.sheet(plan, number), out)
+    print(out)
+
+
 @app.command
 @click.argument("names", metavar="TABLE|NOTEBOOK...", nargs=-1, required=True)
 @_PROFILE

@@ -212,6 +212,33 @@ def _place(into: dict[str, Any], keys: list[str], value: Any) -> None:
     into[keys[-1]] = value
 
 
+@click.command
+@click.argument("model")
+@click.option("--image", type=PATH, metavar="FILE", help="A picture that the questions are about.")
+@click.option("--ask", multiple=True, metavar="QUESTION", help="Ask this and end; may be given several times.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
+@click.option("--device", help="cpu or cuda (default: cuda when there is one).")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: float32 on a CPU, bfloat16 elsewhere."
+)
+def chat(model: str, image: Path | None, ask: tuple[str, ...], max_new_tokens: int, device, dtype) -> None:
+    """Ask a model questions: a merged model's folder, or a hub id.
+
+    Each question stands by itself, and answers are greedy, as in the tables. Questions come from --ask, from a pipe
+    (one a line), or from a prompt, which an empty line ends.
+    """
+    from emkit.own import chat
+
+    _quieten()
+    opened = chat.load(model, image, device, dtype)
+    terminal = sys.stdin.isatty()
+    if terminal and not ask:
+        print(f"{opened}\nEach question stands by itself; an empty line ends.", file=sys.stderr)
+    questions = ask or (chat.typed() if terminal else filter(None, map(str.strip, sys.stdin)))
+    for answer in opened.answers(questions, max_new_tokens):
+        print(answer, flush=True)
+
+
 @click.group(cls=Groups)
 def coefficients() -> None:
     """Show what a learned method weighted each expert with."""

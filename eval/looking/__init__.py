@@ -1,0 +1,13 @@
+"""Looking at what a table's rows answered: items, pictures and answers over every harness.
+
+``items(plan, benchmark)`` is a frame with one line an item; ``show`` a gallery of it, ``boxes`` its boxes drawn,
+``well_formed`` the share of answers that the harness can read at all, ``sheet`` one picture of each benchmark.
+"""
+
+from eval.looking.grounding import boxes
+from eval.looking.frame import asked, items
+from eval.looking.gallery import show
+from eval.looking.reading import well_formed
+from eval.looking.contact import sheet
+
+__all__ = ["asked", "boxes", "items", "sheet", "show", "well_formed"]
