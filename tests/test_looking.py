@@ -216,9 +216,9 @@ def test_annotators_options_and_groups(drawn):
 
 
 def test_wrong_names_and_other_items_are_one_line(drawn, tmp_path, capsys):
-    with pytest.raises(UserError, match="no column 'RefCOC'.*RefCOCO"):
+    with pytest.raises(UserError, match=r"no column 'RefCOC'.*RefCOCO"):
         looking.items(drawn, "RefCOC")
-    with pytest.raises(UserError, match="unknown row 'bsae'.*base"):
+    with pytest.raises(UserError, match=r"unknown row 'bsae'.*base"):
         looking.items(drawn, "GQA", ["bsae"])
     score(drawn, Job("base", 0), "GQA", 1.0, 0.0)
     path = drawn.cell(Job("base", 0), "GQA")
@@ -245,6 +245,7 @@ class Tags(HTMLParser):
         self.text += data
 
 
+TAGS = ("div", "p", "table", "thead", "tbody", "tr", "th", "td", "img", "br", "b", "i", "code")
 EVIL = '<script>alert("1")</script>" onerror="alert(2)\u202e\x1b[31m $\\href{javascript:alert(3)}{x}$ &lt;'
 
 
@@ -262,7 +263,7 @@ def frame_of(predictions, values, question=EVIL):
 def test_no_text_of_a_gallery_is_read_as_anything_but_text():
     gallery = looking.show(frame_of([EVIL], [0.5]))
     page = Tags(gallery._repr_html_())
-    assert {tag for tag, _ in page.tags} <= set("div p table thead tbody tr th td img br b i code".split())
+    assert {tag for tag, _ in page.tags} <= {*TAGS}
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")]
         assert set(attributes) <= {"style", "class", "scope", "src", "width", "alt"}, tag

@@ -4,10 +4,10 @@
 ``well_formed`` the share of answers that the harness can read at all, ``sheet`` one picture of each benchmark.
 """
 
-from eval.looking.grounding import boxes
+from eval.looking.contact import sheet
 from eval.looking.frame import asked, items
 from eval.looking.gallery import show
+from eval.looking.grounding import boxes
 from eval.looking.reading import well_formed
-from eval.looking.contact import sheet
 
 __all__ = ["asked", "boxes", "items", "sheet", "show", "well_formed"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL.Image import Image
 
 from emkit.errors import UserError
 from emkit.files import atomic_write
@@ -27,15 +28,14 @@ def sheet(plan: Plan, number: int = 0) -> Figure:
 
     870 pixels wide at the page's scale; ``UserError`` where the table asks about no picture.
     """
-    chosen = {name: item for name in plan.benchmarks if (item := _chosen(plan, name, number)) is not None}
+    chosen = {name: found for name in plan.benchmarks if (found := _chosen(plan, name, number)) is not None}
     if not chosen:
         raise UserError(f"{plan.table.title} asks about no picture: its columns are {', '.join(plan.benchmarks)}")
     columns = min(_COLUMNS, len(chosen))
     rows = math.ceil(len(chosen) / columns)
     size = (style.WIDTH, (style.WIDTH / columns + 0.95) * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axes, (name, item) in zip(panels.flat, chosen.items()):
-        image = item.picture.image
+    for axes, (name, (item, image)) in zip(panels.flat, chosen.items()):
         axes.imshow(image, extent=(0, image.width, image.height, 0), interpolation="nearest")
         _frame(axes, item)
         axes.set_title(name, fontsize=10, fontweight="bold")
@@ -61,10 +61,12 @@ def _frame(axes: Axes, item: Item) -> None:
         draw(axes, gold_box(item.fields), GOLD, "-", 2)
 
 
-def _chosen(plan: Plan, benchmark: str, number: int) -> Item | None:
+def _chosen(plan: Plan, benchmark: str, number: int) -> tuple[Item, Image] | None:
+    """An item and its picture; None for a benchmark without pictures."""
     items = [item for item in sources.read(plan, benchmark) if item.picture is not None]
-    short = [item for item in items if len(textwrap.wrap(item.question, _LETTERS)) <= 3]
-    return (short or items)[number % len(short or items)] if items else None
+    short = [item for item in items if len(textwrap.wrap(item.question, _LETTERS)) <= 3] or items
+    item = short[number % len(short)] if short else None
+    return None if item is None or item.picture is None else (item, item.picture.image)
 
 
 def _lines(text: str, most: int) -> list[str]:

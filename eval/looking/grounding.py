@@ -73,5 +73,6 @@ def draw(axes: Axes, box: Box, colour: str, dash: str, width: float) -> None:
     """One box, with a white rim that shows it on any picture."""
     x1, y1, x2, y2 = box
     rim = [Stroke(linewidth=width + 2, foreground="white"), Normal()]
-    look = {"fill": False, "edgecolor": colour, "linewidth": width, "linestyle": dash, "path_effects": rim}
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, clip_on=False, **look))
+    patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, clip_on=False, path_effects=rim)
+    patch.set(edgecolor=colour, linewidth=width, linestyle=dash)
+    axes.add_patch(patch)

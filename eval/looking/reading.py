@@ -42,9 +42,7 @@ def form(column: Column) -> Form:
     """The form of a column's answers."""
     if isinstance(column, VLMEvalKit):
         if column.dataset_class == "refcoco.RefCOCODataset":
-            return Form(
-                "four numbers, read as a box", lambda text, row: box(text, row["width"], row["height"]) is not None
-            )
+            return Form("four numbers, read as a box", _holds_box)
         if column.dataset_class in ("image_vqa.MathVista", "image_vqa.MathVision", "image_mcq.ImageMCQDataset"):
             return Form("an option, or a number where a number is asked for", _mathematical)
     said = json.dumps(column.task) if isinstance(column, LMEval) else ""
@@ -80,6 +78,10 @@ def box(text: str, width: float | str, height: float | str) -> Box | None:
         numbers = [number / unit * side for number, side in zip(numbers, sides)]
     x1, y1, x2, y2 = (min(max(number, 0.0), side) for number, side in zip(numbers, sides))
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def _holds_box(text: str, row: Mapping[str, Any]) -> bool:
+    return box(text, row["width"], row["height"]) is not None
 
 
 def gold_box(row: Mapping[str, Any]) -> Box:
