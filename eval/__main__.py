@@ -217,26 +217,30 @@ def sheet(table: str, profile: str, results: str, number: int, out: Path | None)
 @app.command
 @click.argument("names", metavar="TABLE|NOTEBOOK...", nargs=-1, required=True)
 @_PROFILE
-@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter of the notebook.")
-def notebook(names: tuple[str, ...], profile: str, results: str, parameters: tuple[str, ...]) -> None:
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook.")
+def notebook(names: tuple[str, ...], profile: str, results: str, given: tuple[tuple[str, str], ...]) -> None:
     """Execute tables' notebooks, or any of notebooks/ by its name."""
     from eval import notebooks
     from eval.pipeline import publish
 
-    given = {}
-    for pair in parameters:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise UserError(f"-p {pair}: write NAME=VALUE")
-        given[key] = value
     for name in names:
         if (notebooks.FOLDER / f"{name}.ipynb").is_file():
-            print(notebooks.execute_file(name, profile, results, given))
+            print(notebooks.execute_file(name, profile, results, dict(given)))
             continue
         plan = _load(name, profile, results)
-        notebooks.execute(plan, given)
+        notebooks.execute(plan, dict(given))
         if not given:
             publish(plan)
+
+
+@app.command
+@_PROFILE
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Notebooks at once.")
+def notebooks(profile: str, results: str, jobs: int) -> int:
+    """Execute every notebook of notebooks/, and that of every table that was run to its end."""
+    from eval.all_notebooks import execute
+
+    return execute(profile, results, jobs)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import matplotlib.pyplot as plt
 from IPython.display import display
 from matplotlib.figure import Figure
 
 from emkit import pictures
-from eval import style
+from eval import parameters, style
 from eval.keys import ROOT
 
 
 def ready() -> None:
-    """Work from the repository's root, wherever the notebook lies, and draw as :mod:`eval.style` says."""
+    """Work from the repository's root, wherever the notebook lies, and draw as :mod:`eval.style` says.
+
+    The notebook's parameters are given the types that they are declared with; ``UserError`` for one that has none.
+    """
+    parameters.recheck(sys._getframe(1).f_globals)  # the notebook's variables
     os.chdir(ROOT)
     style.use()
 

@@ -51,8 +51,10 @@ def execute_file(name: str, profile: str, results: str, given: Mapping[str, obje
     """Run ``notebooks/<name>.ipynb``, which shows no table; returns where it lies then."""
     path, usual = FOLDER / f"{name}.ipynb", {"profile": profile, "results": results}
     known = papermill_runner.parameters(path)
-    out = Path(results) / Path(profile).stem / "notebooks" / path.name
-    papermill_runner.run(path, out, {key: value for key, value in usual.items() if key in known} | dict(given))
+    values = {key: value for key, value in usual.items() if key in known} | dict(given)
+    where = usual | values
+    out = Path(str(where["results"])) / Path(str(where["profile"])).stem / "notebooks" / path.name
+    papermill_runner.run(path, out, values)
     return out
 
 

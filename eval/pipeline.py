@@ -21,7 +21,7 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, unwritable
-from eval import models, notebooks, render, scale, scores, signs
+from eval import committed, models, notebooks, render, scale, scores, signs
 from eval.judge import estimate, upstream
 from eval.judge.service import KEY_VARIABLE
 from eval.places import EVALUATION, VALIDATION, Job
@@ -228,8 +228,10 @@ def report(plan: Plan) -> int:
             if cell.status != "ok":
                 failed.append(f"{job.name} {benchmark}: {cell.status}: {cell.reason}")
             judged.update(cell.harness.get("judge", {}))
-    print(f"table:    {plan.home / 'tables' / f'{plan.name}.md'}")
-    print(f"notebook: {plan.home / 'notebooks' / f'{plan.name}.ipynb'}")
+    table, notebook = plan.home / "tables" / plan.name, plan.home / "notebooks" / f"{plan.name}.ipynb"
+    texts = [table.with_suffix(".md"), table.with_suffix(".csv")]
+    for kind, paths in (("table:", texts), ("figure:", [table.with_suffix(".png")]), ("notebook:", [notebook])):
+        print(f"{kind:<9} {paths[0]}{committed.said(paths)}")
     if judged:
         print(f"judge:    {judged['requests']} requests, {judged['unparsable']} unparsable replies")
     if failed:

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import nbclient
@@ -11,7 +12,7 @@ import pytest
 from small_plan import small_plan
 
 from emkit.errors import UserError
-from eval import notebooks, papermill_runner, render, scale
+from eval import committed, notebooks, papermill_runner, parameters, render, scale
 from eval.__main__ import main
 from eval.plan import Plan
 
@@ -68,11 +69,137 @@ def test_unknown_or_mistyped_parameters_are_errors(tmp_path, given, said):
     assert not (tmp_path / "out.ipynb").exists()
 
 
+def test_saving_a_notebook_in_jupyter_does_not_make_it_another(tmp_path):
+    """Lab writes the kernel's name and version, counts, ids and outputs; what a cell says or is tagged is content."""
+    source, out = notebook(tmp_path, "print(count)"), tmp_path / "out.ipynb"
+    papermill_runner.run(source, out, {}, key="k")
+    saved = nbformat.read(source, as_version=4)
+    saved.metadata |= {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+    saved.metadata |= {"language_info": {"name": "python", "version": "3.11.99"}}
+    for number, cell in enumerate(saved.cells):
+        cell.id, cell.execution_count = f"other-{number}", number + 7
+        cell.outputs = [nbformat.v4.new_output("stream", text="3\n")]
+        cell.metadata |= {"scrolled": True, "trusted": True}
+    nbformat.write(saved, source)
+    assert papermill_runner.is_current(source, out, {}, "k")
+    saved.cells[1].metadata["tags"] = ["hide-input"]
+    nbformat.write(saved, source)
+    assert not papermill_runner.is_current(source, out, {}, "k")
+    saved.cells[1].metadata["tags"] = []
+    saved.cells[1].source = "print(count + 0)"
+    nbformat.write(saved, source)
+    assert not papermill_runner.is_current(source, out, {}, "k")
+
+
+def test_an_executed_notebook_that_was_changed_or_has_no_key_is_not_current(tmp_path):
+    source, out = notebook(tmp_path, "print(count)"), tmp_path / "out.ipynb"
+    papermill_runner.run(source, out, {}, key="k")
+    executed, key = out.read_text(encoding="utf-8"), out.with_suffix(".key").read_text(encoding="utf-8")
+    out.write_text(executed.replace("3\\n", "4\\n"), encoding="utf-8")
+    assert not papermill_runner.is_current(source, out, {}, "k")
+    out.write_text(executed, encoding="utf-8")
+    for damaged in ("", "[]", "{}"):
+        out.with_suffix(".key").write_text(damaged, encoding="utf-8")
+        assert not papermill_runner.is_current(source, out, {}, "k")
+    out.with_suffix(".key").write_text(key, encoding="utf-8")
+    assert papermill_runner.is_current(source, out, {}, "k")
+
+
+def test_an_executed_notebook_says_nothing_of_what_it_rests_on(tmp_path):
+    """Two machines that show the same leave the same bytes, whatever the scores' other fields are."""
+    source = notebook(tmp_path, "print(count)")
+    for name, key in (("one", "k"), ("two", "another")):
+        papermill_runner.run(source, tmp_path / f"{name}.ipynb", {}, key)
+    assert (tmp_path / "one.ipynb").read_bytes() == (tmp_path / "two.ipynb").read_bytes()
+    found = nbformat.read(tmp_path / "one.ipynb", as_version=4)
+    assert found.metadata.language_info == {"name": "python"} and set(found.metadata) <= {"kernelspec", "language_info"}
+
+
+def test_the_parameters_are_shown_once_with_the_values_of_the_run(tmp_path):
+    source = notebook(tmp_path, "print(repr(name))", parameters=PARAMETERS + "\nlong: str = (\n    'ä'\n)  # two lines")
+    papermill_runner.run(source, tmp_path / "out.ipynb", {"count": 7, "name": 'sai"d', "small": False, "long": "ö'"})
+    shown = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert len(shown.cells) == 2 and outputs(tmp_path / "out.ipynb")[-1] == "'sai\"d'\n"
+    assert shown.cells[0].source.splitlines() == [
+        "count: int = 7  # how many",
+        "rate: float = 0.5  # how fast",
+        "small: bool = False  # or large",
+        'name: str = "sai\\"d"',
+        "long: str = (",
+        '    "ö\'"',
+        ")  # two lines",
+    ]
+
+
+def test_what_needs_a_kernel_is_not_kept_but_the_picture_that_stands_in_for_it_is(tmp_path):
+    shows = (
+        "from IPython.display import display\nwidget = {'application/vnd.jupyter.widget-view+json': {'model_id': 'x'}"
+    )
+    alone = f"{shows}, 'text/plain': 'HBox()'}}\ndisplay(widget, raw=True)"
+    both = f"{shows}, 'image/png': b'p', 'text/plain': 'a slider'}}\ndisplay(widget, raw=True)"
+    papermill_runner.run(notebook(tmp_path, alone, both), tmp_path / "out.ipynb", {})
+    _, first, second = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    assert first.outputs == [] and set(second.outputs[0].data) == {"image/png", "text/plain"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("small = 'false'\nrate = '1e-5'\ncount = 7\nname = 'b'", (7, 1e-5, False, "b")),
+        ("rate = 1\ncount = '7'", (7, 1.0, True, "a")),
+        ("count = 1.5", "parameter 'count' is 1.5, not of type int"),
+        ("name = 7", "parameter 'name' is 7, not of type str"),
+        ("small = 'no'", "parameter 'small' is 'no', not of type bool"),
+    ],
+)
+def test_what_papermill_itself_puts_in_is_checked_when_the_desk_is_made_ready(given, said):
+    """papermill's own cell stands behind the parameters: `-p small false` is the text "false" there."""
+    namespace: dict = {}
+    exec(PARAMETERS, namespace)
+    exec(given, namespace)
+    if isinstance(said, str):
+        with pytest.raises(UserError, match=re.escape(said)):
+            parameters.recheck(namespace)
+    else:
+        parameters.recheck(namespace)
+        found = tuple(namespace[name] for name in ("count", "rate", "small", "name"))
+        assert found == said and list(map(type, found)) == [int, float, bool, str]
+
+
+def test_papermill_as_its_documentation_calls_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    source = notebook(tmp_path, "from eval import desk; desk.ready(); print(repr((count, rate, small, name)))")
+    found = nbformat.read(source, as_version=4)
+    found.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    nbformat.write(found, source)
+    given = ["-p", "count", "7", "-p", "small", "false", "-p", "rate", "1e-5", "-p", "name", "b"]
+    command = [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb"), *given]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert outputs(tmp_path / "out.ipynb")[-1] == "(7, 1e-05, False, 'b')\n"
+
+
+def test_a_run_says_whether_it_left_what_is_committed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [Path("a.md"), Path("b.csv")]
+    for path in paths:
+        path.write_text("1", encoding="utf-8")
+    assert committed.said(paths) == ""  # no repository
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "a.md"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *command], check=True)
+    assert committed.said(paths[:1]) == " (same as committed)"
+    assert committed.said(paths) == ""  # one that is not committed at all
+    for text, command in (("2", ["status"]), ("2", ["add", "a.md"])):
+        paths[0].write_text(text, encoding="utf-8")
+        subprocess.run([*git, *command], check=True)
+        assert committed.said(paths[:1]) == " (differs from the committed one: git diff HEAD -- a.md)"
+
+
 def test_an_int_is_a_float_but_not_the_other_way_round():
     known = {"rate": ("float", 0.5), "count": ("int", 1)}
-    assert papermill_runner.checked({"rate": 2}, known, "n") == {"rate": 2.0}
+    assert parameters.checked({"rate": 2}, known, "n") == {"rate": 2.0}
     with pytest.raises(UserError):
-        papermill_runner.checked({"count": 2.0}, known, "n")
+        parameters.checked({"count": 2.0}, known, "n")
 
 
 @pytest.mark.parametrize("cell", ["count = 3", "count: list = []", "count: int", "import os"])
@@ -187,11 +314,11 @@ def test_the_command_is_the_one_that_makes_these_results(monkeypatch, table, pro
 
 def test_a_notebook_dropped_into_the_folder_runs_by_its_name(tmp_path, monkeypatch, capsys):
     (tmp_path / "notebooks").mkdir()
-    parameters = "profile: str = 'mini'\nresults: str = 'results'\ntimes: int = 2"
-    notebook(tmp_path, "print(profile, results, times)", parameters=parameters)
+    typed = "profile: str = 'mini'\nresults: str = 'results'\ntimes: int = 2"
+    notebook(tmp_path, "print(profile, results, times)", parameters=typed)
     (tmp_path / "source.ipynb").rename(tmp_path / "notebooks" / "07_mine.ipynb")
     monkeypatch.chdir(tmp_path)
-    assert main(["notebook", "07_mine", "--profile", "smoke", "-p", "times=3"]) == 0
+    assert main(["notebook", "07_mine", "--profile", "smoke", "-p", "times", "3"]) == 0
     assert capsys.readouterr().out == "results/smoke/notebooks/07_mine.ipynb\n"
     assert outputs(tmp_path / "results" / "smoke" / "notebooks" / "07_mine.ipynb") == ["smoke results 3\n"]
 

@@ -169,8 +169,7 @@ def test_what_broke_in_a_run_is_what_is_said(recipe, refuses, monkeypatch):
         (["curve", "TABLE", "ties"], "unknown row 'ties'"),
         (["scale", "TABLE", "task_arithmetic"], "no score file"),
         (["table", "TABLE"], "no score file"),
-        (["notebook", "TABLE", "-p", "recipe=mini"], "no parameter 'recipe'"),
-        (["notebook", "TABLE", "-p", "profile"], "NAME=VALUE"),
+        (["notebook", "TABLE", "-p", "recipe", "mini"], "no parameter 'recipe'"),
         (["reproduce", "TABLE", "--jobs", "0"], "'--jobs': 0 is not in the range"),
     ],
 )
