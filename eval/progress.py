@@ -18,7 +18,7 @@ COLUMNS = 80  # of a terminal that does not say
 class Display:
     """Shows ``(stage, done, total, note)`` tuples; ``count`` supplies them whenever it is asked.
 
-    ``signs`` supplies a line for each running job: below the bar of the stage in progress stands what they are at.
+    ``signs`` supplies a line for each running job: below the bars of the stages in progress stands what they are at.
     """
 
     count: Callable[[], list[tuple[str, int, int, str]]]
@@ -30,16 +30,18 @@ class Display:
     finished: set = field(default_factory=set)
 
     def update(self, last: bool = False) -> None:
-        """Print what changed: a stage that ended gets its own line, the stage in progress a bar."""
+        """Print what changed: a stage that ended gets its own line, each stage in progress a bar."""
         elapsed = time.monotonic() - self.started
         stages = self.count()
         for stage, done, total, note in stages:
             if done >= total and stage not in self.finished:
                 self.finished.add(stage)
                 self._keep(f"{_bar(stage, done, total, note)} {_clock(elapsed)}")
-        current = next((s for s in stages if s[0] not in self.finished), None)
+        waiting = [stage for stage in stages if stage[0] not in self.finished]
+        current = [stage for stage in waiting if stage[1]] or waiting[:1]  # rows begin before every scale is chosen
         if current and not last:
-            self._pass(_bar(*current), _clock(elapsed), [f"  {sign}" for sign in self.signs()])
+            *first, bar = [_bar(*stage) for stage in current]
+            self._pass(first, bar, _clock(elapsed), [f"  {sign}" for sign in self.signs()])
         else:
             self.clear()
 
@@ -56,19 +58,20 @@ class Display:
         self.stream.flush()
         self.shown_at = time.monotonic()
 
-    def _pass(self, bar: str, clock: str, signs: Sequence[str]) -> None:
+    def _pass(self, first: Sequence[str], bar: str, clock: str, signs: Sequence[str]) -> None:
         """Lines that are rewritten by the next ones; in a log, lines now and then, and only if they say new things."""
-        lines = [f"{bar} {clock}", *signs]
+        lines = [*first, f"{bar} {clock}", *signs]
         if self.stream.isatty():
             width = _columns(self.stream) - 1
-            up = f"\033[{len(signs)}A" if signs else ""
+            up = f"\033[{len(lines) - 1}A" if len(lines) > 1 else ""
             self.stream.write("\r\033[J" + "\n".join(line[:width] for line in lines) + f"\r{up}")
         else:
             now = time.monotonic()
-            if (bar, signs) == self.shown or now - self.shown_at < LOG_EVERY:
+            said = [*first, bar, *signs]  # the clock alone is no news
+            if said == self.shown or now - self.shown_at < LOG_EVERY:
                 return
             self.stream.write("".join(f"{line}\n" for line in lines))
-            self.shown, self.shown_at = (bar, signs), now
+            self.shown, self.shown_at = said, now
         self.stream.flush()
 
 

@@ -164,6 +164,19 @@ def test_a_log_gets_a_bar_and_its_jobs_now_and_then(monkeypatch):
     assert "\033" not in stream.getvalue() and "\r" not in stream.getvalue()
 
 
+def test_every_stage_in_progress_has_its_bar():
+    """Rows whose λ is known begin while other rows' is still searched."""
+    stream = Terminal()
+    display(
+        stream, ["a/0: fit step 1/60, 0 s ago"], [("scale", 3, 12, ""), ("rows", 2, 8, ""), ("table", 0, 1, "")]
+    ).update()
+    bars = [line.split() for line in screen(stream.getvalue())]
+    assert [(bar[0], bar[2]) for bar in bars[:2]] == [("scale", "3/12"), ("rows", "2/8")] and bars[2][0] == "a/0:"
+    stream = Terminal()
+    display(stream, [], [("scale", 0, 12, ""), ("rows", 0, 8, "")]).update()
+    assert [line.split()[0] for line in screen(stream.getvalue())] == ["scale"]
+
+
 def test_a_log_is_not_told_the_same_twice(monkeypatch):
     clock, stream = [1000.0], io.StringIO()
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
