@@ -75,7 +75,7 @@ def _draw(axis, found: pd.Series) -> str:
     axis.bar(at, m, 0.85, color=COLOURS[0])
     axis.plot(at[m == 0], np.zeros((m == 0).sum()), "x", color=COLOURS[1], ms=4, clip_on=False)
     axis.yaxis.get_major_locator().set_params(integer=True)
-    return f"{m.sum()} chunks, {(m == 0).sum()} of {len(m)} without"
+    return f"{m.sum()} chunks, {(m == 0).sum()} without"
 
 
 def short(name: str) -> str:
