@@ -73,7 +73,8 @@ def _draw(axis, found: pd.Series) -> str:
     """Bars of chunk counts, crosses where there is none; returns what they add up to."""
     at, m = np.arange(len(found)), found.to_numpy()
     axis.bar(at, m, 0.85, color=COLOURS[0])
-    axis.plot(at[m == 0], np.zeros((m == 0).sum()), "x", color=COLOURS[1], ms=4, clip_on=False)
+    axis.plot(at[m == 0], np.zeros((m == 0).sum()), "x", color=COLOURS[1], ms=4)
+    axis.use_sticky_edges = False  # room for the crosses
     axis.yaxis.get_major_locator().set_params(integer=True)
     return f"{m.sum()} chunks, {(m == 0).sum()} without"
 
