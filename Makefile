@@ -7,6 +7,7 @@ UV       := 0.13.9
 VERSION  := 3.11
 
 TABLES   := $(patsubst eval/tables/%.yaml,%,$(wildcard eval/tables/*.yaml))
+PAPER    := $(filter table%,$(TABLES))
 PY       := .venv/bin/python
 UV_READY := .uv/ready-$(UV)
 
@@ -20,26 +21,29 @@ export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-fast lint format lock zoo zoo-smoke reproduce-tables notebooks clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
+.PHONY: help setup lab taste test test-fast lint format lock zoo zoo-smoke reproduce-tables notebooks book clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
 
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
 #: setup            | build .venv from requirements.lock (every target does)   | network, 7 GB of disk     | about 1 min
+#: lab              | JupyterLab on this folder, at the page that says which notebook to open first | a browser | 5 s
+#: taste            | a few rows and columns of Table 1, by the same path      | 4 GB memory               | 3 min
 #: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 15 min with set-up; 8 s when nothing changed
 #: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 16 min
 #: reproduce-table3 | Table 3, the same way, on the miniature Mistral          | 5 GB memory, 1 GB of disk | 9 min
 #: reproduce-tables | Tables 1 to 3, one after the other                       | 5 GB memory, 1 GB of disk | 40 min with set-up
 #: plan-table1      | list the jobs behind Table 1 (or another), run none      | -                         | 10 s
-#: notebooks        | execute the notebooks again from the scores that stand   | the tables were run       | 2 min
+#: notebooks        | execute every notebook again, JOBS at once               | 4 GB memory; of tables: that they were run | 12 min
+#: book             | a site of notebooks, tables, methods and API that opens from a plain folder (build/book) | nothing more | 2 min
 #: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=qwen2_vl: 40 min, reckoned from the steps' rates; mistral: 13 min beside other work)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
 #: test             | the whole test suite                                     | 4 GB memory               | 12 min
 #: test-fast        | the tests without those that train, fit or run the pipeline | 2 GB memory             | 2 min
 #: lint             | ruff, mypy, and which room may import which              | -                         | 40 s
-#: format           | ruff: fix and format                                    | -                         | 5 s
+#: format           | ruff: fix and format; notebooks agree with their scripts and carry no outputs | -    | 10 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
 #: clean            | remove the scores and run files of PROFILE, keep tables, notebooks, models and a judge's replies | - | at once
-#: Variables: PROFILE=mini|smoke|paper, BACKBONE=internvl|qwen2_vl|mistral (of the zoo targets), JOBS=number of jobs at once (default: cores), PYTHON=a Python to start set-up from (default: python3)
+#: Variables: PROFILE=mini|smoke|paper, BACKBONE=internvl|qwen2_vl|mistral (of the zoo targets), JOBS=number of jobs at once (default: cores), PYTHON=a Python to start set-up from (default: python3), LAB=further arguments of JupyterLab (LAB="--no-browser --port 8890")
 
 help:
 	@sed -n 's/^#: //p' $(firstword $(MAKEFILE_LIST)) | awk -F' *[|] *' \
@@ -79,8 +83,11 @@ lint: .venv/ready
 	$(PY) -m mypy
 	.venv/bin/lint-imports
 
+# of a notebook and its script that differ, jupytext takes the one that was changed last
 format: .venv/ready
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+	.venv/bin/jupytext --quiet --set-kernel python3 --sync notebooks/*.ipynb notebooks/py/*.py
+	.venv/bin/nbstripout --extra-keys "metadata.language_info metadata.jupytext" notebooks/*.ipynb
 
 lock: $(UV_READY)
 	.uv/bin/uv pip compile --quiet --python-version $(VERSION) --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -97,13 +104,23 @@ $(TABLES:%=reproduce-%): reproduce-%: .venv/ready
 	@$(PY) -m eval reproduce $* --profile $(PROFILE) --jobs $(JOBS)
 
 reproduce-tables: .venv/ready
-	@$(PY) -m eval reproduce $(TABLES) --profile $(PROFILE) --jobs $(JOBS)
+	@$(PY) -m eval reproduce $(PAPER) --profile $(PROFILE) --jobs $(JOBS)
 
 $(TABLES:%=plan-%): plan-%: .venv/ready
 	@$(PY) -m eval plan $* --profile $(PROFILE)
 
+taste: reproduce-taste
+
 notebooks: .venv/ready
-	@$(PY) -m eval notebook $(TABLES) --profile $(PROFILE)
+	@$(PY) -m eval notebooks --profile $(PROFILE) --jobs $(JOBS)
+
+# notebooks/.lab: Markdown opens as a page to read, and Lab asks no server for news
+lab: .venv/ready
+	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.app_settings_dir="$(CURDIR)/notebooks/.lab" \
+	  --LabApp.default_url=/lab/tree/notebooks/README.md $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
+
+book: .venv/ready
+	@$(PY) -m eval book --profile $(PROFILE) --out build/book
 
 # a paid judge's replies and ledger (.run/judge) are kept: they cost money
 clean:

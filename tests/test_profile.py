@@ -25,8 +25,8 @@ def test_committed_profiles_are_of_their_folder_and_file(path):
 def test_the_rows_of_a_committed_table_have_methods(shown, name):
     plan = Plan(shown, name)
     assert all(row.method in methods.registry() for row in plan.rows.values())
-    for row in ("expert_merging", "expert_merging_pp"):
-        assert plan.settings(row).optimiser.steps > 0
+    learned = [row.id for row in plan.rows.values() if row.method in ("expert_merging", "expert_merging_pp")]
+    assert learned and all(plan.settings(row).optimiser.steps > 0 for row in learned)
 
 
 def test_an_unknown_method_is_one_line():
