@@ -16,12 +16,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from small_plan import SMOKE
 
 from emkit.files import read_json
-from eval import scores
+from eval import parameters, scores
 from eval.places import EVALUATION, VALIDATION, Job
 from eval.plan import Plan
 from eval.vlm import client
@@ -337,3 +338,21 @@ def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkey
     planned = {file for line in lines for file in line.split(", ")}
     assert {str(plan.stamp(job)) for job in [*plan.jobs, *points]} <= planned
     assert not any(plan.cell(job, name).exists() for job in plan.jobs for name in plan.benchmarks)
+
+
+@pytest.mark.timeout(1800)
+def test_every_notebook_runs_at_smoke_size(undisturbed):
+    """By nbmake, on the models and scores of this run: most of Table 1's rows have none here."""
+    folder = undisturbed / "notebooks" / "at-smoke-size"
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = parameters.read(path)
+        known = parameters.declared(notebook, path.name)
+        parameters.fill(notebook, {"profile": "smoke"} if "profile" in known else {}, path.name)
+        folder.mkdir(exist_ok=True)
+        nbformat.write(notebook, folder / path.name)
+    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=600", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": str(undisturbed)}
+    run = subprocess.run(
+        [*command, str(folder)], cwd=undisturbed, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-5000:]
