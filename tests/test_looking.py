@@ -245,7 +245,7 @@ class Tags(HTMLParser):
         self.text += data
 
 
-TAGS = ("div", "p", "table", "thead", "tbody", "tr", "th", "td", "img", "br", "b", "i", "code")
+TAGS = ("div", "p", "table", "thead", "tbody", "tr", "th", "td", "img", "br", "b", "i", "code", "small")
 EVIL = '<script>alert("1")</script>" onerror="alert(2)\u202e\x1b[31m $\\href{javascript:alert(3)}{x}$ &lt;'
 
 
@@ -269,7 +269,9 @@ def test_no_text_of_a_gallery_is_read_as_anything_but_text():
         assert set(attributes) <= {"style", "class", "scope", "src", "width", "alt"}, tag
     (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
     assert image["src"].startswith("data:image/") and '<script>alert("1")</script>' in image["alt"]
-    assert page.text.count('<script>alert("1")</script>" onerror="alert(2)') == 5  # title, row, question, gold, answer
+    assert (
+        page.text.count('<script>alert("1")</script>" onerror="alert(2)') == 6
+    )  # title, row, index, question, gold, answer
     assert "\u202e" not in page.text and "\x1b" not in page.text and "\\u202e" in page.text
     assert "mathjax_ignore" in page.tags[0][1]["class"]
     assert "◐ 0.50" in page.text

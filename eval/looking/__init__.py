@@ -6,8 +6,8 @@
 
 from eval.looking.contact import sheet
 from eval.looking.frame import asked, items
-from eval.looking.gallery import show
+from eval.looking.gallery import Gallery, show
 from eval.looking.grounding import boxes
 from eval.looking.reading import well_formed
 
-__all__ = ["asked", "boxes", "items", "sheet", "show", "well_formed"]
+__all__ = ["Gallery", "asked", "boxes", "items", "sheet", "show", "well_formed"]

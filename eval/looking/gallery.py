@@ -65,7 +65,8 @@ def _line(entry: dict, rows: Sequence[str], pictures: bool, side: int) -> str:
     if pictures:
         alt = f"picture of item {entry['index']}: {entry['question']}"
         cells.append(f'<img src="{_uri(entry["picture"].image, side)}" width="{side}" alt="{text(alt)}">')
-    cells.append(f"{text(entry['question'])}<br><b>gold:</b> <code>{text(gold_text(entry['gold']))}</code>")
+    asks = f"<small>{text(entry['index'])}</small><br>{text(entry['question'])}"
+    cells.append(f"{asks}<br><b>gold:</b> <code>{text(gold_text(entry['gold']))}</code>")
     cells += [_answer(entry, row) for row in rows]
     style = "text-align:left;vertical-align:top"
     return "<tr>" + "".join(f'<td style="{style}">{cell}</td>' for cell in cells) + "</tr>"

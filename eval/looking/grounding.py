@@ -39,7 +39,7 @@ def boxes(frame: pd.DataFrame, rows: Sequence[str] | None = None, n: int = 8, co
         _panel(axes, entry, {named[row]: (entry[f"{row} {BOX}"], *looks[row]) for row in shown})
     for axes in panels.flat[len(few) :]:
         axes.set_axis_off()
-    handles = [Line2D([], [], color=GOLD, linewidth=3, label="gold")]
+    handles = [Line2D([], [], color=GOLD, linewidth=4.5, label="gold")]
     handles += [
         Line2D([], [], color=c, linestyle=dash, linewidth=2, label=named[row]) for row, (c, dash) in looks.items()
     ]
@@ -52,11 +52,11 @@ def boxes(frame: pd.DataFrame, rows: Sequence[str] | None = None, n: int = 8, co
 def _panel(axes: Axes, entry: dict, found: dict[str, tuple[Box | None, str, str]]) -> None:
     image = entry["picture"].image
     axes.imshow(image, extent=(0, image.width, image.height, 0), interpolation="nearest")
-    draw(axes, entry[BOX], GOLD, "-", 3)
+    draw(axes, entry[BOX], GOLD, "-", 4.5)  # wide enough to be seen below another
     said = []
     for label, (box, colour, dash) in found.items():
         if box is not None:
-            draw(axes, box, colour, dash, 2)
+            draw(axes, box, colour, dash, 1.8)
         said.append(f"{label}: " + ("no box" if box is None else _overlap(overlap(box, entry[BOX]))))
     axes.spines[:].set(visible=True, color=style.GREY, linewidth=0.5)
     axes.set(xticks=[], yticks=[], xlim=(0, image.width), ylim=(image.height, 0))
@@ -72,7 +72,7 @@ def _overlap(share: float) -> str:
 def draw(axes: Axes, box: Box, colour: str, dash: str, width: float) -> None:
     """One box, with a white rim that shows it on any picture."""
     x1, y1, x2, y2 = box
-    rim = [Stroke(linewidth=width + 2, foreground="white"), Normal()]
+    rim = [Stroke(linewidth=width + 1.5, foreground="white"), Normal()]
     patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, clip_on=False, path_effects=rim)
     patch.set(edgecolor=colour, linewidth=width, linestyle=dash)
     axes.add_patch(patch)
