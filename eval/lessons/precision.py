@@ -9,7 +9,7 @@ percentage points out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,21 @@ def average_stderr(row: pd.Series, metrics: pd.DataFrame) -> float:
     """Standard error of a row's average, its columns taken for independent samples."""
     errors = columns_of(row, metrics)["stderr"]
     return math.sqrt((errors**2).sum()) / len(errors)
+
+
+def main_rows(tables: published.Tables, row: str) -> dict[str, pd.Series]:
+    """A row of the three main tables, by backbone."""
+    return {published.BACKBONES[name]: tables[of[MAIN]].loc[row] for name, of in NUMBERS.items()}
+
+
+def averages_of(rows: Mapping[str, pd.Series], metrics: pd.DataFrame) -> pd.DataFrame:
+    """Each row's average with its standard error and how many items it rests on, in all and in its smallest column."""
+    lines = {}
+    for title, row in rows.items():
+        items = columns_of(row, metrics)["items"]
+        line = {"average": row[AVERAGE], "stderr": average_stderr(row, metrics), "items": items.sum()}
+        lines[title] = line | {"in the smallest column": items.min()}
+    return pd.DataFrame.from_dict(lines, orient="index").round(2)
 
 
 def two_proportions(first: float, second: float, n: int) -> float:
@@ -165,7 +180,9 @@ def gains(tables: published.Tables, metrics: pd.DataFrame, level: float = 0.05) 
     ]
     found = pd.DataFrame(lines)
     found["Holm"] = holm(list(found["unpaired p"]))
-    found["verdict"] = [_verdict(g, h, b, level) for g, h, b in zip(found["gain"], found["Holm"], found["best paired p"])]
+    found["verdict"] = [
+        _verdict(g, h, b, level) for g, h, b in zip(found["gain"], found["Holm"], found["best paired p"])
+    ]
     return found
 
 
@@ -216,7 +233,7 @@ def sweeps(tables: published.Tables) -> pd.DataFrame:
 
 
 def deviation_from_pair(difference: float, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Standard deviation of one run from two runs' ``difference``: |d|/√2 and its χ² interval of one degree of freedom."""
+    """Standard deviation of one run from two runs' ``difference``: |d|/√2, and its χ² interval."""
     found = abs(difference) / math.sqrt(2)
     low, high = stats.chi2.ppf([0.5 + confidence / 2, 0.5 - confidence / 2], 1)
     return found, found / math.sqrt(low), found / math.sqrt(high)

@@ -62,7 +62,8 @@ def cells(tables: Tables) -> pd.DataFrame:
 def metrics(folder: str | Path = FOLDER) -> pd.DataFrame:
     """What a column's percentage rests on: ``items``, the ``step`` between possible percentages (NaN: none) and why.
 
-    An item moves the percentage by at least 100/``finest``. n is that of :mod:`eval.columns` under the profile ``paper``; ``metrics.yaml`` says where more is to be said.
+    An item moves the percentage by at least 100/``finest``. n is that of :mod:`eval.columns` under the profile
+    ``paper``; ``metrics.yaml`` says where more is to be said.
     """
     path = Path(folder) / "metrics.yaml"
     said, lines = load_yaml(path.read_text(encoding="utf-8"), str(path)), {}
@@ -129,11 +130,13 @@ def _rule(mean: Fraction, printed: int) -> str:
 
 def corrected(frame: pd.DataFrame) -> pd.DataFrame:
     """A table with its averages recomputed from its cells."""
-    return frame.assign(**{AVERAGE: [float(exact_mean(scores)) for _, scores in frame.drop(columns=AVERAGE).iterrows()]})
+    return frame.assign(
+        **{AVERAGE: [float(exact_mean(scores)) for _, scores in frame.drop(columns=AVERAGE).iterrows()]}
+    )
 
 
 def defaults(backbone: str) -> tuple[float, int]:
-    """The paper's γ and N for a backbone (Appendix B.2), as the methods' options and the profile ``paper`` have them."""
+    """The paper's γ and N for a backbone (Appendix B.2), from the methods' options and the profile ``paper``."""
     found = profile.load(profile.find("paper", backbone))
     return found.options("expert_merging", {}).model_dump()["gamma"], found.calibration.samples
 
@@ -206,6 +209,21 @@ def best_of_sweep(tables: Tables) -> pd.DataFrame:
             best = averages_of.idxmax()
             line = {"backbone": backbone, "sweep": kind, "rows": len(averages_of), "default": value}
             lines.append(line | {"best": float(best), "best is the default": float(best) == value})
+    return pd.DataFrame(lines)
+
+
+def leaders(tables: Tables) -> pd.DataFrame:
+    """The columns of the main tables in which, of base and experts, the column's own expert is not the best."""
+    lines = []
+    for number in NUMBERS.values():
+        frame = tables[number[MAIN]]
+        single = [row for row in frame.index if row == frame.index[0] or row.endswith(" Expert")]
+        for column in frame.drop(columns=AVERAGE):
+            own, scores = f"{columns.load(column, profile='paper').group} Expert", frame.loc[single, column]
+            best = scores.idxmax()
+            if best != own:
+                line = {"table": number[MAIN], "column": column, "own expert": own, "its score": scores[own]}
+                lines.append(line | {"best": best, "best score": scores[best]})
     return pd.DataFrame(lines)
 
 

@@ -24,7 +24,7 @@ def averages(found: pd.DataFrame) -> Figure:
     numbers = sorted(found["table"].unique())
     backbone = {number: name for name, of in NUMBERS.items() for number in of.values()}
     axis.axvspan(-0.5, 0.5, color=COLOURS[5], alpha=0.3, lw=0, label="rounded")
-    axis.axvspan(-1, 0, facecolor="none", edgecolor="0.45", hatch="//", lw=0, label="truncated")
+    axis.axvspan(-1, 0, facecolor="none", edgecolor="0.3", lw=1.2, ls="--", label="truncated")
     for place, number in enumerate(numbers):
         off = 100 * found[found["table"] == number]["off"]
         inside = off[off.abs() <= 1.2]
@@ -50,13 +50,17 @@ def disagreements(tables: published.Tables, found: pd.DataFrame) -> Figure:
     odd = found[found["columns that differ"].map(lambda count: bool(count))]
     figure, axes = plt.subplots(1, len(odd), figsize=(style.WIDTH, 3.4), sharey=False)
     for axis, (_, line) in zip(np.atleast_1d(axes), odd.iterrows()):
-        first = found[(found["backbone"] == line["backbone"]) & (found["configuration"] == line["configuration"])].iloc[0]
+        first = found[(found["backbone"] == line["backbone"]) & (found["configuration"] == line["configuration"])].iloc[
+            0
+        ]
         apart = (tables[line["table"]].loc[line["row"]] - tables[first["table"]].loc[first["row"]])[::-1]
         colours = [COLOURS[1] if name == AVERAGE else COLOURS[0] for name in apart.index]
         axis.barh(range(len(apart)), apart, color=colours)
         axis.set_yticks(range(len(apart)), apart.index)
         axis.axvline(0, color=style.GREY, lw=0.8)
-        axis.set_title(f"{BACKBONES[line['backbone']]}, {line['configuration']}\nTable {line['table']} − Table {first['table']}")
+        axis.set_title(
+            f"{BACKBONES[line['backbone']]}, {line['configuration']}\nTable {line['table']} − Table {first['table']}"
+        )
         axis.set_xlabel("points")
     return figure
 
@@ -75,20 +79,25 @@ def errors(rows: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def gains(found: pd.DataFrame, level: float = 0.05) -> Figure:
-    """Every headline gain with its unpaired interval; colour says what a test can conclude."""
+    """Every headline gain with its unpaired interval, a panel a backbone; colour says what a test can conclude."""
     reach = stats.norm.isf(level / 2)
-    figure, axis = plt.subplots(figsize=(style.WIDTH, 0.27 * len(found) + 1.1))
     colours = dict(zip(("ahead even unpaired", "depends on the items", "cannot be shown"), COLOURS))
-    for verdict, colour in colours.items():
-        of = found[found["verdict"] == verdict]
-        if len(of):
-            places = [len(found) - 1 - place for place in of.index]
-            axis.errorbar(of["gain"], places, xerr=reach * of["stderr"], fmt="o", ms=5, color=colour, label=verdict)
-    labels = [f"{BACKBONES[b]}: {c}" for b, c in zip(found["backbone"], found["comparison"])]
-    axis.set_yticks(range(len(found)), labels[::-1])
-    axis.axvline(0, color=style.GREY, lw=0.8)
-    axis.set(xlabel="difference of the averages (points), with its unpaired interval", ylim=(-0.7, len(found) - 0.3))
-    axis.legend(loc="upper right")
+    groups = [of.reset_index(drop=True) for _, of in found.groupby("backbone", sort=False)]
+    sizes = [len(of) for of in groups]
+    figure, axes = plt.subplots(
+        len(groups), 1, figsize=(style.WIDTH, 0.24 * sum(sizes) + 1.6), sharex=True, height_ratios=sizes
+    )
+    for axis, of in zip(axes, groups):
+        for verdict, colour in colours.items():
+            some = of[of["verdict"] == verdict]
+            axis.errorbar(some["gain"], some.index, reach * some["stderr"], fmt="none", color=colour)
+            axis.scatter(some["gain"], some.index, color=colour, s=22, label=verdict)
+        labels = [text.replace("Expert Merging", "EM").replace("coefficient ", "") for text in of["comparison"]]
+        axis.set_yticks(range(len(of)), labels)
+        axis.set(title=BACKBONES[of["backbone"].iloc[0]], ylim=(len(of) - 0.4, -0.6))
+        axis.axvline(0, color=style.GREY, lw=0.8)
+    axes[0].legend(loc="upper right")
+    axes[-1].set_xlabel("difference of the averages (points), with its unpaired interval")
     return figure
 
 
@@ -100,7 +109,9 @@ def sweeps(tables: published.Tables, metrics: pd.DataFrame) -> Figure:
             frame, axis = tables[number[kind]], axes[line, column]
             error = [precision.average_stderr(scores, metrics) for _, scores in frame.iterrows()]
             places, chosen = range(len(frame)), [float(row) == value for row in frame.index].index(True)
-            axis.fill_between(places, frame[AVERAGE] - error, frame[AVERAGE] + error, color=COLOURS[5], alpha=0.35, lw=0)
+            axis.fill_between(
+                places, frame[AVERAGE] - error, frame[AVERAGE] + error, color=COLOURS[5], alpha=0.35, lw=0
+            )
             axis.plot(places, frame[AVERAGE], marker=".", color=COLOURS[0])
             axis.plot(chosen, frame[AVERAGE].iloc[chosen], "o", ms=9, mfc="none", color=COLOURS[1], label="the default")
             shown = list(places)[:: 2 if len(frame) > 10 else 1]
