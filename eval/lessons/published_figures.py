@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -46,9 +47,10 @@ def averages(found: pd.DataFrame) -> Figure:
 
 
 def disagreements(tables: published.Tables, found: pd.DataFrame) -> Figure:
-    """One configuration printed twice: the difference of every column, a panel for each configuration."""
-    odd = found[found["columns that differ"].map(lambda count: bool(count))]
+    """One configuration printed twice: the difference of every column, a panel where several columns differ."""
+    odd = found[[bool(count) and count > 1 for count in found["columns that differ"]]]
     figure, axes = plt.subplots(1, len(odd), figsize=(style.WIDTH, 3.4), sharey=False)
+    shown: list[str] = []
     for axis, (_, line) in zip(np.atleast_1d(axes), odd.iterrows()):
         first = found[(found["backbone"] == line["backbone"]) & (found["configuration"] == line["configuration"])].iloc[
             0
@@ -56,7 +58,8 @@ def disagreements(tables: published.Tables, found: pd.DataFrame) -> Figure:
         apart = (tables[line["table"]].loc[line["row"]] - tables[first["table"]].loc[first["row"]])[::-1]
         colours = [COLOURS[1] if name == AVERAGE else COLOURS[0] for name in apart.index]
         axis.barh(range(len(apart)), apart, color=colours)
-        axis.set_yticks(range(len(apart)), apart.index)
+        _names(axis, apart.index, shown)
+        shown = list(apart.index)
         axis.axvline(0, color=style.GREY, lw=0.8)
         axis.set_title(
             f"{BACKBONES[line['backbone']]}, {line['configuration']}\nTable {line['table']} − Table {first['table']}"
@@ -65,15 +68,23 @@ def disagreements(tables: published.Tables, found: pd.DataFrame) -> Figure:
     return figure
 
 
+def _names(axis: Axes, names: Iterable[str], before: list[str]) -> None:
+    """Names of bars, where the panel before has not the same ones."""
+    names = list(names)
+    axis.set_yticks(range(len(names)), [""] * len(names) if names == before else names)
+
+
 def errors(rows: Mapping[str, pd.DataFrame]) -> Figure:
     """Per backbone one standard error of every column, with the share of the average's variance written beside."""
     figure, axes = plt.subplots(1, len(rows), figsize=(style.WIDTH, 3.4))
+    shown: list[str] = []
     for axis, (title, found) in zip(axes, rows.items(), strict=True):
         found = found[::-1]
         axis.barh(range(len(found)), found["stderr"], color=COLOURS[0])
         for place, (error, share) in enumerate(zip(found["stderr"], found["share of the average's variance"])):
             axis.text(error + 0.1, place, f"{100 * share:.0f} %", va="center", fontsize=9)
-        axis.set_yticks(range(len(found)), found.index)
+        _names(axis, found.index, shown)
+        shown = list(found.index)
         axis.set(title=title, xlabel="standard error (points)", xlim=(0, 1.3 * found["stderr"].max()))
     return figure
 
@@ -90,7 +101,7 @@ def gains(found: pd.DataFrame, level: float = 0.05) -> Figure:
     for axis, of in zip(axes, groups):
         for verdict, colour in colours.items():
             some = of[of["verdict"] == verdict]
-            axis.errorbar(some["gain"], some.index, reach * some["stderr"], fmt="none", color=colour)
+            axis.errorbar(some["gain"], some.index, xerr=reach * some["stderr"], fmt="none", color=colour)
             axis.scatter(some["gain"], some.index, color=colour, s=22, label=verdict)
         labels = [text.replace("Expert Merging", "EM").replace("coefficient ", "") for text in of["comparison"]]
         axis.set_yticks(range(len(of)), labels)
@@ -114,7 +125,7 @@ def sweeps(tables: published.Tables, metrics: pd.DataFrame) -> Figure:
             )
             axis.plot(places, frame[AVERAGE], marker=".", color=COLOURS[0])
             axis.plot(chosen, frame[AVERAGE].iloc[chosen], "o", ms=9, mfc="none", color=COLOURS[1], label="the default")
-            shown = list(places)[:: 2 if len(frame) > 10 else 1]
+            shown = list(places)[:: 3 if len(frame) > 10 else 1]
             axis.set_xticks(shown, [frame.index[place] for place in shown], rotation=90)
             axis.set_xlabel({GAMMA: "γ", SAMPLES: "N"}[kind])
             if line == 0:
