@@ -155,6 +155,15 @@ def test_counts_are_eq_4_and_no_budget_below_one_survives_the_floor_of_an_even_s
     assert found[1.0, 1.0].tolist() == [2, 1, 0, 0, 0]  # shares 2.5, 1, 0.75, 0.5, 0.25
 
 
+def test_a_slider_moved_draws_another_picture():
+    budget, kappa, picture = chunks.slider(WEIGHT).children
+    before = picture.value
+    kappa.value = 3.0
+    after = picture.value
+    budget.value = 2.0
+    assert len({before, after, picture.value}) == 3 and before[1:4] == b"PNG"
+
+
 def test_names_on_axes_and_spread():
     assert chunks.short("model.layers.3.mlp.gate_proj.weight") == "3 Gate"
     assert chunks.short("multi_modal_projector.linear_1.weight") == "linear_1"

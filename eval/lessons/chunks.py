@@ -14,7 +14,7 @@ from emkit.alignment.importance import allocate_chunks
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.pictures import COLOURS
-from eval import style
+from eval import desk, style
 from eval.lessons import probe
 from eval.lessons.importance import SUBMODULES, placed
 from eval.lessons.short_fits import ShortFit
@@ -55,18 +55,23 @@ def one(importance: Mapping[str, float], budget: float, kappa: float) -> Figure:
 
 
 def slider(importance: Mapping[str, float]):
-    """:func:`one` under two sliders, for a notebook with a kernel."""
+    """:func:`one` under two sliders, for a notebook with a kernel: a box of widgets, the last of them the picture."""
     import ipywidgets
-    from IPython.display import display
 
-    def draw(budget: float, kappa: float) -> None:
-        figure = one(importance, budget, kappa)
-        display(figure)
+    made = {"step": 0.1, "continuous_update": False}
+    budget = ipywidgets.FloatSlider(1.0, min=0.5, max=4.0, description="B / L", **made)
+    kappa = ipywidgets.FloatSlider(1.2, min=0.0, max=4.0, description="κ", **made)
+    picture = ipywidgets.Image(format="png", width=round(style.WIDTH * style.DOTS))
+
+    def redraw(change: object = None) -> None:
+        figure = one(importance, budget.value, kappa.value)
+        picture.value = desk.png(figure)
         plt.close(figure)
 
-    budget = ipywidgets.FloatSlider(1.0, min=0.5, max=4.0, step=0.1, description="B / L", continuous_update=False)
-    kappa = ipywidgets.FloatSlider(1.2, min=0.0, max=4.0, step=0.1, description="κ", continuous_update=False)
-    return ipywidgets.interactive(draw, budget=budget, kappa=kappa)
+    for dial in (budget, kappa):
+        dial.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([budget, kappa, picture])
 
 
 def _draw(axis, found: pd.Series) -> str:
