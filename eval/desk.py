@@ -20,6 +20,7 @@ def ready() -> None:
     The notebook's parameters are given the types that they are declared with; ``UserError`` for one that has none.
     """
     parameters.recheck(sys._getframe(1).f_globals)  # the notebook's variables
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' "Loading weights", too: models are small
     os.chdir(ROOT)
     style.use()
 

@@ -340,6 +340,22 @@ def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkey
     assert not any(plan.cell(job, name).exists() for job in plan.jobs for name in plan.benchmarks)
 
 
+SMALL = {  # on the models that the run has, in seconds
+    "02-expert-merging": {
+        "backbone": "internvl",
+        "samples": 1,
+        "tokens": 8,
+        "steps": 2,
+        "long_steps": 3,
+        "questions": 2,
+        "held": 1,
+        "betas": "1, 10",
+        "counts": "1, 2",
+        "gammas": "0, 5",
+    }
+}
+
+
 @pytest.mark.timeout(1800)
 def test_every_notebook_runs_at_smoke_size(undisturbed):
     """By nbmake, on the models and scores of this run: most of Table 1's rows have none here."""
@@ -347,7 +363,8 @@ def test_every_notebook_runs_at_smoke_size(undisturbed):
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = parameters.read(path)
         known = parameters.declared(notebook, path.name)
-        parameters.fill(notebook, {"profile": "smoke"} if "profile" in known else {}, path.name)
+        small = {"profile": "smoke", **SMALL.get(path.stem, {})}
+        parameters.fill(notebook, {name: small[name] for name in small if name in known}, path.name)
         folder.mkdir(exist_ok=True)
         nbformat.write(notebook, folder / path.name)
     command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=600", "-p", "no:cacheprovider"]
