@@ -1,5 +1,8 @@
 """``emkit chat``: what a model answers is what transformers itself makes of its template; bad input is one line."""
 
+import contextlib
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +65,24 @@ def test_questions_come_by_a_pipe_in_a_process_of_its_own(models):
     assert run.stdout == "".join(f"{chat.printable(text)}\n" for text in expected)
     run = subprocess.run([*command, "--image", "nowhere.png"], input="", capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 2 and run.stderr == "error: there is no picture nowhere.png\n"
+
+
+def test_on_a_terminal_there_is_a_prompt(models):
+    command = [sys.executable, "-m", "emkit.cli", "chat", str(models / "text"), "--max-new-tokens", "5"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execv(command[0], command)
+    shown, typed = b"", [b"What is 3 + 4?\n", b"\n"]
+    with contextlib.suppress(OSError):  # of a terminal whose other end is closed
+        while part := os.read(terminal, 4096):
+            shown += part
+            if shown.endswith(b"> ") and typed:
+                os.write(terminal, typed.pop(0))
+    assert os.waitpid(child, 0)[1] == 0
+    text = shown.decode(errors="replace").replace("\r", "")
+    assert "causal_lm, 0.0 million parameters, on cpu\nEach question stands by itself; an empty line ends." in text
+    assert chat.printable(theirs(models / "text", "What is 3 + 4?", 5)) in text
 
 
 def test_a_prompt_ends_with_an_empty_line_or_the_end_of_input(monkeypatch):
