@@ -192,9 +192,6 @@ def test_quality_is_the_share_of_demands_met(prompt, reply, share):
     assert instructions.quality(prompt, reply) == share
 
 
-def test_preference_compares_qualities_and_references_are_right_in_half_of_the_cases(drawn):
-    prompt = "Spell cat with hyphens."
-    assert instructions.prefer(prompt, "c-a-t", "cat") == 1.0 == 1 - instructions.prefer(prompt, "cat", "c-a-t")
-    assert instructions.prefer(prompt, "c-a-t", "c-a-t") == 0.5
+def test_references_are_right_in_half_of_the_cases(drawn):
     given = [instructions.quality(i.prompt, i.fields["reference"]) == 1.0 for i in drawn["alpaca_eval", "train"]]
     assert 0.45 < sum(given) / len(given) < 0.55

@@ -50,8 +50,7 @@ def merge_command(parameters, experts, methods, mergekit, no_mergekit, repeats, 
     import shutil
     import sys
 
-    from emkit.bench import merge, merge_report
-    from emkit.files import atomic_write, write_json
+    from emkit.bench import merge, report
 
     program = None if no_mergekit else merge.find_mergekit(mergekit)
     wanted = merge.Options(int(parameters), experts, methods, program, work, repeats, iterations)
@@ -60,9 +59,7 @@ def merge_command(parameters, experts, methods, mergekit, no_mergekit, repeats, 
     finally:
         if not keep:
             shutil.rmtree(wanted.folder, ignore_errors=True)
-    text = merge_report.markdown(found)
+    text = merge.markdown(found)
     print(text)
     if out is not None:
-        write_json(out.with_suffix(".json"), found)
-        with atomic_write(out.with_suffix(".md")) as part:
-            part.write_text(text, encoding="utf-8")
+        report.leave(out, found, text)

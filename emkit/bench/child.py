@@ -1,22 +1,28 @@
-"""One merge by emkit in a process of its own, so that its time and memory can be measured from outside.
+"""What is measured of emkit, in a process of its own: one merge, or the iterations of WUDI in one of two forms.
 
-``python -m emkit.bench.child METHOD BASE OUT EXPERT…`` with the options that the comparison fixes (see
-:data:`emkit.bench.merge.METHODS`).
+``python -m emkit.bench.child merge '["METHOD", "BASE", "OUT", ["EXPERT", …], SCALE, {OPTIONS}]'``, or ``wudi`` with the
+arguments of :func:`iterate`; what the function returns is printed as JSON.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
+
+import torch
 
 from emkit.checkpoints import Checkpoint
 from emkit.content import default_device
 from emkit.job import Job
 from emkit.merging import Context
 from emkit.methods import get, resolved
+from emkit.methods.wudi import wudi, wudi_matrix
 from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
+
+FORMS = ("emkit", "direct")  # of WUDI's iterations: in Gram matrices, and as its authors write and run them
 
 
 def merge(
@@ -30,15 +36,23 @@ def merge(
 ) -> None:
     """Merge all tensors of ``experts`` by ``method`` into the checkpoint folder ``out``."""
     found = get(method)
-    opened = Checkpoint.open(base)
-    vectors = TaskVectors(opened, {Path(path).name: Checkpoint.open(path) for path in experts}, list)
-    settings = resolved(found, options)
-    context = Context(task_vectors=vectors, options=settings, scale=scale, device=default_device())
+    vectors = TaskVectors(Checkpoint.open(base), {Path(path).name: Checkpoint.open(path) for path in experts}, list)
+    context = Context(task_vectors=vectors, options=resolved(found, options), scale=scale, device=default_device())
     job = Job(found, context)
-    job.write(job.run(), out, shard_bytes=shard_bytes)
+    job.write(job.run(), Path(out), shard_bytes=shard_bytes)
+
+
+def iterate(form: str, rows: int, columns: int, experts: int, iterations: int) -> dict:
+    """Seconds that one form takes for random task vectors [experts, rows, columns], and a few entries of its M."""
+    generator = torch.Generator().manual_seed(0)
+    taus = (torch.randn(experts, rows, columns, generator=generator) * 5e-4).to(default_device())
+    run = wudi if form == "direct" else lambda *given: wudi_matrix(given[0], "adam", *given[1:])
+    run(taus[:, :8, :8], 1e-5, 1)  # what torch imports at the first step is not part of it
+    started = time.perf_counter()
+    found = run(taus, 1e-5, iterations)
+    entries = found.reshape(-1)[:: max(found.numel() // 100, 1)].tolist()  # waits for the device, too
+    return {"seconds": time.perf_counter() - started, "entries": entries}
 
 
 if __name__ == "__main__":
-    name, base_folder, out_folder, settings, *folders = sys.argv[1:]
-    given = json.loads(settings)
-    merge(name, base_folder, out_folder, folders, given.pop("scale", None), given)
+    print(json.dumps({"merge": merge, "wudi": iterate}[sys.argv[1]](*json.loads(sys.argv[2]))))

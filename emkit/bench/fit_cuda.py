@@ -5,11 +5,9 @@ Kernels are deterministic, as in every fit. Without a GPU there is :func:`unmeas
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,43 +16,35 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from emkit import backbones
 from emkit.alignment import fit as fitting
-from emkit.alignment.arithmetic import Arithmetic, Rows
-from emkit.alignment.calibration import Calibration, TaskSamples
-from emkit.alignment.fit import Penalty, Problem
-from emkit.alignment.heads import Head, headless
-from emkit.alignment.lean import recomputed
-from emkit.alignment.losses import Alignment
-from emkit.alignment.merged_model import MergedModel
+from emkit.alignment.calibration import Calibration
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.placement import InHost, OnDevice, Placement, place
-from emkit.alignment.sequences import Folded, collate
 from emkit.alignment.variable import Optimiser
-from emkit.backbones.base import Backbone
-from emkit.bench.fit_toys import MISTRAL_7B
+from emkit.bench import passes
+from emkit.bench.passes import Case
 from emkit.bench.report import Line
+from emkit.bench.workload import Shape, recorded, sequence
 from emkit.checkpoints import TensorInfo
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.task_vectors import TaskVectors
 
+MISTRAL_7B = Shape(4096, 14336, 32, 32, 8, 32000)
 EXPERTS, SAMPLES, TOKENS, ROUNDS = 3, 15, 512, 5
 BUDGET = 24 * 2**30
-OPTIMISER = Optimiser(lr=1e-3, steps=100, schedule="constant")
 STEP = (
     "Mistral-7B, K = 3, 15 × 512 tokens in one micro-batch, bf16, activations computed again: a full step, task vectors"
 )
+# what is promised: the line's words, its limit and its unit
 PROMISES = {
-    "device": (f"{STEP} on the device / bare", 1.3),
-    "host": (f"{STEP} streamed from host memory / bare", 2.0),
-    "fit": ("a whole fit told --memory 24GiB: peak of device memory reserved and of the GPU's context, GiB", 24.0),
-    "flops": ("bare pass: share of a matrix product's FLOP/s", None),
-    "bandwidth": ("contraction: share of a copy's bandwidth", None),
+    "device": (f"{STEP} on the device / bare", 1.3, "×"),
+    "host": (f"{STEP} streamed from host memory / bare", 2.0, "×"),
+    "fit": ("a whole fit told --memory 24GiB: peak of device memory reserved and of the GPU's context", 24.0, " GiB"),
 }
-NOTES = [
-    "On a GPU a bare pass is forward, backward and the gradients of all merged weights, each freed as it comes; it is "
-    f"timed {ROUNDS} times before and {ROUNDS} times after the {ROUNDS} steps of a case, and a ratio is of their "
-    "medians. The whole fit runs with torch's allocator held to the budget less the context."
-]
+NOTE = (
+    f"On a GPU a bare pass is timed {ROUNDS} times before and {ROUNDS} times after the {ROUNDS} steps of a case, and a "
+    "ratio is of their medians. The whole fit runs with torch's allocator held to the budget less the context."
+)
 
 
 class Drawn:
@@ -76,21 +66,6 @@ class Drawn:
         return self.tensors[name]
 
 
-@dataclass(frozen=True)
-class Case:
-    """What every line is measured on."""
-
-    backbone: Backbone
-    model: torch.nn.Module
-    vectors: TaskVectors
-    calibration: Calibration
-    engine: EngineOptions
-
-    @property
-    def numel(self) -> int:
-        return sum(self.vectors.numel(name) for name in self.vectors.names)
-
-
 def unmeasured(why: str) -> list[Line]:
     """Every promise, not run."""
     return [_line(key, None, not_run=why) for key in PROMISES]
@@ -101,22 +76,20 @@ def measure() -> list[Line]:
     with deterministic(strict=True):
         try:
             case = _case()
-            bare = _times(_bare(case))
+            bare = _seconds(passes.bare(case))
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             return unmeasured(_too_little(error))
-        lines = [
-            _guarded("device", lambda: _step_line(case, "device", bare, lambda: OnDevice(case.vectors, "cuda", None))),
-            _guarded("host", lambda: _step_line(case, "host", bare, lambda: InHost(case.vectors, "cuda"))),
-            _guarded("fit", lambda: _whole_fit(case)),
-            _guarded("flops", lambda: _flops(case, statistics.median(bare))),
-            _guarded("bandwidth", _bandwidth),
-        ]
-    return lines
+        lines: dict[str, Callable[[], Line]] = {
+            "device": lambda: _step("device", case, bare, lambda: OnDevice(case.vectors, "cuda", None)),
+            "host": lambda: _step("host", case, bare, lambda: InHost(case.vectors, "cuda")),
+            "fit": lambda: _whole_fit(case),
+        }
+        return [_guarded(key, line) for key, line in lines.items()]
 
 
 def _line(key: str, measured: float | None, **others) -> Line:
-    what, limit = PROMISES[key]
-    return Line(what, limit, measured, unit=" GiB" if key == "fit" else "×", **others)
+    what, limit, unit = PROMISES[key]
+    return Line(what, limit, measured, unit=unit, **others)
 
 
 def _guarded(key: str, line: Callable[[], Line]) -> Line:
@@ -137,6 +110,7 @@ def _too_little(error: RuntimeError) -> str:
 
 
 def _case() -> Case:
+    """Random tokens with losses at every second half; the base's own states stand for the teachers'."""
     torch.manual_seed(0)
     backbone = backbones.get("mistral")
     config = MistralConfig(**MISTRAL_7B.text(), sliding_window=None)
@@ -152,96 +126,23 @@ def _case() -> Case:
             model = MistralForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(usual)
+    rng, found, count = np.random.default_rng(0), {}, SAMPLES // EXPERTS
+    for task in experts:
+        drawn = [sequence(rng, MISTRAL_7B.words, TOKENS, TOKENS // 2) for _ in range(count)]
+        found[task] = recorded(backbone, model, task, drawn, [torch.zeros(0)] * count, MISTRAL_7B.layer)
     engine = EngineOptions(dtype="bfloat16", micro_tokens=SAMPLES * TOKENS, checkpointing=True)
     vectors = TaskVectors(base, experts, backbone.merged_names)
-    return Case(backbone, model, vectors, _calibration(backbone, model, list(experts)), engine)
+    return Case(backbone, model, vectors, Calibration(found, MISTRAL_7B.layer, {}), engine)
 
 
-def _calibration(backbone: Backbone, model: torch.nn.Module, tasks: list[str]) -> Calibration:
-    """Random tokens with losses at every second half; the base's own states stand for the teachers'.
-
-    A head lies in host memory, as a kept teacher's does.
-    """
-    rng, found = np.random.default_rng(0), {}
-    for task in tasks:
-        sequences, final, hidden = [], [], []
-        for _ in range(SAMPLES // len(tasks)):
-            at = np.arange(TOKENS)
-            ids = rng.integers(4, MISTRAL_7B.words, TOKENS)
-            sequences.append(Folded(ids, at, np.zeros(TOKENS, np.int64), (at >= TOKENS // 2).astype(float)))
-            batch, taken = (_moved(part) for part in collate(sequences[-1:]))
-            with torch.no_grad(), headless(model) as head:
-                out = backbone.forward(model, batch, None, MISTRAL_7B.blocks // 2, taken)
-            final.append(out.logits.float().cpu())
-            hidden.append(out.hidden[taken].float().cpu())
-        features, samples = [torch.zeros(0)] * len(sequences), list(range(len(sequences)))
-        rows, kept = [[]] * len(sequences), Head(head.weight.cpu())
-        found[task] = TaskSamples(task, sequences, samples, features, final, hidden, rows, kept)
-    return Calibration(found, MISTRAL_7B.blocks // 2, {})
-
-
-def _moved(part):
-    return {name: value.cuda() for name, value in part.items()} if isinstance(part, dict) else part.cuda()
-
-
-def _bare(case: Case) -> Callable:
-    merged = set(case.vectors.names)
-    sequences = [sequence for task in case.calibration.tasks.values() for sequence in task.sequences]
-    batch, taken = (_moved(part) for part in collate(sequences))
-    target = batch["input_ids"].roll(-1, dims=1)[taken]
-
-    def free(parameter: torch.nn.Parameter) -> None:
-        parameter.grad = None
-
-    def run() -> None:
-        for name, parameter in case.model.named_parameters():
-            parameter.requires_grad_(name in merged)
-        handles = [p.register_post_accumulate_grad_hook(free) for p in case.model.parameters() if p.requires_grad]
-        try:
-            with recomputed(case.model, case.engine.checkpointing):
-                logits = case.backbone.forward(case.model, batch, None, None, taken).logits
-                torch.nn.functional.cross_entropy(logits, target).backward()
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    return run
-
-
-@contextlib.contextmanager
-def _step(case: Case, placement: Placement) -> Iterator[Callable]:
-    """A function that takes one step after another; the model is free of hooks afterwards, whatever happens."""
-    problem = _problem(case, placement)
-    start = Coefficients.constant(placement.names, problem.penalty.initial)
-    variable = problem.variable(start, "plain", OPTIMISER)
-    merged = MergedModel(case.model, placement, start, case.backbone.parameter_name)
-    steps = iter(range(10**9))
-    try:
-        yield lambda: fitting._step(problem, merged, variable, start, next(steps), 0, case.engine)
-    finally:
-        merged.close()
-
-
-def _problem(case: Case, placement: Placement) -> Problem:
-    penalty = Penalty(gamma=0.8, initial=dict.fromkeys(placement.experts, 0.3), count=len(placement.names))
-    return Problem(
-        backbone=case.backbone,
-        model=case.model,
-        task_vectors=placement,
-        calibration=case.calibration,
-        objective=Alignment(hidden_weight=0.1),
-        penalty=penalty,
-    )
-
-
-def _step_line(case: Case, key: str, before: list[float], build: Callable[[], Placement]) -> Line:
-    with _step(case, build()) as step:
-        found = statistics.median(_times(step))
-    bare = statistics.median(before + _times(_bare(case)))
+def _step(key: str, case: Case, before: list[float], build: Callable[[], Placement]) -> Line:
+    with passes.step(case, build()) as step:
+        found = statistics.median(_seconds(step))
+    bare = statistics.median(before + _seconds(passes.bare(case)))
     return _line(key, found / bare, details=f"{found:.2f} s / {bare:.2f} s")
 
 
-def _times(run: Callable) -> list[float]:
+def _seconds(run: Callable[[], object]) -> list[float]:
     """Seconds of each of some calls after a first one, the device's work included."""
     found = []
     for _ in range(ROUNDS + 1):
@@ -262,29 +163,9 @@ def _whole_fit(case: Case) -> Line:
     torch.cuda.reset_peak_memory_stats()
     try:
         placement = place(case.vectors, case.model, engine)
-        problem = _problem(case, placement)
+        problem = case.problem(placement)
         start = Coefficients.constant(placement.names, problem.penalty.initial)
         fitting.fit(problem, start=start, optimiser=Optimiser(lr=1e-3, steps=3), engine=engine)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     return _line("fit", (torch.cuda.max_memory_reserved() + context) / 2**30, details=placement.kind)
-
-
-def _flops(case: Case, bare: float) -> Line:
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    peak = 2 * 8192**3 / statistics.median(_times(lambda: a @ a))
-    # forward, backward, and forward again up to the input of each block's last matrix
-    again = sum(case.vectors.numel(name) for name in case.vectors.names if "down_proj" not in name)
-    reached = (6 * case.numel + 2 * again) * SAMPLES * TOKENS / bare
-    return _line("flops", reached / peak, details=f"{reached / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s")
-
-
-def _bandwidth() -> Line:
-    source = torch.empty(2**30, device="cuda", dtype=torch.uint8)
-    target = torch.empty_like(source)
-    copy = 2 * source.nbytes / statistics.median(_times(lambda: target.copy_(source)))
-    n = 2**26
-    base, gradient, *vectors = (torch.randn(n, device="cuda").to(torch.bfloat16) for _ in range(EXPERTS + 2))
-    rows, sums = Rows(base, vectors, False), Arithmetic("cuda", torch.float32)
-    read = 2 * (EXPERTS + 2) * n / statistics.median(_times(lambda: sums.contract(rows, gradient, [0, n])))
-    return _line("bandwidth", read / copy, details=f"{read / 1e9:.0f} of {copy / 1e9:.0f} GB/s")

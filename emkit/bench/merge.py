@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
 import statistics
 import sys
@@ -17,36 +13,42 @@ from pathlib import Path
 
 import yaml
 
-from emkit.bench import measure
-from emkit.bench.measure import Cost
+from emkit.bench import measure, report
+from emkit.bench.child import FORMS
 from emkit.bench.models import Shape, write_models
 from emkit.errors import UserError
+
+CHILD = [sys.executable, "-m", "emkit.bench.child"]
+COSTS = ("wall_s", "cpu_s", "anonymous_mb", "resident_mb")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A method as both programs know it: ``emkit`` and its options, mergekit's name and its parameters."""
+    """A method as both programs know it: ``emkit``, its scale and options, mergekit's name and its parameters."""
 
     emkit: str
+    scale: float | None
     options: dict
     mergekit: str
     parameters: dict = field(default_factory=dict)
 
 
 METHODS = {
-    "task_arithmetic": Compared("task_arithmetic", {"scale": 0.3}, "task_arithmetic", {"weight": 0.3}),
+    "task_arithmetic": Compared("task_arithmetic", 0.3, {}, "task_arithmetic", {"weight": 0.3}),
     # emkit's threshold is over the whole task vector, mergekit's over each tensor by itself
-    "ties": Compared("ties", {"scale": 1.0, "density": 0.2}, "ties", {"weight": 1.0, "density": 0.2}),
+    "ties": Compared("ties", 1.0, {"density": 0.2}, "ties", {"weight": 1.0, "density": 0.2}),
     # mergekit's definition: no second trim, the sum of the agreeing entries
     "dare_ties": Compared(
         "ties_dare",
-        {"scale": 1.0, "drop": 0.2, "second_trim": False, "merge": "sum"},
+        1.0,
+        {"drop": 0.2, "second_trim": False, "merge": "sum"},
         "dare_ties",
         {"weight": 1.0, "density": 0.8},
     ),
 }
 WUDI = "wudi"
 WUDI_EXPERTS = 5
+BLOCK = (4, 2, 1)  # how many matrices of each of WUDI's sizes a block has: q, k, v, o; gate, up; down
 IMPORTS = "import time, torch; time.sleep(0.5)"
 
 
@@ -70,11 +72,8 @@ class Options:
     @property
     def command(self) -> str:
         """The command line that measures this, without the paths of this machine."""
-        words = [
-            f"--parameters {self.parameters:g}",
-            f"--experts {self.experts}",
-            *(f"--method {name}" for name in self.methods),
-        ]
+        words = [f"--parameters {self.parameters:g}", f"--experts {self.experts}"]
+        words += [f"--method {name}" for name in self.methods]
         words += [f"--repeats {self.repeats}", f"--iterations {self.iterations}"]
         return " ".join(["emkit bench merge", *words, *([] if self.mergekit else ["--no-mergekit"])])
 
@@ -84,12 +83,12 @@ def bench(options: Options, say: Callable[[str], None] = print) -> dict:
     unknown = sorted(set(options.methods) - {*METHODS, WUDI})
     if unknown:
         raise UserError(f"unknown method '{unknown[0]}': choose among {', '.join((*METHODS, WUDI))}")
-    shape = Shape.of(options.parameters)
-    report = {
-        "command": options.command,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
-        "versions": _versions(options.mergekit),
+    shape, about = Shape.of(options.parameters), report.stated(options.command)
+    if options.mergekit is not None:
+        code = "import importlib.metadata as m; print(m.version('mergekit'), m.version('torch'))"
+        of = measure.run([options.mergekit.parent / "python", "-c", code]).output.split()
+        about["versions"] |= {"mergekit": of[0], "mergekit's torch": of[1]}
+    found: dict = about | {
         "shape": vars(shape) | {"parameters": shape.parameters, "dtype": "bfloat16", "experts": options.experts},
         "interpreter": measure.run([sys.executable, "-c", IMPORTS]).to_json(),
         "methods": {},
@@ -99,55 +98,43 @@ def bench(options: Options, say: Callable[[str], None] = print) -> dict:
     if compared:
         say(f"writing a base and {options.experts} experts of {shape.parameters / 1e6:.0f}M parameters")
         base, experts = write_models(options.folder, shape, options.experts)
-        for folder in (base, *experts):  # no program shall be the one that reads them from the disk
-            _read_through(folder)
+        for path in options.folder.glob("*/*.safetensors"):  # no program shall be the one that reads it from the disk
+            shutil.copyfile(path, "/dev/null")
     for name in compared:
-        report["methods"][name] = _compare(METHODS[name], base, experts, options, say)
+        found["methods"][name] = _compare(METHODS[name], base, experts, options, say)
     if WUDI in options.methods:
         sizes = [(shape.hidden, shape.hidden), (shape.intermediate, shape.hidden), (shape.hidden, shape.intermediate)]
-        report["wudi"] = [_wudi(*size, options.iterations, say) for size in sizes]
-    report["load_at_end"] = os.getloadavg()[0]
-    return report
+        found["wudi"] = [_wudi(*size, options.iterations, say) for size in sizes]
+    return found
 
 
 def _compare(method: Compared, base: Path, experts: list[Path], options: Options, say) -> dict[str, list[dict]]:
     """The costs of ``repeats`` runs of each program, in alternation."""
-    programs = {"emkit": _emkit(method, base, experts)}
-    if options.mergekit is not None:
-        programs["mergekit"] = _mergekit(method, base, experts, options)
-    costs: dict[str, list[dict]] = {program: [] for program in programs}
-    for _ in range(options.repeats):
-        for program, command in programs.items():
-            with tempfile.TemporaryDirectory(dir=options.folder) as out:
-                cost = measure.run(command(Path(out) / "merged"), {"HF_HUB_OFFLINE": "1"})
-            say(f"{method.emkit} by {program}: {cost.wall_s:.1f} s, {cost.anonymous_mb:.0f} MB anonymous")
-            costs[program].append(cost.to_json())
-    return costs
-
-
-def _emkit(method: Compared, base: Path, experts: list[Path]) -> Callable[[Path], list]:
-    start = [sys.executable, "-m", "emkit.bench.child", method.emkit, base]
-    return lambda out: [*start, out, json.dumps(method.options), *experts]
-
-
-def _mergekit(method: Compared, base: Path, experts: list[Path], options: Options) -> Callable[[Path], list]:
-    config = options.folder / f"{method.mergekit}.yaml"
-    value = {
-        "merge_method": method.mergekit,
-        "base_model": str(base.resolve()),
-        "models": [{"model": str(path.resolve()), "parameters": method.parameters} for path in experts],
-        "dtype": "bfloat16",
-    }
+    names, config = [str(path) for path in experts], options.folder / f"{method.mergekit}.yaml"
+    models = [{"model": str(path.resolve()), "parameters": method.parameters} for path in experts]
+    value = {"merge_method": method.mergekit, "base_model": str(base.resolve()), "models": models, "dtype": "bfloat16"}
     config.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
-    return lambda out: [options.mergekit, config, out, "--no-copy-tokenizer", "--quiet"]
+
+    def command(program: str, out: str) -> list:
+        if program == "mergekit":
+            return [options.mergekit, config, out, "--no-copy-tokenizer", "--quiet"]
+        return [*CHILD, "merge", json.dumps([method.emkit, str(base), out, names, method.scale, method.options])]
+
+    costs: dict[str, list[dict]] = {"emkit": []} | ({"mergekit": []} if options.mergekit else {})
+    for _ in range(options.repeats):
+        for program, runs in costs.items():
+            with tempfile.TemporaryDirectory(dir=options.folder) as out:
+                cost = measure.run(command(program, f"{out}/merged"), {"HF_HUB_OFFLINE": "1"})
+            say(f"{method.emkit} by {program}: {cost.wall_s:.1f} s, {cost.anonymous_mb:.0f} MB anonymous")
+            runs.append(cost.to_json())
+    return costs
 
 
 def _wudi(rows: int, columns: int, iterations: int, say) -> dict:
     """Both forms on one matrix; ``UserError`` if they do not come to the same."""
     costs, found = {}, {}
-    for form in ("emkit", "direct"):
-        size = [str(number) for number in (rows, columns, WUDI_EXPERTS, iterations)]
-        cost = measure.run([sys.executable, "-m", "emkit.bench.wudi", form, *size])
+    for form in FORMS:
+        cost = measure.run([*CHILD, WUDI, json.dumps([form, rows, columns, WUDI_EXPERTS, iterations])])
         result = json.loads(cost.output)
         costs[form] = cost.to_json() | {"iterations_s": round(result["seconds"], 3)}
         found[form] = result["entries"]
@@ -158,11 +145,6 @@ def _wudi(rows: int, columns: int, iterations: int, say) -> dict:
     return {"rows": rows, "columns": columns, "experts": WUDI_EXPERTS, "iterations": iterations, **costs}
 
 
-def median(costs: Sequence[dict]) -> Cost:
-    """The median of each cost over the runs."""
-    return Cost(*(statistics.median(cost[key] for cost in costs) for key in list(costs[0])[:4]))
-
-
 def find_mergekit(given: str | None) -> Path | None:
     """The ``mergekit-yaml`` that was named, or the one on the PATH; None if there is none."""
     found = shutil.which(given or "mergekit-yaml")
@@ -171,33 +153,48 @@ def find_mergekit(given: str | None) -> Path | None:
     return Path(found).absolute() if found else None
 
 
-def _read_through(folder: Path) -> None:
-    for path in folder.glob("*.safetensors"):
-        with open(path, "rb") as file:
-            while file.read(2**24):
-                pass
+# ---- as it is printed and committed
+def markdown(found: dict) -> str:
+    """The whole report: where and when, the command, and tables of costs and ratios."""
+    text = report.heading("Merging: time and memory", found)
+    return text + (_methods(found) if found["methods"] else "") + (_forms(found["wudi"]) if found["wudi"] else "")
 
 
-def _versions(mergekit: Path | None) -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in ("emkit", "torch", "safetensors", "numpy")}
-    if mergekit is not None:
-        code = "import importlib.metadata as m; print(m.version('mergekit'), m.version('torch'))"
-        of = measure.run([mergekit.parent / "python", "-c", code]).output.split()
-        found |= {"mergekit": of[0], "mergekit's torch": of[1]}
-    return {"python": platform.python_version(), **found}
+def _methods(found: dict) -> str:
+    shape, idle = found["shape"], found["interpreter"]["anonymous_mb"]
+    rows, ratios = [], []
+    for name, programs in found["methods"].items():
+        medians = {p: [statistics.median(run[key] for run in runs) for key in COSTS] for p, runs in programs.items()}
+        for program, (wall, cpu, anonymous, resident) in medians.items():
+            cells = [f"{wall:.1f}", f"{cpu:.1f}", *(f"{mb:.0f}" for mb in (anonymous, anonymous - idle, resident))]
+            rows.append([name, program, str(len(programs[program])), *cells])
+        if "mergekit" in medians:
+            both = zip(medians["emkit"][:3], medians["mergekit"][:3], strict=True)
+            above = (medians[program][2] - idle for program in ("emkit", "mergekit"))
+            ratios.append([name, *(f"{a / b:.2f} (1 / {b / a:.1f})" for a, b in (*both, tuple(above)))])
+    head = ["method", "program", "runs", "wall s", "cpu s", "anonymous MB", "above torch", "resident MB"]
+    text = (
+        f"A Llama of {shape['parameters'] / 1e6:.0f}M parameters ({shape['hidden']} wide, {shape['layers']} layers), "
+        f"bf16: a base of {shape['parameters'] * 2 / 1e9:.2f} GB and {shape['experts']} experts, read from the page "
+        "cache. Medians over the runs; the programs took turns. Wall and processor seconds, from the start of the "
+        "process to its end; megabytes (10⁶) at their peak, anonymous (RssAnon) and resident, which also counts the "
+        f"pages of mapped inputs. An interpreter with torch imported has {idle:.0f} MB anonymous."
+        f"\n\n{report.table(head, rows)}\n\n"
+    )
+    head = ["emkit / mergekit", "wall", "cpu", "anonymous", "anonymous above torch"]
+    return text + (report.table(head, ratios) + "\n\n" if ratios else "")
 
 
-def _machine() -> dict:
-    """What the numbers depend on; nothing that names the machine."""
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": models[0] if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(memory / 1e9, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_at_start": os.getloadavg()[0],
-    }
+def _forms(entries: list[dict]) -> str:
+    seconds = [[entry[form]["iterations_s"] for form in FORMS] for entry in entries]
+    sizes = [f"{entry['rows']} × {entry['columns']}" for entry in entries]
+    block = [sum(n * pair[i] for n, pair in zip(BLOCK, seconds, strict=True)) for i in range(len(FORMS))]
+    cells = [
+        [size, f"{ours:.2f}", f"{direct:.2f}", f"{direct / ours:.1f}"]
+        for size, (ours, direct) in zip([*sizes, "a block's seven matrices"], [*seconds, block], strict=True)
+    ]
+    text = (
+        f"WUDI, {entries[0]['iterations']} Adam steps, K = {entries[0]['experts']}: seconds that the Gram form (its "
+        "set-up included) and the direct form take.\n\n"
+    )
+    return text + report.table(["matrix", "Gram form s", "direct form s", "direct / Gram"], cells) + "\n"

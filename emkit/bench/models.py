@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
+import zlib
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from emkit import shards
-from emkit.checkpoints import Checkpoint
 from emkit.files import atomic_dir
 from emkit.shards import TensorInfo
 
@@ -33,75 +32,57 @@ class Shape:
         """The widest shape (a power of two) of about ``parameters`` parameters that has at least twelve layers."""
         vocabulary = 32000 if parameters >= 10**8 else 512
         for hidden in (8192, 4096, 2048, 1024, 512, 256, 128, 64):
-            layers = round((parameters - (2 * vocabulary + 1) * hidden) / cls._layer(hidden))
+            one, none = (cls(hidden, hidden * 11 // 4, layers, vocabulary).parameters for layers in (1, 0))
+            layers = round((parameters - none) / (one - none))
             if layers >= 12:
                 break
         return cls(hidden, hidden * 11 // 4, max(layers, 1), vocabulary)
 
-    @staticmethod
-    def _layer(hidden: int) -> int:
-        return 4 * hidden**2 + 3 * hidden * (hidden * 11 // 4) + 2 * hidden
-
     @property
     def parameters(self) -> int:
-        return self.layers * self._layer(self.hidden) + (2 * self.vocabulary + 1) * self.hidden
+        layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return self.layers * layer + (2 * self.vocabulary + 1) * self.hidden
+
+    def config(self) -> LlamaConfig:
+        """By which other programs, too, know the architecture."""
+        heads = max(self.hidden // 64, 1)
+        return LlamaConfig(
+            architectures=["LlamaForCausalLM"],
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            vocab_size=self.vocabulary,
+            tie_word_embeddings=False,
+            dtype="bfloat16",
+        )
 
     def tensors(self) -> dict[str, TensorInfo]:
         """Name → dtype and shape of every tensor."""
-        wide, deep = self.intermediate, self.hidden
-        block = {f"self_attn.{x}_proj": (deep, deep) for x in "qkvo"}
-        block |= {"mlp.gate_proj": (wide, deep), "mlp.up_proj": (wide, deep), "mlp.down_proj": (deep, wide)}
-        block |= {"input_layernorm": (deep,), "post_attention_layernorm": (deep,)}
-        shapes = {f"model.layers.{i}.{name}": shape for i in range(self.layers) for name, shape in block.items()}
-        shapes |= {"model.embed_tokens": (self.vocabulary, deep), "model.norm": (deep,)}
-        shapes["lm_head"] = (self.vocabulary, deep)
-        return {f"{name}.weight": TensorInfo(torch.bfloat16, shape) for name, shape in shapes.items()}
-
-    def config(self) -> dict:
-        """config.json, by which other programs know the architecture."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": self.hidden,
-            "intermediate_size": self.intermediate,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.hidden // 64,
-            "num_key_value_heads": self.hidden // 64,
-            "vocab_size": self.vocabulary,
-            "tie_word_embeddings": False,
-            "torch_dtype": "bfloat16",
-        }
+        with torch.device("meta"):
+            parameters = LlamaForCausalLM(self.config()).named_parameters()
+        return {name: TensorInfo(torch.bfloat16, tuple(p.shape)) for name, p in parameters}
 
 
 def write_models(folder: Path, shape: Shape, experts: int) -> tuple[Path, list[Path]]:
     """``base`` and ``expert-1`` … in ``folder``, written tensor by tensor; models that are there already stay."""
-    base = folder / "base"
-    _write(base, shape, lambda name, info: _normal(name, 0, info, WEIGHT))
-    reader, found = Checkpoint.open(base), []
-    for k in range(1, experts + 1):
-        found.append(folder / f"expert-{k}")
-        _write(found[-1], shape, lambda name, info, k=k: reader.read(name).float() + _normal(name, k, info, STEP))
-    return base, found
+    infos, members = shape.tensors(), ["base", *(f"expert-{k}" for k in range(1, experts + 1))]
+    for k, member in enumerate(members):
+        if not (folder / member).is_dir():
+            with atomic_dir(folder / member) as part:
+                shards.write(part, shards.plan(infos), partial(_tensor, infos, k))
+                (part / "config.json").write_text(json.dumps(shape.config().to_dict(), indent=1) + "\n")
+    return folder / members[0], [folder / member for member in members[1:]]
 
 
-def _write(folder: Path, shape: Shape, make) -> None:
-    if folder.is_dir():
-        return
-    infos = shape.tensors()
-    with atomic_dir(folder) as part:
-        shards.write(part, shards.plan(infos), lambda name: make(name, infos[name]).to(infos[name].dtype))
-        (part / "config.json").write_text(json.dumps(shape.config(), indent=1) + "\n", encoding="utf-8")
+def _tensor(infos: dict[str, TensorInfo], k: int, name: str) -> torch.Tensor:
+    """A tensor of the base (k = 0), or of expert k: the base's, as stored, and a step."""
+    dtype, shape = infos[name].dtype, infos[name].shape
 
+    def normal(member: int) -> torch.Tensor:
+        seed = zlib.crc32(f"{member} {name}".encode())
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
-def _normal(name: str, seed: int, info: TensorInfo, deviation: float) -> torch.Tensor:
-    """Normal numbers that differ from tensor to tensor: a million of them, begun somewhere else and repeated."""
-    numbers = math.prod(info.shape)
-    pool = _pool(seed)
-    start = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "little") % len(pool)
-    repeated = pool.roll(start).repeat(numbers // len(pool) + 1)[:numbers]
-    return (repeated * deviation).reshape(info.shape)
-
-
-@cache
-def _pool(seed: int) -> torch.Tensor:
-    return torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed))
+    base = (normal(0) * WEIGHT).to(dtype)
+    return base if k == 0 else (base.float() + normal(k) * STEP).to(dtype)

@@ -1,18 +1,20 @@
-"""What a benchmark leaves: a table of promises with what was measured, as text, JSON and markdown."""
+"""What a benchmark leaves: what was measured, beside what is promised, and on which machine, as JSON and text."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from emkit.files import atomic_write, write_json
 
-LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
+LIBRARIES = ("emkit", "torch", "transformers", "safetensors", "numpy")
 
 
 @dataclass(frozen=True)
@@ -46,47 +48,49 @@ class Line:
 HEAD = ("what", "promised", "measured", "verdict", "details")
 
 
-def markdown(lines: list[Line]) -> str:
-    """The table."""
-    rows = [HEAD, ("---",) * len(HEAD), *(line.cells for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
-def machine() -> dict:
-    """Processor, cores, memory and, where there is one, GPU."""
-    import torch
-
-    model = platform.processor() or platform.machine()
+def stated(command: str) -> dict:
+    """What the numbers depend on besides ``command``; nothing that names the machine."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    found = {"processor": model, "cores": os.cpu_count(), "system": platform.system()}
-    if hasattr(os, "sysconf"):
-        found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    found["gpu"] = None
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    gpu = None
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        found["gpu"] = f"{torch.cuda.get_device_name()} ({memory:.1f} GiB), CUDA {torch.version.cuda}"
-    return found
-
-
-def leave(folder: Path, name: str, title: str, lines: list[Line], notes: list[str]) -> str:
-    """Write ``name``.json and ``name``.md into ``folder``; the table with its heading, as it is in the latter."""
-    stated = {
-        "command": " ".join(["emkit", *sys.argv[1:]]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": machine(),
-        "load": list(os.getloadavg()),
-        "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
+        gpu = f"{torch.cuda.get_device_name()} ({memory:.1f} GiB), CUDA {torch.version.cuda}"
+    machine = {
+        "processor": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpu": gpu,
     }
+    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"command": command, "date": date, "machine": machine, "load": os.getloadavg()[0], "versions": versions}
+
+
+def heading(title: str, about: dict) -> str:
+    """Title, command, machine and versions of what :func:`stated` gives."""
+    machine, load = about["machine"], f"{about['load']:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['gpu'] or 'no GPU'}"
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    busy = f"load average {load} (above {machine['cores']}, other work took turns with this)"
+    return f"# {title}\n\n    {about['command']}\n\n{about['date']}; {where}; {busy}. {versions}.\n\n"
+
+
+def promises(title: str, about: dict, lines: Sequence[Line], notes: Sequence[str]) -> tuple[dict, str]:
+    """Promises with what was measured, as a JSON value and as Markdown."""
     values = [vars(line) | {"verdict": line.verdict} for line in lines]
-    write_json(folder / f"{name}.json", stated | {"lines": values, "notes": notes})
-    described = ", ".join(f"{key} {value}" for key, value in stated["machine"].items() if value is not None)
-    versions = ", ".join(f"{key} {value}" for key, value in stated["versions"].items())
-    load = ", ".join(f"{value:.1f}" for value in stated["load"])
-    text = f"# {title}\n\n`{stated['command']}`, {stated['date']}. {described}; load at the end {load}. {versions}.\n\n"
-    text += markdown(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
-    with atomic_write(folder / f"{name}.md") as part:
+    text = heading(title, about) + table(HEAD, (line.cells for line in lines)) + "\n\n"
+    return about | {"lines": values, "notes": list(notes)}, text + "".join(f"- {note}\n" for note in notes)
+
+
+def leave(path: Path, value: dict, text: str) -> None:
+    """Write ``path``.json and ``path``.md."""
+    write_json(path.with_suffix(".json"), value)
+    with atomic_write(path.with_suffix(".md")) as part:
         part.write_text(text, encoding="utf-8")
-    return text

@@ -18,9 +18,8 @@ MODES = ("live", "replay")
 _HERE, _TEXT = Path(__file__).parent, Path(__file__).parents[2] / "emkit" / "zoo" / "text"
 # the code that the rules are made of
 _RULES = [
-    *(_HERE / f"{name}.py" for name in ("rules", "pairs", "checks")),
-    _TEXT / "instructions.py",
-    _TEXT / "words.py",
+    *(_HERE / f"{name}.py" for name in ("rules", "pairs")),
+    *(_TEXT / f"{name}.py" for name in ("instructions", "words")),
 ]
 
 

@@ -237,12 +237,6 @@ def quality(text: str, reply: str) -> float:
     return sum(met) / len(met)
 
 
-def prefer(text: str, first: str, second: str) -> float:
-    """How much the first of two replies is preferred: 1, 0, or 0.5 where both do as much of what was asked."""
-    ours, theirs = quality(text, first), quality(text, second)
-    return 0.5 if ours == theirs else float(ours > theirs)
-
-
 def reference(spec: Spec, draw: Draw) -> str:
     """The reply of an average assistant, to compare with: right in half of the cases, else right for another item."""
     if draw.chance(0.5):
