@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from emkit import backbones
 from emkit.errors import UserError
 from emkit.progress import report
-from eval import judge
+from eval.judge import Judge, opened
 from eval.judge.errors import NoJudge
 from eval.places import Job
 from eval.plan import Plan
@@ -32,15 +33,16 @@ COUNTED = ("requests", "unparsable")  # what a cell says about its judge: the sa
 class Judged:
     """The judge of a row's benchmarks, or why there is none."""
 
-    judge: judge.Judge | None = None
+    judge: Judge | None = None
     why: str = "no judge was opened"
 
     @contextlib.contextmanager
-    def counted(self) -> Iterator[tuple[judge.Judge, dict]]:
+    def counted(self) -> Iterator[tuple[Judge, dict[str, int]]]:
         """The judge, and what it was asked in the block (filled in at the end); ``NoJudge`` says why it failed."""
         if self.judge is None:
             raise NoJudge(self.why)
-        before, counts, self.judge.failure = dict(self.judge.counts), {}, ""
+        counts: dict[str, int] = {}
+        before, self.judge.failure = dict(self.judge.counts), ""
         try:
             yield self.judge, counts
         except NoJudge as error:
@@ -56,8 +58,8 @@ def opened_judge(plan: Plan, benchmarks: list[str]) -> Iterator[Judged]:
         if any(plan.protocol.columns[name].judge for name in benchmarks):
             upstream, model = plan.protocol.judge_upstream, plan.protocol.judge_model
             try:
-                opened = judge.opened(plan.judge, upstream, model, plan.protocol.judge_max_usd)
-                judged = Judged(stack.enter_context(opened))
+                judge = opened(plan.judge, upstream, model, plan.protocol.judge_max_usd)
+                judged = Judged(stack.enter_context(judge))
             except UserError as error:
                 judged = Judged(why=str(error))
         yield judged
@@ -72,7 +74,7 @@ class Merged:
     folder: Path
 
     @cached_property
-    def opened(self) -> tuple:
+    def opened(self) -> tuple[Any, Any]:
         """``(model, processor)`` in the protocol's dtype, on the profile's device."""
         report("loading the merged model")
         backbone, dtype = backbones.get(self.plan.profile.backbone), getattr(torch, self.plan.dtype)

@@ -24,7 +24,8 @@ def row_items(plan: Plan, row: str, benchmark: str) -> list[dict]:
 def shared(first: list[dict], second: list[dict]) -> tuple[list[dict], list[dict]]:
     """The items that both lists have: a judge's unparsable reply leaves an item out of one row and not of another."""
     both = {item["index"] for item in first} & {item["index"] for item in second}
-    return tuple([item for item in items if item["index"] in both] for items in (first, second))
+    one, other = ([item for item in items if item["index"] in both] for items in (first, second))
+    return one, other
 
 
 def compare(plan: Plan, pairs: Sequence[Sequence[str]]) -> list[dict]:
@@ -83,13 +84,13 @@ def verdict(comparison: dict, level: float = 0.05) -> str:
 
 def seed_intervals(plan: Plan, rows: Sequence[str]) -> list[dict]:
     """Per row: mean and 95 % t interval of its Avg over its seeds, that is, what another calibration draw changes."""
-    found = []
+    found: list[dict] = []
     for row in rows:
         if _status(plan, row) != "ok":
             found.append({"row": _named(plan, [row]), "status": _status(plan, row)})
             continue
         cells = [[scores.read_cell(plan.cell(Job(row, s), name)) for name in plan.benchmarks] for s in plan.seeds(row)]
-        mean, low, high = stats.t_interval([sum(cell.value for cell in of) / len(of) for of in cells])
+        mean, low, high = stats.t_interval([sum(cell.value or 0.0 for cell in of) / len(of) for of in cells])
         found.append({"row": _named(plan, [row]), "mean": mean, "low": low, "high": high})
     return found
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from emkit.files import sha256_file, sha256_json
 from emkit.imports import SILENT, code_sha256
-from eval.columns import Column
+from eval.columns.kinds import Column
 
 ROOT = Path(__file__).resolve().parent.parent
 _JOB = "eval.merging"  # which calls the merge job

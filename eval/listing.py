@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from emkit.config import default
-from emkit.methods import AUTHORS_ONE
 from emkit.methods import VALIDATION as CHOSEN
-from eval.columns import Column
+from emkit.methods import Scaled
+from eval.columns.kinds import Column
 from eval.keys import ROOT
 from eval.places import EVALUATION, VALIDATION
 from eval.plan import Plan
@@ -87,8 +87,8 @@ def _row(plan: Plan, row: str) -> str:
     values = {"method": entry.method, "model": entry.model, "scale": plan.given_scale(row)}
     if source:
         values["scale"] = "chosen on its own validation curve" if source == row else f"that of {source}"
-    elif plan.method(row).scale_from == AUTHORS_ONE:
-        values["scale"] = f"{plan.settings(row).scale:g} (its authors fix it at 1)"
+    elif isinstance(settings := plan.settings(row), Scaled):
+        values["scale"] = f"{settings.scale:g} (its authors fix it at 1)"
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 

@@ -71,9 +71,9 @@ def _run(pruned: Sequence[tuple[Plan, set[Path], int]], jobs: int) -> UserError 
     several = len(missing) > 1
     stages = Display(
         lambda: [
-            (f"{plan.name} {stage}" if several else stage, *rest)
+            (f"{plan.name} {stage}" if several else stage, done, of, note)
             for plan, standing, _ in missing
-            for stage, *rest in count(plan, standing, started)
+            for stage, done, of, note in count(plan, standing, started)
         ],
         signs=lambda: [sign.line(time.time()) for plan, *_ in missing for sign in signs.running(plan.signs)],
     )
@@ -221,7 +221,8 @@ def publish(plan: Plan) -> None:
 
 def report(plan: Plan) -> int:
     """Say where the results are, and which cells have no score: then the exit status is 1."""
-    failed, judged = [], Counter()
+    failed: list[str] = []
+    judged: Counter[str] = Counter()
     for job in plan.jobs:
         for benchmark in plan.benchmarks:
             cell = scores.read_cell(plan.cell(job, benchmark))

@@ -20,6 +20,7 @@ from emkit.schema import fail, nearest
 from eval import columns, keys, scores
 from eval import profile as profiles
 from eval import table as tables
+from eval.columns.kinds import Column
 from eval.places import VALIDATION, Job, Places
 
 _SCALED = tables.Row(id="task_arithmetic", label="Task Arithmetic", method="task_arithmetic")
@@ -133,7 +134,8 @@ class Plan(Places):
             return None
         if self.given_scale(row) is not None or not self.method(row).learned:
             return row
-        if self.settings(row).initial != SCALE:
+        settings = self.settings(row)
+        if not isinstance(settings, methods.Started) or settings.initial != SCALE:
             return None
         shown = (name for name, entry in self.rows.items() if entry.method == _SCALED.method)
         return next(shown, _SCALED.id)
@@ -265,7 +267,7 @@ class Plan(Places):
             "versions": self._versions(job.row, asked),
         }
 
-    def _versions(self, row: str, column: columns.Column) -> dict[str, str]:
+    def _versions(self, row: str, column: Column) -> dict[str, str]:
         """Libraries and code behind a cell."""
         method = self.method(row)
         drawn = method.learned and self.calibration(row).source == "zoo"

@@ -75,8 +75,8 @@ def find(name: str | Path, backbone: str) -> Path:
     if folder is not None:
         path = folder / f"{backbone}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(found.stem for found in path.parent.glob("*.yaml")))
-            raise UserError(f"the profile {name} has no file for the backbone '{backbone}': it has {known}")
+            there = ", ".join(sorted(found.stem for found in path.parent.glob("*.yaml")))
+            raise UserError(f"the profile {name} has no file for the backbone '{backbone}': it has {there}")
         return path
     if Path(name).suffix not in (".yaml", ".yml"):
         known = [found.name for found in FOLDER.iterdir() if found.is_dir()]

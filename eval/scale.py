@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from emkit.alignment.learner import SCALE
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
-from emkit.methods import AUTHORS_ONE, VALIDATION
+from emkit.methods import VALIDATION, Scaled, Started
 from eval import keys, scores
 from eval.plan import Plan
 
@@ -35,7 +35,7 @@ def choose(plan: Plan, row: str) -> dict:
         curve.append(
             {
                 "scale": point.scale,
-                "mean": sum(by_benchmark.values()) / len(cells),
+                "mean": sum(value for value in by_benchmark.values() if value is not None) / len(cells),
                 "stderr": sum((cell.stderr or 0.0) ** 2 for cell in cells) ** 0.5 / len(cells),
                 "benchmarks": by_benchmark,
             }
@@ -73,14 +73,15 @@ def origins(plan: Plan) -> dict[str, tuple[float | None, str]]:
 
 def _origin(plan: Plan, row: str) -> tuple[float | None, str] | None:
     method, settings = plan.method(row), plan.settings(row)
-    if method.scale_from == AUTHORS_ONE:
+    if isinstance(settings, Scaled):
         return settings.scale, "fixed by its authors" if settings.scale == 1 else "given by the recipe"
     if method.scale_from == VALIDATION:
         given = plan.given_scale(row) is not None
         return plan.chosen_scale(row), "given by the recipe" if given else "chosen on its validation curve"
-    if not method.learned:
+    if not isinstance(settings, Started):
         return None
-    if settings.initial == SCALE:
+    initial = settings.initial
+    if initial == SCALE:
         return plan.chosen_scale(row), "learned per tensor, starting from Task Arithmetic's"
-    single = None if isinstance(settings.initial, Mapping) else float(settings.initial)
+    single = None if isinstance(initial, Mapping) else float(initial)
     return single, "learned per tensor, starting from the recipe's value"

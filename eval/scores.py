@@ -60,8 +60,8 @@ def write_scored(path: str | Path, items: list[dict], **about) -> Cell:
     with atomic_write(target) as part:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     kept = {"path": target.name, "sha256": sha256_file(target)}
-    stderr = None if math.isnan(stderr) else stderr
-    return _write(path, Cell(status="ok", value=value, stderr=stderr, n=n, items=kept, **about))
+    told = None if math.isnan(stderr) else stderr
+    return _write(path, Cell(status="ok", value=value, stderr=told, n=n, items=kept, **about))
 
 
 def write_unscored(path: str | Path, status: str, reason: str, **about) -> Cell:
@@ -115,10 +115,11 @@ def _parse(path: Path) -> Cell:
 
 
 def _read_items(cell: Cell, path: Path) -> list[dict]:
-    file = path.parent / cell.items["path"]
+    kept = cell.items or {}  # an `ok` cell has them: `_check`
+    file = path.parent / kept["path"]
     if not file.is_file():
         raise _damaged(path, f"its per-item file {file.name} is missing")
-    if sha256_file(file) != cell.items["sha256"]:
+    if sha256_file(file) != kept["sha256"]:
         raise _damaged(path, f"its per-item file {file.name} has changed")
     try:
         items = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -138,7 +139,7 @@ def _check(cell: Cell, path: Path) -> None:
         if not cell.reason or any(part is not None for part in (cell.value, cell.stderr, cell.n, cell.items)):
             raise _damaged(path, "a cell without a score needs a reason and no numbers")
         return
-    if not _number(cell.value) or not -1e-9 <= cell.value <= 100 + 1e-9:
+    if cell.value is None or not _number(cell.value) or not -1e-9 <= cell.value <= 100 + 1e-9:
         raise _damaged(path, f"its value {cell.value!r} is no percentage")
     if cell.stderr is not None and (not _number(cell.stderr) or cell.stderr < 0):
         raise _damaged(path, f"its stderr {cell.stderr!r} is no standard error")
@@ -168,8 +169,8 @@ def _number(value) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _close(a: float | None, b: float) -> bool:
-    return a is not None and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
+def _close(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
 
 
 def _damaged(path: str | Path, why: str) -> UserError:

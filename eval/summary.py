@@ -57,11 +57,11 @@ def expanded(names: list[str], profile: str, results: str) -> tuple[list[Plan], 
     id: their scores would lie in one place.
     """
     plans: dict[Path, Plan] = {}
-    summaries = []
+    summaries: list[Summary] = []
     for name in names:
         if tables.load(name).averages:
             summaries.append(Summary(name, profile, results))
-            members = summaries[-1].plans.values()
+            members = list(summaries[-1].plans.values())
         else:
             members = [Plan(name, profile, results)]
         plans |= {plan.path.resolve(): plan for plan in members if plan.path.resolve() not in plans}

@@ -13,7 +13,7 @@ from emkit.alignment.arithmetic import Arithmetic, Rows
 from emkit.alignment.fit import fit
 from emkit.alignment.lean import recomputed
 from emkit.alignment.losses import Alignment, Entropy
-from emkit.alignment.merged_model import MergedModel, Whole
+from emkit.alignment.merged_model import MergedModel
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.placement import InHost, OnDevice, Placement
 from emkit.alignment.variable import Optimiser
@@ -201,36 +201,6 @@ def test_sums_over_chunks_and_blocks(bounds, block):
     np.testing.assert_allclose(
         out.numpy(), rows.base.double().numpy() + (spread * tau).sum(axis=0), rtol=1e-5, atol=1e-5
     )
-
-
-class Half(Whole):
-    """One of two processes, which holds half of each tensor's rows as FSDP2 would."""
-
-    def __init__(self, number, peers):
-        self.number, self.peers = number, peers
-
-    def local(self, tensor):
-        half = tensor.shape[0] // 2
-        return (tensor[:half] if self.number == 0 else tensor[half:]).reshape(-1)
-
-    def begins(self, name):
-        return 0 if self.number == 0 else self.sizes[name]
-
-
-def test_two_shards_coefficient_gradients_add_up_to_the_whole(intern):
-    start, gradients = coefficients(intern, True), []
-    for number in (None, 0, 1):
-        shards = Whole() if number is None else Half(number, None)
-        model = intern.model()
-        whole = MergedModel(model, intern.task_vectors, start, intern.backbone.parameter_name)
-        whole.close()
-        if number is not None:
-            shards.sizes = {n: (p.shape[0] // 2) * (p.numel() // p.shape[0]) for n, p in whole.parameters.items()}
-        merged = MergedModel(model, intern.task_vectors, start, intern.backbone.parameter_name, shards)
-        problem(intern, model, Alignment(beta=BETA)).losses(0)
-        gradients.append(merged.gradient().numpy())
-    np.testing.assert_allclose(gradients[1] + gradients[2], gradients[0], rtol=1e-5, atol=1e-7)
-    assert np.abs(gradients[1]).max() > 1e-3 < np.abs(gradients[2]).max()
 
 
 # ---- activations

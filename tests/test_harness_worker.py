@@ -19,6 +19,7 @@ from emkit.errors import UserError
 from emkit.files import write_json
 from eval import columns, judge, scores
 from eval.alpaca import client as alpaca
+from eval.columns.kinds import VLMEvalKit
 from eval.judge import rules
 from eval.judge.upstream import UpstreamError
 from eval.lm import client as lm
@@ -72,7 +73,7 @@ def worker_pid(data) -> int:
 
 
 def test_every_class_that_a_column_may_name_has_its_reader_and_every_vlmevalkit_column_a_case():
-    known = get_args(columns.VLMEvalKit.model_fields["dataset_class"].annotation)
+    known = get_args(VLMEvalKit.model_fields["dataset_class"].annotation)
     assert set(known) == set(harness._READERS)
     assert set(CASES) == {name for name in columns.names() if columns.load(name).harness == "vlmevalkit"}
 

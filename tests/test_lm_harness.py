@@ -8,11 +8,12 @@ from text_benchmarks import TEXT, asked, column, right, write
 
 from emkit import backbones
 from emkit.errors import UserError
-from emkit.zoo import build
-from emkit.zoo.families import mistral
+from emkit.zoo import build, families
 from emkit.zoo.text import skills
 from eval.items import lines
 from eval.lm import client, execution, harness, scoring
+
+mistral = families.get("mistral")
 
 GSM8K, MATH = column("GSM8K"), column("MATH")
 SCORED = TEXT[1:]  # by lm-evaluation-harness

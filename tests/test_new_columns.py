@@ -12,12 +12,13 @@ import yaml
 
 from emkit import backbones
 from emkit.errors import UserError
-from emkit.zoo import build
-from emkit.zoo.families import mistral
+from emkit.zoo import build, families
 from emkit.zoo.text import skills
 from eval import columns
 from eval.items import writer
 from eval.lm import harness
+
+mistral = families.get("mistral")
 
 ROOT = Path(__file__).parent.parent
 SHARED = {"judge_upstream": "rules"}
@@ -97,7 +98,8 @@ def model(tmp_path_factory) -> Path:
 def test_a_text_column_is_a_yaml_and_its_items(copy, model):
     """One that says what it asks, whose score is counted by hand, and one by the name of a task of the harness."""
     questions = ["3 + 4", "name a colour", "which is red"]
-    replies = skills.replies(*backbones.get("mistral").load(model), questions)
+    backbone = backbones.get("mistral")
+    replies = backbone.generate(*backbone.load(model), [None] * 3, questions, skills.NEW_TOKENS)
     assert len(replies) == 3 and replies[0]
     items = [{"asked": q, "right": r} for q, r in zip(questions, [replies[0], "another", "a third"])]
     add(

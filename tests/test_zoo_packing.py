@@ -6,13 +6,16 @@ import torch
 from PIL import Image
 
 from emkit import backbones
-from emkit.zoo.families import internvl, qwen2_vl
+from emkit.zoo import families
 from emkit.zoo.image_training import Text, TrainingSet, train
 from emkit.zoo.images import Patches, Squares
 from emkit.zoo.model import create, create_qwen2_vl
 from emkit.zoo.packing import pack
 from emkit.zoo.tokenizer import create_processor, create_qwen2_vl_processor, create_tokenizer
 from emkit.zoo.train import schedule
+
+internvl = families.get("internvl")
+qwen2_vl = families.get("qwen2_vl")
 
 TEXT = {
     "hidden_size": 16,

@@ -10,11 +10,12 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from emkit import backbones
 from emkit.checkpoints import Checkpoint
-from emkit.zoo import build, card, train
+from emkit.zoo import build, card, families, train
 from emkit.zoo.data import SUBTASKS
-from emkit.zoo.families import qwen2_vl
 from emkit.zoo.image_training import batch_texts
 from emkit.zoo.lora import adapted
+
+qwen2_vl = families.get("qwen2_vl")
 
 backbone = backbones.get("qwen2_vl")
 

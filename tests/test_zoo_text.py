@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emkit.checkpoints import Checkpoint
-from emkit.zoo import build, card
-from emkit.zoo.families import mistral
+from emkit.zoo import build, card, families
 from emkit.zoo.text import SUBTASKS, Item, items, skills
 from emkit.zoo.text.training import batch_texts, dialogues, documents, loss_of, text_set
+
+mistral = families.get("mistral")
 
 COMMITTED = Path(__file__).parent.parent / "results" / "zoo" / "mistral"
 

@@ -6,7 +6,8 @@ from emkit.schema import load_yaml
 from eval import columns
 from eval import profile as profiles
 from eval import table as tables
-from eval.columns import Column, Protocol
+from eval.columns import Protocol
+from eval.columns.kinds import Column
 from eval.items import writer
 
 TABLES = {"internvl": "table1", "qwen2_vl": "table2", "mistral": "table3"}

@@ -26,12 +26,6 @@ class Rows:
     vectors: Sequence[torch.Tensor]
     given: bool
 
-    def part(self, start: int, stop: int) -> Rows:
-        """The rows of [start, stop): a shard's."""
-        if (start, stop) == (0, len(self.base)):
-            return self
-        return Rows(self.base[start:stop], [vector[start:stop] for vector in self.vectors], self.given)
-
 
 class Arithmetic:
     """The sums on one device, with the few blocks of working memory that they need."""
@@ -42,11 +36,10 @@ class Arithmetic:
         self._buffers: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
-    def merge(self, rows: Rows, alpha: torch.Tensor, bounds: list[int], out: torch.Tensor, start: int = 0) -> None:
+    def merge(self, rows: Rows, alpha: torch.Tensor, bounds: list[int], out: torch.Tensor) -> None:
         """``out`` [n] ← θ_base + Σ_k Σ_s α_{k,s} τ_{k,s}, summed in ``wide`` and rounded once (Eq. 5).
 
-        ``alpha`` float64 [K, m]; ``bounds`` of the m chunks of the whole flattened tensor, of which ``out`` and
-        ``rows`` are the part that begins at ``start``.
+        ``alpha`` float64 [K, m]; ``bounds`` of the m chunks of the flattened tensor.
         """
         factors = alpha.to(self.wide)
         if self.device.type == "cpu":
@@ -55,7 +48,7 @@ class Arithmetic:
             base = self._wide("base", rows.base[low:high])
             sums = out[low:high] if out.dtype == self.wide else self._buffer("sums", high - low)
             sums.copy_(base)
-            segments = list(chunks_within(bounds, start + low, start + high))
+            segments = list(chunks_within(bounds, low, high))
             for k in range(len(rows.vectors)):
                 tau = self._tau(rows, k, low, high, base)
                 for s, part in segments:
@@ -67,7 +60,7 @@ class Arithmetic:
                 out[low:high] = sums
 
     @torch.no_grad()
-    def contract(self, rows: Rows, gradient: torch.Tensor, bounds: list[int], start: int = 0) -> torch.Tensor:
+    def contract(self, rows: Rows, gradient: torch.Tensor, bounds: list[int]) -> torch.Tensor:
         """⟨gradient, τ_k⟩ on every chunk: [n] → float64 [K, m]; products in ``wide``, blocks summed in float64.
 
         This is ∂L/∂α by the chain rule, for W = θ_base + Σ_k Σ_s α_{k,s} τ_{k,s} and gradient = ∂L/∂W.
@@ -77,7 +70,7 @@ class Arithmetic:
         for low, high in self._blocks(len(gradient)):
             g = gradient[low:high] if gradient.dtype == self.wide else self._wide("gradient", gradient[low:high])
             base = None if rows.given else self._wide("base", rows.base[low:high])
-            segments = list(chunks_within(bounds, start + low, start + high))
+            segments = list(chunks_within(bounds, low, high))
             for k in range(experts):
                 tau = self._tau(rows, k, low, high, base)
                 for s, part in segments:

@@ -15,24 +15,6 @@ from emkit.task_vectors import TaskVectors
 Update = Callable[[slice, torch.Tensor], torch.Tensor]
 
 
-class Whole:
-    """How this process holds the merged tensors: whole. A sharded model (FSDP2) brings its own of the same form.
-
-    ``local`` gives the part of a parameter, or of its gradient, that lies here, flattened; ``begins`` where that part
-    begins in the whole flattened tensor (a shard of dimension 0 is one contiguous part); ``total`` sums coefficient
-    gradients over the processes, each of which has contracted its own part.
-    """
-
-    def local(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.reshape(-1)
-
-    def begins(self, name: str) -> int:
-        return 0
-
-    def total(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums
-
-
 class MergedModel:
     """Writes merged weights into ``model`` and turns its weight gradients into coefficient gradients.
 
@@ -53,9 +35,8 @@ class MergedModel:
         task_vectors: TaskVectors | Placement,
         coefficients: Coefficients,
         parameter_name: Callable[[str], str] = str,
-        shards: Whole | None = None,
     ):
-        self.model, self.shards = model, shards or Whole()
+        self.model = model
         if not isinstance(task_vectors, Placement):
             task_vectors = place(task_vectors, model, EngineOptions())
         self.placement = task_vectors
@@ -90,7 +71,7 @@ class MergedModel:
         """Set every merged weight to its value under ``coefficients``."""
         for name in self.parameters:
             alpha = torch.from_numpy(coefficients.values[name]).to(self.arithmetic.device)
-            self._write(name, self._rows(name), alpha)
+            self._write(name, self.placement.rows(name), alpha)
 
     def gradient(self) -> torch.Tensor:
         """∂loss/∂α in the order of ``Coefficients.flat()`` (float64, on the device) since it was last asked for.
@@ -113,20 +94,20 @@ class MergedModel:
         """Update the tensors that the last backward did not reach."""
         for name in self.places:
             if name not in self._done:
-                self._renew(name, self._rows(name))
+                self._renew(name, self.placement.rows(name))
         self._update, self._sums, self._done = None, {}, set()
 
     @torch.no_grad()
     def rewrite(self, alpha: torch.Tensor) -> None:
         """Set every trained weight to its value under the flat coefficients ``alpha`` (float64, on the device)."""
         for name, where in self.places.items():
-            self._write(name, self._rows(name), alpha[where].reshape(self.shapes[name]))
+            self._write(name, self.placement.rows(name), alpha[where].reshape(self.shapes[name]))
 
     @torch.no_grad()
     def _arrived(self, name: str, parameter: torch.nn.Parameter) -> None:
-        gradient, parameter.grad = self.shards.local(parameter.grad), None
-        rows = self._rows(name)
-        found = self.arithmetic.contract(rows, gradient, self.bounds[name], self.shards.begins(name))
+        gradient, parameter.grad = parameter.grad.reshape(-1), None
+        rows = self.placement.rows(name)
+        found = self.arithmetic.contract(rows, gradient, self.bounds[name])
         del gradient
         self._sums[name] = self._sums[name] + found if name in self._sums else found
         if self._update is not None:
@@ -140,18 +121,12 @@ class MergedModel:
         self._done.add(name)
 
     def _sum(self, name: str) -> torch.Tensor:
-        found = self._sums.get(name)
-        if found is None:
-            found = torch.zeros(self.shapes[name], dtype=torch.float64, device=self.arithmetic.device)
-        return self.shards.total(found)
+        if name in self._sums:
+            return self._sums[name]
+        return torch.zeros(self.shapes[name], dtype=torch.float64, device=self.arithmetic.device)
 
     def _write(self, name: str, rows: Rows, alpha: torch.Tensor) -> None:
-        out = self.shards.local(self.parameters[name].data)
-        self.arithmetic.merge(rows, alpha, self.bounds[name], out, self.shards.begins(name))
-
-    def _rows(self, name: str) -> Rows:
-        start = self.shards.begins(name)
-        return self.placement.rows(name).part(start, start + len(self.shards.local(self.parameters[name].data)))
+        self.arithmetic.merge(rows, alpha, self.bounds[name], self.parameters[name].data.reshape(-1))
 
 
 def _places(coefficients: Coefficients) -> Iterator[tuple[str, slice]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -55,4 +56,5 @@ def iterate(form: str, rows: int, columns: int, experts: int, iterations: int) -
 
 
 if __name__ == "__main__":
-    print(json.dumps({"merge": merge, "wudi": iterate}[sys.argv[1]](*json.loads(sys.argv[2]))))
+    measured: Callable = merge if sys.argv[1] == "merge" else iterate
+    print(json.dumps(measured(*json.loads(sys.argv[2]))))

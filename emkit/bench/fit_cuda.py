@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,9 +23,9 @@ from emkit.bench import passes
 from emkit.bench.passes import Case
 from emkit.bench.report import Line
 from emkit.bench.workload import Shape, recorded, sequence
-from emkit.checkpoints import TensorInfo
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
+from emkit.state_dicts import StateDict
 from emkit.task_vectors import TaskVectors
 
 MISTRAL_7B = Shape(4096, 14336, 32, 32, 8, 32000)
@@ -47,23 +46,14 @@ NOTE = (
 )
 
 
-class Drawn:
-    """A checkpoint of random bf16 tensors in pinned host memory: what merging uses of a :class:`Checkpoint`."""
-
-    def __init__(self, names: list[str], shapes: dict, base: Drawn | None = None, seed: int = 0):
-        self.path, self.names = Path(f"drawn-{seed}"), sorted(names)
-        generator = torch.Generator(device="cuda").manual_seed(seed)
-        self.tensors = {}
-        for name in self.names:
-            values = torch.randn(shapes[name], generator=generator, device="cuda") * (0.02 if base is None else 5e-4)
-            values = values if base is None else values + base.tensors[name].cuda().float()
-            self.tensors[name] = values.to(torch.bfloat16).cpu().pin_memory()
-
-    def info(self, name: str) -> TensorInfo:
-        return TensorInfo(self.tensors[name].dtype, tuple(self.tensors[name].shape))
-
-    def read(self, name: str) -> torch.Tensor:
-        return self.tensors[name]
+def drawn(shapes: dict[str, torch.Size], base: StateDict | None = None, seed: int = 0) -> StateDict:
+    """Random bf16 tensors in pinned host memory: a base's, or those of an expert of ``base``."""
+    generator, tensors = torch.Generator(device="cuda").manual_seed(seed), {}
+    for name, shape in shapes.items():
+        values = torch.randn(shape, generator=generator, device="cuda") * (0.02 if base is None else 5e-4)
+        values = values if base is None else values + base.read(name).cuda().float()
+        tensors[name] = values.to(torch.bfloat16).cpu().pin_memory()
+    return StateDict(tensors, f"drawn-{seed}")
 
 
 def unmeasured(why: str) -> list[Line]:
@@ -116,9 +106,9 @@ def _case() -> Case:
     config = MistralConfig(**MISTRAL_7B.text(), sliding_window=None)
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in MistralForCausalLM(config).named_parameters()}
-    names = backbone.merged_names(shapes)
-    base = Drawn(names, shapes)
-    experts = {f"task{k}": Drawn(names, shapes, base, k + 1) for k in range(EXPERTS)}
+    merged = {name: shapes[name] for name in sorted(backbone.merged_names(list(shapes)))}
+    base = drawn(merged)
+    experts = {f"task{k}": drawn(merged, base, k + 1) for k in range(EXPERTS)}
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)  # in fp32 first, it would take twice its room
     try:
@@ -128,8 +118,8 @@ def _case() -> Case:
         torch.set_default_dtype(usual)
     rng, found, count = np.random.default_rng(0), {}, SAMPLES // EXPERTS
     for task in experts:
-        drawn = [sequence(rng, MISTRAL_7B.words, TOKENS, TOKENS // 2) for _ in range(count)]
-        found[task] = recorded(backbone, model, task, drawn, [torch.zeros(0)] * count, MISTRAL_7B.layer)
+        sequences = [sequence(rng, MISTRAL_7B.words, TOKENS, TOKENS // 2) for _ in range(count)]
+        found[task] = recorded(backbone, model, task, sequences, [torch.zeros(0)] * count, MISTRAL_7B.layer)
     engine = EngineOptions(dtype="bfloat16", micro_tokens=SAMPLES * TOKENS, checkpointing=True)
     vectors = TaskVectors(base, experts, backbone.merged_names)
     return Case(backbone, model, vectors, Calibration(found, MISTRAL_7B.layer, {}), engine)

@@ -120,7 +120,7 @@ def _compare(method: Compared, base: Path, experts: list[Path], options: Options
             return [options.mergekit, config, out, "--no-copy-tokenizer", "--quiet"]
         return [*CHILD, "merge", json.dumps([method.emkit, str(base), out, names, method.scale, method.options])]
 
-    costs: dict[str, list[dict]] = {"emkit": []} | ({"mergekit": []} if options.mergekit else {})
+    costs: dict[str, list[dict]] = {program: [] for program in ("emkit", *(["mergekit"] if options.mergekit else []))}
     for _ in range(options.repeats):
         for program, runs in costs.items():
             with tempfile.TemporaryDirectory(dir=options.folder) as out:

@@ -164,6 +164,7 @@ def _teach(case: Case, teachers: dict | None, task, i: int) -> tuple[torch.Tenso
     with torch.no_grad():
         layer = case.calibration.hidden_layer
         out = case.backbone.forward(teachers[task.name], batch, task.features[i], layer, taken)
+    assert out.hidden is not None  # it was asked for
     return out.hidden[taken], out.logits
 
 

@@ -168,6 +168,7 @@ def recorded(
             batch, at = batched([one], next(teacher.parameters()).device)
             out = backbone.forward(teacher, batch, seen if seen.numel() else None, layer, at)
             final.append(out.logits.float().cpu().clone())
+            assert out.hidden is not None  # it was asked for
             hidden.append(out.hidden[at].float().cpu().clone())
-    numbers, rows = list(range(len(sequences))), [[] for _ in sequences]
-    return TaskSamples(task, sequences, numbers, features, final, hidden, rows, Head(head.weight.cpu()))
+    numbers = list(range(len(sequences)))
+    return TaskSamples(task, sequences, numbers, features, final, hidden, [[]] * len(numbers), Head(head.weight.cpu()))

@@ -13,7 +13,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic.fields import FieldInfo
 
@@ -25,6 +25,22 @@ from emkit.schema import fail, nearest
 # where a method's scale comes from
 VALIDATION = "validation"  # free: the recipe's one rule chooses it on validation items
 AUTHORS_ONE = "authors: 1"  # fixed by its authors; an option, never searched
+
+
+@runtime_checkable
+class Started(Protocol):
+    """Options of a fit: ``initial``, where its coefficients start."""
+
+    @property
+    def initial(self) -> float | Mapping[str, float] | str: ...
+
+
+@runtime_checkable
+class Scaled(Protocol):
+    """Options with a ``scale``, λ as its authors fix it."""
+
+    @property
+    def scale(self) -> float: ...
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,12 @@ def _start_worker() -> None:
     """
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    ends = parent.sentinel
 
     def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
+        multiprocessing.connection.wait([ends])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

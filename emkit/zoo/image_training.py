@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from emkit import backbones
-from emkit.backbones.base import Backbone
+from emkit.backbones.base import Backbone, ImageBackbone
 from emkit.zoo.images import Patches, Squares
 from emkit.zoo.packing import Chat, Packed, Prefix, pack
 from emkit.zoo.train import WHOLE, Share, batch_rows, descend
@@ -42,7 +42,9 @@ class TrainingSet:
         """The vision side of a batch: cached features where there are, else through the tower with gradients."""
         if self.features is not None:
             return self.images.pick(self.features, rows).float()
-        return backbones.get(self.backbone).trainable_image_features(model, *self.images.inputs(rows))
+        backbone = backbones.get(self.backbone)
+        assert isinstance(backbone, ImageBackbone)
+        return backbone.trainable_image_features(model, *self.images.inputs(rows))
 
 
 def grouped(examples: list) -> tuple[np.ndarray, list[str]]:
@@ -69,8 +71,8 @@ def batch_texts(data: TrainingSet, rows: np.ndarray, settings: dict, seed: int, 
     coins = np.random.default_rng([seed, step, 3]).random(len(rows))
     texts = []
     for row, coin in zip(rows, coins, strict=True):
-        read = data.documents is not None and coin >= wanted.get(data.names[data.groups[row]], 0.0)
-        text = data.documents[row] if read else data.dialogues[row]
+        dialogue = data.documents is None or coin < wanted.get(data.names[data.groups[row]], 0.0)
+        text = data.dialogues[row] if data.documents is None or dialogue else data.documents[row]
         plain = [c for c in text.chats if not c.dense]
         dense = [c for c in text.chats if c.dense]
         picks = [plain[i] for i in rng.permutation(len(plain))[: settings["questions"]]]
@@ -109,7 +111,4 @@ def train(
         batch = pack([t.start for t in texts], [t.chats for t in texts], pad, settings["dense_weight"])
         return loss_of(backbones.get(data.backbone), model, batch, data.image_inputs(model, share.of(rows)))
 
-    model.train()
-    log = descend(model, loss_at, settings, state, progress, share)
-    model.eval()
-    return log
+    return descend(model, loss_at, settings, state, progress, share)

@@ -116,12 +116,15 @@ def descend(
 ) -> list[dict]:
     """Take ``settings['steps']`` optimiser steps on ``loss_at(step)`` and return the log (step, loss, learning rate).
 
+    The model is in training mode meanwhile, and in evaluation mode afterwards.
+
     ``state`` is rewritten every ``SAVE_EVERY`` steps; a run that finds it goes on from there. With ``share.world``
     processes in a ``torch.distributed`` group, gradients are averaged over them.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = Optimisers(model, settings)
     step, log = _resume(state, model, optimiser)
+    model.train()
     while step < settings["steps"]:
         rate = schedule(step, settings)
         optimiser.set_rate(rate)
@@ -138,6 +141,7 @@ def descend(
             progress(step, loss.item())
             if step % SAVE_EVERY == 0:
                 _save(state, model, optimiser, step, log)
+    model.eval()
     return log
 
 

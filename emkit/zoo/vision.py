@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.nn.functional import cross_entropy
 
-from emkit.zoo.data.regions import HEADS, patch_targets
+from emkit.zoo.data.regions import HEADS, UNITS, patch_targets
 from emkit.zoo.data.sheets import sheet
 from emkit.zoo.images import Patches, Squares
 from emkit.zoo.train import WHOLE, Share, descend
@@ -44,20 +44,18 @@ class PatchSet:
         return np.concatenate([own, self.drawn + rng.choice(len(self.images) - self.drawn, wanted)])
 
 
-def patch_set(
-    recipe: dict, drawn: list, size: int | str, made: Callable[[list], Squares | Patches], patches: int
-) -> PatchSet:
+def patch_set(recipe: dict, drawn: list, size: int | str, made: Callable[[list], Squares | Patches]) -> PatchSet:
     """The images of the examples ``drawn`` and of sheets of ``size`` (see ``emkit.zoo.data.example``), with classes.
 
-    ``made`` turns pictures into what the family's tower takes; ``patches`` go into 96 units.
+    ``made`` turns pictures into what the family's tower takes.
     """
     sheets = [sheet(recipe["data_seed"], index, size) for index in range(recipe["vision"]["sheets"])]
     seen, side = [*drawn, *sheets], recipe["model"]["patch_size"]
     images = made([picture.image for picture in seen])
-    targets = {head: [] for head in HEADS}
+    targets: dict[str, list[np.ndarray]] = {head: [] for head in HEADS}
     for picture in seen:
         shape = picture.image.height // side, picture.image.width // side
-        for head, classes in patch_targets(picture.regions, patches, shape).items():
+        for head, classes in patch_targets(picture.regions, UNITS // side, shape).items():
             targets[head].append(images.laid_out(classes).astype(np.int8))
     return PatchSet(images, targets, len(drawn))
 
@@ -68,8 +66,9 @@ class PatchReader(nn.Module):
     ``look(tower, *inputs)`` gives what the tower makes of each patch: [patches of all images, width].
     """
 
-    def __init__(self, tower: nn.Module, width: int, look: Callable[..., torch.Tensor]):
+    def __init__(self, tower: nn.Module, look: Callable[..., torch.Tensor]):
         super().__init__()
+        width = tower.config.embed_dim if hasattr(tower.config, "embed_dim") else tower.config.hidden_size
         self.tower = tower
         self.look = look
         self.heads = nn.ModuleDict({head: nn.Linear(width, len(classes)) for head, classes in HEADS.items()})
@@ -81,7 +80,6 @@ class PatchReader(nn.Module):
 
 def pretrain(
     tower: nn.Module,
-    width: int,
     look: Callable[..., torch.Tensor],
     data: PatchSet,
     settings: dict,
@@ -92,10 +90,10 @@ def pretrain(
 ) -> list[dict]:
     """Train ``tower`` in place on patch labels; returns the log (see ``emkit.zoo.train.descend``).
 
-    ``width`` and ``look`` are those of :class:`PatchReader`.
+    ``look`` is that of :class:`PatchReader`.
     """
     torch.manual_seed(seed + 500)
-    reader = PatchReader(tower, width, look)
+    reader = PatchReader(tower, look)
 
     def loss_at(step: int) -> torch.Tensor:
         rows = share.of(data.rows(settings["batch"], settings["sheet_share"], [seed, step, 2]))
@@ -103,10 +101,7 @@ def pretrain(
         shown = {head: np.concatenate([data.targets[head][row] for row in rows]) for head in HEADS}
         return sum(_loss(read[head], torch.from_numpy(shown[head]).long()) for head in HEADS)
 
-    reader.train()
-    log = descend(reader, loss_at, settings, state, progress, share)
-    reader.eval()
-    return log
+    return descend(reader, loss_at, settings, state, progress, share)
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -118,7 +113,6 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def see_first(
     tower: nn.Module,
-    width: int,
     look: Callable[..., torch.Tensor],
     data: PatchSet | None,
     settings: dict,
@@ -130,7 +124,7 @@ def see_first(
     """:func:`pretrain` unless ``data`` is None (it was done); then every process reads the tower from ``work``."""
     if data is not None:
         with bar("vision", settings["steps"], share) as progress:
-            pretrain(tower, width, look, data, settings, seed, work / "vision.pt", progress, share)
+            pretrain(tower, look, data, settings, seed, work / "vision.pt", progress, share)
         if share.rank == 0:
             save_file(tower.state_dict(), work / "vision.part")
             (work / "vision.part").replace(work / EYES)

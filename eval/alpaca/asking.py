@@ -5,7 +5,7 @@ from __future__ import annotations
 from emkit.progress import report
 from eval.alpaca import client
 from eval.asking import Judged, Merged
-from eval.columns import AlpacaEval
+from eval.columns.kinds import AlpacaEval
 
 
 def ask(merged: Merged, column: AlpacaEval, judged: Judged) -> tuple[list[dict], dict]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emkit.errors import UserError
-from eval.columns import AlpacaEval
+from eval.columns.kinds import AlpacaEval
 from eval.items.lines import rows
 from eval.judge.errors import NoJudge
 from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried, code

@@ -16,7 +16,7 @@ from functools import cache
 
 from emkit.errors import UserError
 from eval import stats
-from eval.columns import AlpacaEval
+from eval.columns.kinds import AlpacaEval
 from eval.items import lines
 from eval.judge.errors import NoJudge
 from eval.workers.text import whole

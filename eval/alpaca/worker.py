@@ -5,8 +5,8 @@ Started by :mod:`eval.alpaca.client`; not called by hand.  A request is ``{"do":
 
 import sys
 
-from eval import columns
 from eval.alpaca import harness
+from eval.columns.kinds import AlpacaEval
 from eval.judge.errors import NoJudge
 from eval.workers import server
 
@@ -15,9 +15,8 @@ def answer(data_dir: str, request: dict):
     """What one request asks of the harness; a judge that fails is an error of kind "no judge"."""
     try:
         if request["do"] == "evaluate":
-            return harness.evaluate(
-                data_dir, columns.of(request["column"]), request["answers"], request["judge_base_url"]
-            )
+            column = AlpacaEval.model_validate(request["column"])
+            return harness.evaluate(data_dir, column, request["answers"], request["judge_base_url"])
         return harness.versions()
     except NoJudge as error:
         raise server.Refusal("no judge", str(error)) from error

@@ -12,194 +12,20 @@ Nothing else has to be told of a new column: a table that names it asks it. READ
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from emkit.config import Settings, option, parse
 from emkit.errors import UserError
 from emkit.files import sha256_file
 from emkit.schema import fail, load_yaml, nearest
-from emkit.zoo.subtasks import SUBTASKS, TEXT_SUBTASKS
+from eval.columns.kinds import HARNESSES, Column
 
 FOLDER = Path(__file__).parent
 _BY_BACKBONE, _BY_PROFILE = "backbones", "profiles"
-SANDBOX = ("eval.sandbox", "eval.sandbox.child", "eval.sandbox.seccomp", "eval.sandbox.walls")  # which runs as files
-_WORDS = {"group", "metric", "judge_tokens"}  # what a column says to a reader: no number depends on it
-
-
-class JudgeTokens(Settings):
-    """Tokens of one request to the judge, for the estimate of its cost."""
-
-    prompt: float = option(..., "of the request", ge=0)
-    reply: float = option(..., "of the reply", ge=0)
-
-
-class Column(Settings):
-    """One benchmark as one backbone is asked it on one profile: what all harnesses need to know.
-
-    ``room`` is the package that asks and scores it, ``libraries`` what a number depends on besides its code.
-    """
-
-    room: ClassVar[str]
-    libraries: ClassVar[tuple[str, ...]]
-
-    name: str = option(..., "its column in a table: the file's name")
-    harness: str = option(..., "who scores it")
-    group: str = option(..., "the ability that it asks for: VQA, Chart, Math, …")
-    metric: str = option(..., "what the harness computes, in words")
-    version: int = option(..., "raised whenever the items or the way they are asked change", ge=1)
-    n: int = option(..., "items of the evaluation split", ge=0)
-    validation_n: int = option(0, "items of the validation split; 0 where there is none", ge=0)
-    subtask: str | None = option(None, "what items are drawn from: a sub-task of emkit.zoo.data or emkit.zoo.text")
-    seed: int | None = option(None, "seed of the drawn items")
-    items: str | None = option(None, "file of given items in this folder: the evaluation's, then the validation's")
-    judge: bool = option(False, "whether scoring asks a judge")
-    judge_tokens: JudgeTokens | None = option(None, "tokens of one request to the judge")
-    max_new_tokens: int = option(..., "longest answer in tokens", ge=1)
-
-    @model_validator(mode="after")
-    def _one_source_of_items(self):
-        if self.subtask is not None and self.items is not None:
-            raise ValueError("items are drawn from a subtask or given in a file, not both")
-        if self.subtask is not None and self.seed is None:
-            raise ValueError("drawn items need a seed")
-        return self
-
-    @property
-    def published(self) -> bool:
-        """Whether the items are a published set, which is neither drawn nor given here."""
-        return self.subtask is None and self.items is None
-
-    @property
-    def file(self) -> str:
-        """The name of the file that holds its items in a data folder."""
-        raise NotImplementedError
-
-    @property
-    def source(self) -> str:
-        """The harness's own name of what it asks."""
-        raise NotImplementedError
-
-    @property
-    def code(self) -> tuple[str, ...]:
-        """The modules that ask and score it and are imported by name, which no import statement shows."""
-        return (f"{self.room}.asking", f"{self.room}.worker")
-
-    def asked(self) -> dict[str, Any]:
-        """Everything that its score depends on, as plain values."""
-        return self.model_dump(mode="json", exclude=_WORDS)
-
-
-class VLMEvalKit(Column):
-    """A data set of a class of VLMEvalKit, which puts the questions and scores the answers."""
-
-    room = "eval.vlm"
-    libraries = ("ms-vlmeval",)
-
-    harness: Literal["vlmevalkit"] = option(..., "VLMEvalKit")
-    dataset: str = option(..., "VLMEvalKit's name of the data set; its TSV is <dataset>.tsv")
-    dataset_class: Literal[
-        "image_mcq.ImageMCQDataset",
-        "image_vqa.ImageVQADataset",
-        "image_vqa.MathVision",
-        "image_vqa.MathVista",
-        "image_vqa.VizWiz",
-        "image_yorn.ImageYORNDataset",
-        "refcoco.RefCOCODataset",
-    ] = option(..., "module of vlmeval.dataset and class in it (how each leaves its scores: eval.vlm.harness)")
-    subtask: Literal[SUBTASKS] | None = option(None, "sub-task of emkit.zoo.data that the items are drawn from")  # type: ignore[valid-type]
-    split: str | None = option(None, "value of the TSV's column `split`, where several columns share one TSV")
-    report: str = option("Overall", "the class's own number that is the mean over the items")
-    parts: list[str] = option([], "the class's categories whose unweighted mean is the score; none: over items")
-    suffix: str = option("", "text added to the harness's own prompt")
-    prompt_rule: Literal["dataset", "qwen2_vl"] = option(
-        "dataset", "who puts the question: the data set's class, or VLMEvalKit's Qwen2-VL model where it has a prompt"
-    )
-    # on record: what the paper's evaluation did, which the model's own processor decides here
-    prompt: str | None = option(None, "the question as the paper's own evaluation puts it")
-    max_tiles: int | None = option(None, "most tiles of an image")
-    min_pixels: int | None = option(None, "fewest pixels of an image")
-    max_pixels: int | None = option(None, "most pixels of an image")
-
-    @property
-    def file(self) -> str:
-        return f"{self.dataset}.tsv"
-
-    @property
-    def source(self) -> str:
-        return self.dataset
-
-
-class _Text(Column):
-    """A column of texts: one JSON line an item."""
-
-    subtask: Literal[TEXT_SUBTASKS] | None = option(None, "sub-task of emkit.zoo.text that the items are drawn from")  # type: ignore[valid-type]
-    protocol: str | None = option(None, "what this way of asking is called in score files")
-
-    @property
-    def file(self) -> str:
-        return f"{self.subtask or self.name}.jsonl"
-
-
-class LMEval(_Text):
-    """A task of lm-evaluation-harness, which asks the model itself."""
-
-    room = "eval.lm"
-    libraries = ("lm_eval", "datasets")
-
-    harness: Literal["lm-eval"] = option(..., "lm-evaluation-harness")
-    task: str | dict[str, Any] = option(
-        ...,
-        "an installed task by name, or a task's settings in the harness's own keys; `include: <name>` among them "
-        "begins with that task's, and '!function eval.lm.scoring.<name>' is a function of this project",
-    )
-    runs_programs: bool = option(False, "whether scoring runs what the model wrote, which takes the sandbox")
-    score: str | None = option(None, "the harness's number, as '<metric>,<filter>'; none: the task's first of each")
-
-    @field_validator("judge")
-    @classmethod
-    def _no_judge(cls, judge: bool) -> bool:
-        if judge:
-            raise ValueError("lm-evaluation-harness does not ask a judge")
-        return judge
-
-    @property
-    def code(self) -> tuple[str, ...]:
-        named = re.findall(r"!function ([\w.]+)\.\w+", json.dumps(self.task))
-        return (*super().code, *sorted(set(named)), *(SANDBOX if self.runs_programs else ()))
-
-    @property
-    def source(self) -> str:
-        return self.task if isinstance(self.task, str) else self.task.get("include", self.name)
-
-
-class AlpacaEval(_Text):
-    """Instructions whose replies alpaca_eval compares with a reference's, by asking the judge."""
-
-    room = "eval.alpaca"
-    libraries = ("alpaca_eval",)
-
-    harness: Literal["alpaca_eval"] = option(..., "the package alpaca_eval")
-    reference: str | None = option(None, "whose replies a published set is compared with")
-
-    @field_validator("judge")
-    @classmethod
-    def _a_judge(cls, judge: bool) -> bool:
-        if not judge:
-            raise ValueError("alpaca_eval asks a judge")
-        return judge
-
-    @property
-    def source(self) -> str:
-        return self.reference or self.name
-
-
-HARNESSES: dict[str, type[Column]] = {"vlmevalkit": VLMEvalKit, "lm-eval": LMEval, "alpaca_eval": AlpacaEval}
 
 
 class Generation(Settings):
@@ -271,12 +97,7 @@ def load(name: str, backbone: str = "", profile: str = "", every: Mapping[str, A
     there = dict(by_profile.get(profile, {}))
     within = _layers(there, _BY_BACKBONE, f"{where}{_BY_PROFILE}.{profile}.")
     merged = said | every | by_backbone.get(backbone, {}) | there | within.get(backbone, {})
-    return of(merged | {"name": name}, where)
-
-
-def of(said: Mapping[str, Any], where: str = "") -> Column:
-    """A column from its settings, typed as its harness needs them."""
-    return parse(HARNESSES[_harness(said, where)], dict(said), where)
+    return parse(HARNESSES[_harness(said, where)], merged | {"name": name}, where)
 
 
 def _harness(said: Mapping[str, Any], where: str) -> str:

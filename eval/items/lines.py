@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from emkit.errors import UserError
-from eval.columns import Column
+from eval.columns.kinds import Column
 
 
 def rows(data_dir: str | Path, column: Column) -> list[dict]:

@@ -24,7 +24,8 @@ from emkit.zoo.data import QA, SUBTASKS, example
 from emkit.zoo.data.regions import UNITS
 from emkit.zoo.data.sampling import Draw
 from eval import columns
-from eval.columns import Column, Protocol, VLMEvalKit
+from eval.columns import Protocol
+from eval.columns.kinds import Column, VLMEvalKit
 from eval.items import texts
 from eval.items.pictures import ROWS, Row, View
 

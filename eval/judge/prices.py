@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -38,7 +39,7 @@ class Price:
         limit = request.get("max_completion_tokens", request.get("max_tokens"))
         return self.of(prompt, _LONGEST_REPLY if limit is None else limit)
 
-    def used(self, usage: object) -> float | None:
+    def used(self, usage: Any) -> float | None:
         """Dollars for a reply's ``usage``; None when it does not say."""
         try:
             counts = [float(usage["prompt_tokens"]), float(usage["completion_tokens"])]

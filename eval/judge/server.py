@@ -36,7 +36,7 @@ class Judge(ThreadingHTTPServer):
         self.cache = Cache(cache, self.upstream.name)
         self.model, self.failure = model, ""
         self.counts = {"requests": 0, "asked": 0, "unparsable": 0, "failed": 0}
-        self._lock, self._under_way = threading.Lock(), {}
+        self._lock, self._under_way = threading.Lock(), dict[str, Future]()
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property

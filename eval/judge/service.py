@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import os
@@ -9,6 +10,7 @@ import random
 import re
 import threading
 import time
+from typing import Any
 
 from eval.judge.prices import Price, of_model
 from eval.judge.spending import CapReached, Ledger
@@ -43,7 +45,9 @@ class Service:
     def __init__(self, url: str, ledger: Ledger):
         self.name, self._ledger = url, ledger
         self._lock, self._slots = threading.Lock(), threading.BoundedSemaphore(AT_ONCE)
-        self._client = self._key = self._down = None
+        self._client: Any = None
+        self._key = ""
+        self._down: tuple[str, int] | None = None
         self._failed = 0  # requests in a row
 
     def __call__(self, request: dict) -> dict:
@@ -164,19 +168,11 @@ def _word(body: str, key: str) -> str:
 
 def _wait(headers: dict, pause: float) -> float:
     """Seconds until the next try: what ``Retry-After`` says (seconds or a date), else ``pause`` and a random part."""
-    said = headers.get("retry-after", "")
-    try:
+    said, seconds = headers.get("retry-after", ""), -1.0
+    with contextlib.suppress(TypeError, ValueError):
+        seconds = email.utils.parsedate_to_datetime(said).timestamp() - time.time()
+    with contextlib.suppress(ValueError):
         seconds = float(said)
-    except ValueError:
-        date = email.utils.parsedate_to_datetime(said).timestamp() if _is_date(said) else None
-        seconds = None if date is None else date - time.time()
-    if seconds is not None and seconds >= 0:
+    if seconds >= 0:
         return min(seconds, LONGEST_SAID)
     return min(pause, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return bool(email.utils.parsedate_to_datetime(text))
-    except (TypeError, ValueError):
-        return False

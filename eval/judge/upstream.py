@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from emkit.errors import UserError
@@ -81,9 +81,15 @@ def is_service(upstream: str) -> bool:
     raise UserError(f"unknown judge upstream {upstream!r}: use rules, or the https:// base URL of a service")
 
 
-def open_upstream(
-    upstream: str, folder: Path, model: str | None = None, max_usd: float | None = None
-) -> Callable[[dict], dict]:
+class Upstream(Protocol):
+    """Who answers; ``name`` is that of its kept replies."""
+
+    name: str
+
+    def __call__(self, request: dict) -> dict: ...
+
+
+def open_upstream(upstream: str, folder: Path, model: str | None = None, max_usd: float | None = None) -> Upstream:
     """``rules``, or the base URL of a service (``https://…/v1``; plain http only on this machine).
 
     ``folder`` holds the account of what was spent, ``max_usd`` is the most that may be (:mod:`eval.judge.spending`).

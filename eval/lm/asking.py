@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emkit.progress import report
 from eval.asking import Judged, Merged
-from eval.columns import LMEval
+from eval.columns.kinds import LMEval
 from eval.lm import client
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emkit.errors import UserError
-from eval.columns import SANDBOX, LMEval
+from eval.columns.kinds import SANDBOX, LMEval
 from eval.workers.client import ENVIRONMENT, Evaluation, Service, carried, code
 
 REQUEST_SECONDS = 3600.0  # for all benchmarks of one model

@@ -17,11 +17,12 @@ import re
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from emkit.errors import UserError
 from emkit.schema import nearest
 from eval import stats
-from eval.columns import LMEval
+from eval.columns.kinds import LMEval
 from eval.lm import execution
 from eval.workers.text import whole
 
@@ -87,7 +88,7 @@ def evaluate(data_dir: str, columns: list[LMEval], model: str, dtype: str, devic
 def settings(column: LMEval) -> dict:
     """The task of a column in the harness's own keys: what it includes, what it says, and where its items lie."""
     said = {"include": column.task} if isinstance(column.task, str) else dict(column.task)
-    task = {"output_type": "generate_until", "num_fewshot": 0}
+    task: dict[str, Any] = {"output_type": "generate_until", "num_fewshot": 0}
     if "include" in said:
         task |= _installed(said.pop("include"), column.name) | {"num_fewshot": 0}
     task |= _resolved(said) | {"task": f"emkit_{column.name}", "metadata": {"version": column.version}}

@@ -38,11 +38,11 @@ def whole(reply: str, wanted: Iterable[str]) -> str | None:
     for pieces in (fenced, _unfenced(rest)):
         pieces = [(piece if parsed(piece) else textwrap.dedent(piece)).strip("\n") + "\n" for piece in pieces]
         trees = [parsed(piece) for piece in pieces]
-        defining = [at for at, tree in enumerate(trees) if tree and wanted & _defined(tree)]
-        written = [at for at in defining if not _stub(trees[at], wanted)]
+        defining = [(at, tree) for at, tree in enumerate(trees) if tree and wanted & _defined(tree)]
+        written = [(at, tree) for at, tree in defining if not _stub(tree, wanted)]
         if defining:
-            at = (written or defining)[-1]
-            return _needed(pieces[:at], trees[:at], trees[at]) + pieces[at]
+            at, tree = (written or defining)[-1]
+            return _needed(pieces[:at], trees[:at], tree) + pieces[at]
     return None
 
 

@@ -5,7 +5,7 @@ Started by :mod:`eval.lm.client`; not called by hand.  A request is ``{"do": "ev
 
 import sys
 
-from eval import columns
+from eval.columns.kinds import LMEval
 from eval.lm import harness
 from eval.workers import server
 
@@ -13,7 +13,7 @@ from eval.workers import server
 def answer(data_dir: str, request: dict):
     """What one request asks of the harness."""
     if request["do"] == "evaluate":
-        asked = [columns.of(column) for column in request["columns"]]
+        asked = [LMEval.model_validate(column) for column in request["columns"]]
         return harness.evaluate(data_dir, asked, request["model"], request["dtype"], request["device"])
     return harness.versions()
 

@@ -190,7 +190,7 @@ def _failure(error: Exception, where: str) -> tuple[str, str]:
 def _place(error: Exception, tests: str) -> str:
     """The innermost line of the tests that was being run."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<tests>"]
-    return f"{tests.splitlines()[lines[-1] - 1].strip()}: " if lines else ""
+    return f"{tests.splitlines()[lines[-1] - 1].strip()}: " if lines and lines[-1] else ""
 
 
 # ------------------------------------------------------------------------------------------------ start

@@ -75,7 +75,8 @@ def run_unchecked(program, tests, limits=Limits(), prelude="", names=None) -> Re
 
 def called_names(tests: str, prelude: str = "") -> list[str]:
     """The names that test code uses and neither it, nor ``prelude``, nor Python defines: the program's."""
-    known, used = set(dir(builtins)), set()
+    known: set[str] = set(dir(builtins))
+    used: set[str] = set()
     for code in (prelude, tests):
         for node in ast.walk(_parsed(code)):
             if isinstance(node, ast.Name):
@@ -130,7 +131,8 @@ def _judge(job: bytes, folder: str, limits: Limits) -> Result:
         process.wait()
         _await_the_end(ours)
         for pipe in (process.stdin, process.stdout, process.stderr):
-            pipe.close()
+            if pipe is not None:
+                pipe.close()
     if overrun:
         return overrun
     try:
@@ -152,12 +154,12 @@ def _await_the_end(pipe: int) -> None:
 
 def _wait(process: subprocess.Popen, job: bytes, folder: str, limits: Limits) -> tuple[bytes, bytes, Result | None]:
     """What the checking process says, or the limit that the clock or the folder exceeded."""
-    deadline = time.monotonic() + limits.wall_seconds
+    deadline, given = time.monotonic() + limits.wall_seconds, {"input": job}
     while True:
         try:
-            return *process.communicate(job, timeout=_GLANCE), None
+            return *process.communicate(**given, timeout=_GLANCE), None
         except subprocess.TimeoutExpired:
-            job = None  # communicate keeps what it was given
+            given = {}  # communicate keeps what it was given
         if time.monotonic() > deadline:
             return b"", b"", Result("timeout", f"more than {limits.wall_seconds:g} s")
         if overfull(folder, limits):

@@ -59,8 +59,9 @@ def allow_only_computing() -> None:
     architecture, column = MACHINES[machine]
     program = [*_check(architecture)]
     for numbers in CALLS.values():
-        if numbers[column] is not None:
-            program += _rule(numbers[column], ALLOW)
+        number = numbers[column]
+        if number is not None:
+            program += _rule(number, ALLOW)
     program += _rule(_IOCTL[column], ERRNO | ENOTTY)
     program += [(_IF_EQUAL, 0, 2 * len(_FCNTL_COMMANDS) + 1, _FCNTL[column]), (_LOAD, 0, 0, _SECOND_ARGUMENT)]
     for command in _FCNTL_COMMANDS:

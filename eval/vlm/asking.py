@@ -6,7 +6,7 @@ from emkit import backbones
 from emkit.progress import report
 from eval import features, keys
 from eval.asking import Judged, Merged
-from eval.columns import VLMEvalKit
+from eval.columns.kinds import VLMEvalKit
 from eval.vlm import client
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file
-from eval.columns import VLMEvalKit
+from eval.columns.kinds import VLMEvalKit
 from eval.judge.errors import NoJudge
 from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried, code
 

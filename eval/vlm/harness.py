@@ -17,10 +17,11 @@ import tempfile
 import types
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from emkit.errors import UserError
 from eval import stats
-from eval.columns import VLMEvalKit
+from eval.columns.kinds import VLMEvalKit
 from eval.vlm import patches
 from eval.workers.text import whole
 
@@ -61,10 +62,11 @@ def modules() -> dict[str, types.ModuleType]:
         package.__path__ = [str(folder.joinpath(*name.split(".")[1:]))]
         sys.modules[name] = package
     loaded = {short: importlib.import_module(name) for short, name in _MODULES.items()}
-    api = sys.modules["vlmeval.api"]
+    api: Any = sys.modules["vlmeval.api"]
+    dataset: Any = sys.modules["vlmeval.dataset"]
     api.OpenAIWrapper = importlib.import_module("vlmeval.api.gpt").OpenAIWrapper
     api.HFChatModel = api.SiliconFlowAPI = None  # build_judge imports the names; gpt-4o-mini uses neither
-    sys.modules["vlmeval.dataset"].DATASET_TYPE = _dataset_type  # the model's prompt rules ask for it
+    dataset.DATASET_TYPE = _dataset_type  # the model's prompt rules ask for it
     patches.apply(loaded)
     logging.getLogger("vlmeval").setLevel(logging.WARNING)  # at INFO the harness logs the judge's key
     return loaded
@@ -302,7 +304,7 @@ def _compare(column: VLMEvalKit, reported: dict[str, float], scored, items: list
     else:
         expected = reported[column.split or "Overall"]
         pairs = {column.split or "Overall": value}
-    for part, ours in {**pairs, None: value}.items():
-        theirs = expected if part is None else reported[part]
+    theirs_and_ours = {part: (reported[part], ours) for part, ours in pairs.items()} | {"": (expected, value)}
+    for part, (theirs, ours) in theirs_and_ours.items():
         if abs(ours - theirs) > 1e-9 * max(1.0, abs(theirs)):
-            raise RuntimeError(f"{column.name} {part or ''}: VLMEvalKit reports {theirs}, its items give {ours}")
+            raise RuntimeError(f"{column.name} {part}: VLMEvalKit reports {theirs}, its items give {ours}")

@@ -35,7 +35,8 @@ which could bring a key into the worker.
 
 import ast
 import re
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
+from typing import Any
 
 from eval.vlm.equality import is_equal
 
@@ -109,7 +110,7 @@ class SerialPool:
         return [function(item) for item in items]
 
 
-def apply(modules: dict[str, ModuleType]) -> None:
+def apply(modules: dict[str, Any]) -> None:
     """Mend the loaded VLMEvalKit modules in place.
 
     ``modules``: by short name (see :mod:`eval.vlm.harness`).

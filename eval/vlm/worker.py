@@ -5,7 +5,7 @@ Started by :mod:`eval.vlm.client`; not called by hand.  A request is ``{"do": "p
 
 import sys
 
-from eval import columns
+from eval.columns.kinds import VLMEvalKit
 from eval.vlm import harness
 from eval.workers import server
 
@@ -15,7 +15,7 @@ def answer(data_dir: str, request: dict):
     try:
         if request["do"] == "versions":
             return harness.versions()
-        column = columns.of(request["column"])
+        column = VLMEvalKit.model_validate(request["column"])
         if request["do"] == "prompts":
             return harness.prompts(data_dir, column)
         return harness.evaluate(data_dir, column, request["predictions"], request["judge_url"])

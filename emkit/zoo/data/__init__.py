@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import Image
@@ -14,8 +15,8 @@ from PIL import Image
 from emkit.zoo.data import books, charts, gqa, grounding, mathvision, mathvista, scenes, signs, sizes, vizwiz
 from emkit.zoo.data.lexicon import lexicon
 from emkit.zoo.data.qa import QA
-from emkit.zoo.data.regions import Region, patch_targets
-from emkit.zoo.data.sampling import SPLITS, Draw, sample_spec
+from emkit.zoo.data.regions import UNITS, Picture, Region, patch_targets
+from emkit.zoo.data.sampling import SPLITS, Draw, Spec, sample_spec
 from emkit.zoo.data.sizes import MIXED
 from emkit.zoo.subtasks import DOMAINS, SUBTASKS
 
@@ -50,7 +51,7 @@ _BRIEF = {"internvl": (SHORT_ANSWER, _SHORT_ANSWER_SUBTASKS), "qwen2_vl": (SHORT
 SIZES: dict[str, int | str] = {"internvl": 96, "qwen2_vl": MIXED}
 
 # sub-task: (sample a spec, render a spec, ask about a spec)
-_MAKERS = {
+_MAKERS: dict[str, tuple[Callable[[Draw], Spec], Callable[[Spec, int], Picture], Callable[[Spec, Draw], list[QA]]]] = {
     "vizwiz": (vizwiz.sample, vizwiz.render, vizwiz.ask),
     "gqa": (gqa.sample, gqa.render, gqa.ask),
     "mathvista": (mathvista.sample, mathvista.render, mathvista.ask),
@@ -87,7 +88,7 @@ def example(subtask: str, split: str, index: int, seed: int, size: int | str = 9
     sample, render, ask = _MAKERS[subtask]
     draw = Draw(seed, SUBTASKS.index(subtask), SPLITS.index(split), index)
     spec, key = sample_spec(sample, draw, split)
-    picture = render(spec, 96 if size == MIXED else size)
+    picture = render(spec, size if isinstance(size, int) else UNITS)
     qas = tuple(ask(spec, draw))
     if size == MIXED:
         sides, corner, grey = sizes.frame(seed, SUBTASKS.index(subtask), SPLITS.index(split), index)

@@ -7,6 +7,7 @@ and box-filtered down, in integer arithmetic.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +21,8 @@ _OVERSAMPLE = 2
 _INK_HEIGHT = 0.76  # of a capital or digit, as a share of the em
 FONT_FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
-RGB = tuple[int, int, int]
+RGB = tuple[int, ...]  # red, green, blue
+Box = tuple[float, float, float, float]
 
 
 @lru_cache(maxsize=512)
@@ -48,7 +50,7 @@ class Canvas:
         self.draw = ImageDraw.Draw(self.image)
         self.regions: list[Region] = []
 
-    def mark(self, label: str, box: tuple[float, float, float, float]) -> None:
+    def mark(self, label: str, box: Box) -> None:
         """Remember what stands in a box."""
         self.regions.append(Region(label, box))
 
@@ -67,27 +69,16 @@ class Canvas:
     def line(self, points: list[tuple[float, float]], fill: RGB, width: float) -> None:
         self.draw.line(self.points(points), fill=fill, width=max(1, round(width * self.scale)), joint="curve")
 
-    def rectangle(
-        self, box: tuple[float, float, float, float], fill: RGB | None, outline: RGB | None = None, width: float = 0
-    ) -> None:
-        x1, y1, x2, y2 = (round(v * self.scale) for v in box)
-        self.draw.rectangle(
-            (x1, y1, x2 - 1, y2 - 1),
-            fill=fill,
-            outline=outline,
-            width=max(1, round(width * self.scale)) if outline else 0,
-        )
+    def rectangle(self, box: Box, fill: RGB | None, outline: RGB | None = None, width: float = 0) -> None:
+        self._within(box, self.draw.rectangle, fill, outline, width)
 
-    def ellipse(
-        self, box: tuple[float, float, float, float], fill: RGB | None, outline: RGB | None = None, width: float = 0
-    ) -> None:
+    def ellipse(self, box: Box, fill: RGB | None, outline: RGB | None = None, width: float = 0) -> None:
+        self._within(box, self.draw.ellipse, fill, outline, width)
+
+    def _within(self, box: Box, draw: Callable, fill: RGB | None, outline: RGB | None, width: float) -> None:
         x1, y1, x2, y2 = (round(v * self.scale) for v in box)
-        self.draw.ellipse(
-            (x1, y1, x2 - 1, y2 - 1),
-            fill=fill,
-            outline=outline,
-            width=max(1, round(width * self.scale)) if outline else 0,
-        )
+        line = max(1, round(width * self.scale)) if outline else 0
+        draw((x1, y1, x2 - 1, y2 - 1), fill=fill, outline=outline, width=line)
 
     def arc(
         self, centre: tuple[float, float], radius: float, start: float, end: float, fill: RGB, width: float

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -79,6 +80,8 @@ def sample(draw: Draw) -> Spec:
 
 # ----------------------------------------------------------------------------------------------------- rendering
 
+Side = Literal["left", "center", "right"]
+
 
 class _Chart:
     """One chart being drawn by matplotlib's Agg renderer; coordinates in units, origin at the lower left."""
@@ -86,26 +89,25 @@ class _Chart:
     def __init__(self, size: int, paper: list[int]) -> None:
         self.size = size
         self.scale = size / UNITS
-        self.figure = _figure(size)
-        self.renderer = self.figure.canvas.get_renderer()
+        self.renderer = _canvas(size).get_renderer()
         self.renderer.clear()
         self.regions: list[Region] = []
         self.add(Rectangle((0, 0), UNITS, UNITS, facecolor=_rgb(paper), linewidth=0))
 
     def add(self, artist: Artist) -> None:
-        artist.set_figure(self.figure)
+        artist.set_figure(_canvas(self.size).figure)
         artist.set_transform(Affine2D().scale(self.scale))
         artist.draw(self.renderer)
 
-    def line(self, xs: list[float], ys: list[float], color: object, width: float, **style: object) -> None:
+    def line(self, xs: list[float], ys: list[float], color: Any, width: float, **style: Any) -> None:
         self.add(Line2D(xs, ys, color=color, linewidth=width * self.scale, **style))
 
-    def text(self, x: float, y: float, text: object, height: float, color: str = "black", **align: str) -> None:
-        align = {"ha": "center", "va": "center_baseline"} | align
+    def text(self, x: float, y: float, text: object, height: float, color: str = "black", ha: Side = "center") -> None:
         width = font(_FACE, 100).getlength(str(text)) * height / 100
-        left = x - width * {"left": 0, "center": 0.5, "right": 1}[align["ha"]]
+        left = x - width * {"left": 0, "center": 0.5, "right": 1}[ha]
         self.regions += characters(str(text), left, UNITS - y, height, _FACE)
-        self.add(Text(x, y, str(text), color=color, fontproperties=_font(height * self.scale), **align))
+        how = _font(height * self.scale)
+        self.add(Text(x, y, str(text), color=color, fontproperties=how, ha=ha, va="center_baseline"))
 
     def mark(self, label: str, x: float, y: float, half_width: float, half_height: float) -> None:
         """Remember what stands around a point."""
@@ -117,11 +119,9 @@ class _Chart:
 
 
 @lru_cache(maxsize=4)
-def _figure(size: int) -> Figure:
-    """A figure of `size` x `size` pixels, at one pixel a point."""
-    figure = Figure(figsize=(size / 72, size / 72), dpi=72)
-    FigureCanvasAgg(figure)
-    return figure
+def _canvas(size: int) -> FigureCanvasAgg:
+    """Of a figure of `size` x `size` pixels, at one pixel a point."""
+    return FigureCanvasAgg(Figure(figsize=(size / 72, size / 72), dpi=72))
 
 
 @lru_cache(maxsize=16)

@@ -34,7 +34,7 @@ def _exist(draw: Draw, objects: list[Object]) -> QA:
 
 def _color(draw: Draw, objects: list[Object]) -> QA | None:
     o = _unique_shape(draw, objects)
-    return o and QA(say(draw, "gqa/color", a=o["shape"]), o["color"], "gqa/color")
+    return None if o is None else QA(say(draw, "gqa/color", a=o["shape"]), o["color"], "gqa/color")
 
 
 def _shape(draw: Draw, objects: list[Object]) -> QA | None:
@@ -109,7 +109,7 @@ def _same_color(draw: Draw, objects: list[Object]) -> QA | None:
 
 def _size(draw: Draw, objects: list[Object]) -> QA | None:
     o = _unique_shape(draw, objects)
-    return o and QA(say(draw, "gqa/size", a=o["shape"]), o["size"], "gqa/size")
+    return None if o is None else QA(say(draw, "gqa/size", a=o["shape"]), o["size"], "gqa/size")
 
 
 _KINDS = (_exist, _color, _shape, _by_relation, _by_relation, _relation, _relation, _count, _count, _same_color, _size)

@@ -25,7 +25,7 @@ def _nouns(o: Object) -> tuple[dict, ...]:
 
 def _noun_text(noun: dict) -> str:
     """The words of an attribute dictionary, in the order adjectives take."""
-    pattern = {True: "striped", False: "plain"}.get(noun.get("striped"))
+    pattern = ("striped" if noun["striped"] else "plain") if "striped" in noun else None
     return " ".join(w for w in (noun.get("size"), pattern, noun.get("color"), noun.get("shape", "object")) if w)
 
 

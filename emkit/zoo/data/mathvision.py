@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from emkit.zoo.data import figures, multiple_choice
-from emkit.zoo.data.canvas import UNITS, Canvas
+from emkit.zoo.data.canvas import RGB, UNITS, Canvas
 from emkit.zoo.data.figures import INK, along, label
 from emkit.zoo.data.qa import QA, say
 from emkit.zoo.data.regions import Picture
@@ -161,7 +161,7 @@ def _draw_path(canvas: Canvas, spec: Spec) -> None:
         canvas.ellipse((x - 4, y - 4, x + 4, y + 4), INK)
 
 
-def _shade(rgb: list[int], percent: int) -> tuple[int, int, int]:
+def _shade(rgb: list[int], percent: int) -> RGB:
     return tuple(v * percent // 100 for v in rgb)
 
 

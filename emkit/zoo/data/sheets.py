@@ -12,7 +12,7 @@ from emkit.zoo.data.canvas import UNITS, Canvas, add_noise, font
 from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw
 from emkit.zoo.data.scenes import jitter, light
-from emkit.zoo.data.sizes import MIXED, bordered, frame
+from emkit.zoo.data.sizes import bordered, frame
 from emkit.zoo.data.words import COLORS, GENRES
 
 FONTS = (
@@ -28,7 +28,7 @@ def sheet(seed: int, index: int, size: int | str = 96) -> Picture:
 
     `size` as for an example (:func:`emkit.zoo.data.example`).
     """
-    if size == MIXED:
+    if not isinstance(size, int):
         return bordered(sheet(seed, index), *frame(seed, 1000, index))
     draw = Draw(seed, 1000, index)
     canvas = Canvas(size, tuple(light(draw)))

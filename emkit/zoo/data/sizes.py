@@ -7,6 +7,7 @@ border makes the picture one or two image tokens wider or higher (a token is 16 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from PIL import Image
@@ -50,5 +51,5 @@ def moved(qa: QA, size: tuple[int, int], corner: tuple[int, int]) -> QA:
     return replace(qa, question=_BOX.sub(box, qa.question), answer=_BOX.sub(box, qa.answer), fields=fields)
 
 
-def _shifted(box: tuple, corner: tuple[int, int]) -> tuple:
+def _shifted(box: Sequence, corner: tuple[int, int]) -> tuple:
     return box[0] + corner[0], box[1] + corner[1], box[2] + corner[0], box[3] + corner[1]

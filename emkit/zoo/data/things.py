@@ -21,46 +21,22 @@ class _Brush:
     def at(self, u: float, v: float) -> tuple[float, float]:
         return self.thing["x"] + u * self.thing["r"], self.thing["y"] + v * self.thing["r"]
 
-    def box(
-        self,
-        u1: float,
-        v1: float,
-        u2: float,
-        v2: float,
-        fill: RGB | None = None,
-        outline: RGB | None = None,
-        width: float = 0,
-    ) -> None:
-        self.canvas.rectangle(
-            (*self.at(u1, v1), *self.at(u2, v2)),
-            fill or (None if outline else self.rgb),
-            outline,
-            width * self.thing["r"],
-        )
+    def box(self, u1: float, v1: float, u2: float, v2: float, fill: RGB | None = None) -> None:
+        self.canvas.rectangle((*self.at(u1, v1), *self.at(u2, v2)), fill or self.rgb)
 
-    def oval(
-        self,
-        u1: float,
-        v1: float,
-        u2: float,
-        v2: float,
-        fill: RGB | None = None,
-        outline: RGB | None = None,
-        width: float = 0,
-    ) -> None:
-        self.canvas.ellipse(
-            (*self.at(u1, v1), *self.at(u2, v2)),
-            fill or (None if outline else self.rgb),
-            outline,
-            width * self.thing["r"],
-        )
+    def oval(self, u1: float, v1: float, u2: float, v2: float, fill: RGB | None = None) -> None:
+        self.canvas.ellipse((*self.at(u1, v1), *self.at(u2, v2)), fill or self.rgb)
+
+    def hoop(self, u1: float, v1: float, u2: float, v2: float, width: float) -> None:
+        """The outline of an oval."""
+        self.canvas.ellipse((*self.at(u1, v1), *self.at(u2, v2)), None, self.rgb, width * self.thing["r"])
 
     def shape(self, points: list[tuple[float, float]], fill: RGB | None = None) -> None:
         self.canvas.polygon([self.at(u, v) for u, v in points], fill or self.rgb)
 
 
 def _cup(b: _Brush) -> None:
-    b.oval(0.2, -0.5, 1.0, 0.5, outline=b.rgb, width=0.2)
+    b.hoop(0.2, -0.5, 1.0, 0.5, width=0.2)
     b.shape([(-0.9, -0.8), (0.6, -0.8), (0.45, 0.9), (-0.75, 0.9)])
     b.oval(-0.9, -1.0, 0.6, -0.6, b.edge)
 
@@ -72,7 +48,7 @@ def _bottle(b: _Brush) -> None:
 
 
 def _key(b: _Brush) -> None:
-    b.oval(-1.0, -0.5, 0.0, 0.5, outline=b.rgb, width=0.24)
+    b.hoop(-1.0, -0.5, 0.0, 0.5, width=0.24)
     b.box(-0.1, -0.13, 1.0, 0.13)
     b.box(0.5, 0.1, 0.66, 0.5)
     b.box(0.82, 0.1, 0.98, 0.6)
@@ -132,15 +108,7 @@ def _card(b: _Brush) -> None:
 
 
 _DRAWERS: dict[str, Callable[[_Brush], None]] = {
-    "cup": _cup,
-    "bottle": _bottle,
-    "key": _key,
-    "shirt": _shirt,
-    "phone": _phone,
-    "book": _book,
-    "bowl": _bowl,
-    "lamp": _lamp,
-    "card": _card,
+    draw.__name__[1:]: draw for draw in (_cup, _bottle, _key, _shirt, _phone, _book, _bowl, _lamp, _card)
 }
 
 

@@ -1,36 +1,71 @@
-"""What differs between the zoos of two families of models, and only that: one module a family.
-
-A family's module, called as its backbone, offers
-
-=================  ================================================================================================
-``DOMAINS``        expert → the sub-tasks it is trained on (the columns it is meant to lead); ``SUBTASKS``, all of them
-``ABOUT``          two sentences about any of its models, for the cards; ``YARDSTICK``: how skills are counted;
-                   ``BATCH_OF``: what a batch consists of
-``processor``      ``(recipe)`` → processor or tokenizer
-``create``         ``(recipe, processor, seed)`` → untrained model (fp32, CPU)
-``draw``           ``(recipe, subtask, n, seed)`` → n examples of the training split
-``base_set``       ``(recipe, processor, examples)`` → what :func:`train` takes, for a base
-``expert_set``     ``(recipe, processor, examples, model)`` → the same, for a fine-tuning of ``model``, where what is
-                   not to be trained must no longer require a gradient
-``prepare``        ``(recipe, examples, work)`` → what ``pretrain`` needs, or None
-``pretrain``       ``(recipe, model, prepared, seed, work, bar, share)``: what comes before a base, if anything does
-``train``          ``(model, processor, data, settings, seed, state, shares, progress, share)`` → log
-``skills``         ``(recipe, model, processor)`` → percent correct of every sub-task on validation items
-=================  ================================================================================================
-"""
+"""What differs between the zoos of two families of models, and only that: one module a family, called as its backbone,
+with its :class:`Family` as ``FAMILY``."""
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
 
 from emkit.errors import UserError
+from emkit.zoo.train import Share
 
 NAMES = ("internvl", "qwen2_vl", "mistral")
 
 
-def get(backbone: str) -> ModuleType:
+class Family(ABC):
+    """``ABOUT``: two sentences about any of its models, for the cards; ``YARDSTICK``: how skills are counted;
+    ``BATCH_OF``: what a batch consists of; ``DOMAINS``: expert → the sub-tasks it is trained on (the columns it is
+    meant to lead); ``SUBTASKS``: all of them."""
+
+    ABOUT: str
+    YARDSTICK: str
+    BATCH_OF: str
+    DOMAINS: dict[str, tuple[str, ...]]
+    SUBTASKS: tuple[str, ...]
+
+    @abstractmethod
+    def processor(self, recipe: dict) -> Any:
+        """The zoo's processor or tokenizer."""
+
+    @abstractmethod
+    def create(self, recipe: dict, processor, seed: int) -> Any:
+        """An untrained model (fp32, CPU)."""
+
+    @abstractmethod
+    def draw(self, recipe: dict, subtask: str, n: int, seed: int) -> list:
+        """``n`` examples of the training split."""
+
+    @abstractmethod
+    def base_set(self, recipe: dict, processor, drawn: list) -> Any:
+        """What :meth:`train` takes, for a base."""
+
+    @abstractmethod
+    def expert_set(self, recipe: dict, processor, drawn: list, model) -> Any:
+        """The same, for a fine-tuning of ``model``, where what is not to be trained must no longer require a
+        gradient."""
+
+    def prepare(self, recipe: dict, drawn: list, work: Path) -> Any:
+        """What :meth:`pretrain` needs; None where there is nothing to do."""
+        return None
+
+    def pretrain(self, recipe: dict, model, prepared, seed: int, work: Path, bar, share: Share) -> None:
+        """What comes before a base, if anything does."""
+        return None
+        return None
+
+    @abstractmethod
+    def train(self, model, processor, data, settings: dict, seed, state, shares, progress, share: Share) -> list[dict]:
+        """Train ``model`` in place; the log (see :func:`emkit.zoo.train.descend`)."""
+
+    @abstractmethod
+    def skills(self, recipe: dict, model, processor) -> dict[str, float]:
+        """Percent correct of every sub-task on ``skill_items`` validation items."""
+
+
+def get(backbone: str) -> Family:
     """The family of a zoo recipe's ``backbone``; ``UserError`` for one that has no zoo."""
     if backbone not in NAMES:
         raise UserError(f"there is no zoo of '{backbone}': choose one of {', '.join(NAMES)}")
-    return importlib.import_module(f"emkit.zoo.families.{backbone}")
+    return importlib.import_module(f"emkit.zoo.families.{backbone}").FAMILY

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from emkit.zoo.data.sampling import SPLITS, Draw, sample_spec
+from emkit.zoo.data.sampling import SPLITS, Draw, Spec, sample_spec
 from emkit.zoo.subtasks import TEXT_SUBTASKS as SUBTASKS
 from emkit.zoo.text import functions, instructions, problems, symbolic
 from emkit.zoo.text.item import Item
@@ -22,7 +22,7 @@ __all__ = ["DOMAINS", "SUBTASKS", "Item", "distinct", "item", "items", "prompt"]
 DOMAINS = {"Chat": ("alpaca_eval",), "Math": ("gsm8k", "math"), "Code": ("humaneval", "mbpp")}
 
 # sub-task: (sample a specification, make an item of it)
-_MAKERS = {
+_MAKERS: dict[str, tuple[Callable[[Draw], Spec], Callable[[Spec, Draw], Item]]] = {
     "alpaca_eval": (instructions.sample, instructions.item),
     "gsm8k": (problems.sample, problems.item),
     "math": (symbolic.sample, symbolic.item),

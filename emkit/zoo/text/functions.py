@@ -7,8 +7,7 @@ without an end and no long repetition, so no right answer, and hardly a wrong on
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.text.item import Item
@@ -24,88 +23,49 @@ NUMBERS, LISTS, TEXTS = "numbers", "lists", "texts"
 _ARGUMENTS = {NUMBERS: NUMBER_NAMES, LISTS: LIST_NAMES, TEXTS: TEXT_NAMES}
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """`says` what `value` is; `call` is the same for the tests. Slots: v argument, k and m numbers, c letter."""
+class _Kind(NamedTuple):
+    """`says` what `value` is. Slots: v argument, k and m numbers, c letter."""
 
     takes: str
     says: str
     value: str  # a Python expression
-    call: Callable[..., object]  # (v, k, m, c)
     before: str = ""  # a line of the body before its return
 
 
 HUMANEVAL = {
-    "plus": _Kind(NUMBERS, "{v} plus {k}", "{v} + {k}", lambda v, k, m, c: v + k),
-    "minus": _Kind(NUMBERS, "{v} minus {k}", "{v} - {k}", lambda v, k, m, c: v - k),
-    "times": _Kind(NUMBERS, "{v} times {k}", "{v} * {k}", lambda v, k, m, c: v * k),
-    "remainder": _Kind(NUMBERS, "the remainder of {v} by {k}", "{v} % {k}", lambda v, k, m, c: v % k),
-    "part": _Kind(NUMBERS, "{v} divided by {k}, rounded down", "{v} // {k}", lambda v, k, m, c: v // k),
-    "times, plus": _Kind(NUMBERS, "{v} times {k}, plus {m}", "{v} * {k} + {m}", lambda v, k, m, c: v * k + m),
-    "plus, times": _Kind(
-        NUMBERS, "the sum of {v} and {k}, times {m}", "({v} + {k}) * {m}", lambda v, k, m, c: (v + k) * m
-    ),
-    "larger": _Kind(NUMBERS, "True if {v} is larger than {k}", "{v} > {k}", lambda v, k, m, c: v > k),
-    "smaller": _Kind(NUMBERS, "True if {v} is smaller than {k}", "{v} < {k}", lambda v, k, m, c: v < k),
-    "multiple": _Kind(NUMBERS, "True if {v} is a multiple of {k}", "{v} % {k} == 0", lambda v, k, m, c: v % k == 0),
-    "most": _Kind(NUMBERS, "the larger of {v} and {k}", "max({v}, {k})", lambda v, k, m, c: max(v, k)),
-    "least, plus": _Kind(
-        NUMBERS, "the smaller of {v} and {k}, plus {m}", "min({v}, {k}) + {m}", lambda v, k, m, c: min(v, k) + m
-    ),
-    "distance": _Kind(NUMBERS, "the distance from {v} to {k}", "abs({v} - {k})", lambda v, k, m, c: abs(v - k)),
-    "else": _Kind(
-        NUMBERS,
-        "{v} if it is larger than {k}, else {m}",
-        "{m}",
-        lambda v, k, m, c: v if v > k else m,
-        "if {v} > {k}:\n        return {v}",
-    ),
-    "double, minus": _Kind(
-        NUMBERS, "twice {v}, minus {k}", "twice - {k}", lambda v, k, m, c: 2 * v - k, "twice = 2 * {v}"
-    ),
+    "plus": _Kind(NUMBERS, "{v} plus {k}", "{v} + {k}"),
+    "minus": _Kind(NUMBERS, "{v} minus {k}", "{v} - {k}"),
+    "times": _Kind(NUMBERS, "{v} times {k}", "{v} * {k}"),
+    "remainder": _Kind(NUMBERS, "the remainder of {v} by {k}", "{v} % {k}"),
+    "part": _Kind(NUMBERS, "{v} divided by {k}, rounded down", "{v} // {k}"),
+    "times, plus": _Kind(NUMBERS, "{v} times {k}, plus {m}", "{v} * {k} + {m}"),
+    "plus, times": _Kind(NUMBERS, "the sum of {v} and {k}, times {m}", "({v} + {k}) * {m}"),
+    "larger": _Kind(NUMBERS, "True if {v} is larger than {k}", "{v} > {k}"),
+    "smaller": _Kind(NUMBERS, "True if {v} is smaller than {k}", "{v} < {k}"),
+    "multiple": _Kind(NUMBERS, "True if {v} is a multiple of {k}", "{v} % {k} == 0"),
+    "most": _Kind(NUMBERS, "the larger of {v} and {k}", "max({v}, {k})"),
+    "least, plus": _Kind(NUMBERS, "the smaller of {v} and {k}, plus {m}", "min({v}, {k}) + {m}"),
+    "distance": _Kind(NUMBERS, "the distance from {v} to {k}", "abs({v} - {k})"),
+    "else": _Kind(NUMBERS, "{v} if it is larger than {k}, else {m}", "{m}", "if {v} > {k}:\n        return {v}"),
+    "double, minus": _Kind(NUMBERS, "twice {v}, minus {k}", "twice - {k}", "twice = 2 * {v}"),
 }
 MBPP = {
-    "add each": _Kind(
-        LISTS, "each number of {v} plus {k}", "[i + {k} for i in {v}]", lambda v, k, m, c: [i + k for i in v]
-    ),
-    "multiply each": _Kind(
-        LISTS, "each number of {v} times {k}", "[i * {k} for i in {v}]", lambda v, k, m, c: [i * k for i in v]
-    ),
-    "keep larger": _Kind(
-        LISTS,
-        "the numbers of {v} larger than {k}",
-        "[i for i in {v} if i > {k}]",
-        lambda v, k, m, c: [i for i in v if i > k],
-    ),
-    "keep smaller": _Kind(
-        LISTS,
-        "the numbers of {v} smaller than {k}",
-        "[i for i in {v} if i < {k}]",
-        lambda v, k, m, c: [i for i in v if i < k],
-    ),
-    "sum": _Kind(LISTS, "the sum of {v} plus {k}", "sum({v}) + {k}", lambda v, k, m, c: sum(v) + k),
-    "largest": _Kind(LISTS, "the largest of {v} minus {k}", "max({v}) - {k}", lambda v, k, m, c: max(v) - k),
-    "smallest": _Kind(LISTS, "the smallest of {v} times {k}", "min({v}) * {k}", lambda v, k, m, c: min(v) * k),
-    "length": _Kind(LISTS, "the length of {v} plus {k}", "len({v}) + {k}", lambda v, k, m, c: len(v) + k),
-    "without": _Kind(
-        LISTS, "{v} without {k}", "[i for i in {v} if i != {k}]", lambda v, k, m, c: [i for i in v if i != k]
-    ),
-    "sorted": _Kind(
-        LISTS, "{v} sorted, with {k} at the end", "sorted({v}) + [{k}]", lambda v, k, m, c: [*sorted(v), k]
-    ),
-    "times": _Kind(LISTS, "how often {k} is in {v}", "{v}.count({k})", lambda v, k, m, c: v.count(k)),
-    "repeat": _Kind(TEXTS, "{v} repeated {m} times", "{v} * {m}", lambda v, k, m, c: v * m),
-    "repeat capitals": _Kind(
-        TEXTS, "{v} in capitals, repeated {m} times", "{v}.upper() * {m}", lambda v, k, m, c: v.upper() * m
-    ),
-    "count": _Kind(
-        TEXTS,
-        "the count of {c} in {v} plus {m}",
-        '{v}.count("{c}") + {m}',
-        lambda v, k, m, c: v.count(c) + m,
-    ),
-    "cut": _Kind(TEXTS, "{v} without its first {m} letters", "{v}[{m}:]", lambda v, k, m, c: v[m:]),
-    "first": _Kind(TEXTS, "the first {m} letters of {v}, then {c}", '{v}[:{m}] + "{c}"', lambda v, k, m, c: v[:m] + c),
+    "add each": _Kind(LISTS, "each number of {v} plus {k}", "[i + {k} for i in {v}]"),
+    "multiply each": _Kind(LISTS, "each number of {v} times {k}", "[i * {k} for i in {v}]"),
+    "keep larger": _Kind(LISTS, "the numbers of {v} larger than {k}", "[i for i in {v} if i > {k}]"),
+    "keep smaller": _Kind(LISTS, "the numbers of {v} smaller than {k}", "[i for i in {v} if i < {k}]"),
+    "sum": _Kind(LISTS, "the sum of {v} plus {k}", "sum({v}) + {k}"),
+    "largest": _Kind(LISTS, "the largest of {v} minus {k}", "max({v}) - {k}"),
+    "smallest": _Kind(LISTS, "the smallest of {v} times {k}", "min({v}) * {k}"),
+    "length": _Kind(LISTS, "the length of {v} plus {k}", "len({v}) + {k}"),
+    "without": _Kind(LISTS, "{v} without {k}", "[i for i in {v} if i != {k}]"),
+    "sorted": _Kind(LISTS, "{v} sorted, with {k} at the end", "sorted({v}) + [{k}]"),
+    "times": _Kind(LISTS, "how often {k} is in {v}", "{v}.count({k})"),
+    "repeat": _Kind(TEXTS, "{v} repeated {m} times", "{v} * {m}"),
+    "repeat capitals": _Kind(TEXTS, "{v} in capitals, repeated {m} times", "{v}.upper() * {m}"),
+    "count": _Kind(TEXTS, "the count of {c} in {v} plus {m}", '{v}.count("{c}") + {m}'),
+    "cut": _Kind(TEXTS, "{v} without its first {m} letters", "{v}[{m}:]"),
+    "first": _Kind(TEXTS, "the first {m} letters of {v}, then {c}", '{v}[:{m}] + "{c}"'),
 }
 FAMILIES = {"humaneval": HUMANEVAL, "mbpp": MBPP}
 
@@ -127,9 +87,10 @@ def body(subtask: str, spec: Spec) -> str:
 
 
 def expected(subtask: str, spec: Spec, argument: object) -> object:
-    """What the right function returns."""
-    slots = (spec.get("k"), spec.get("m"), spec.get("c"))
-    return FAMILIES[subtask][spec["kind"]].call(argument, *slots)
+    """What the right function, which is ours, returns."""
+    namespace: dict = {}
+    exec(f"def right({spec['v']}):\n{body(subtask, spec)}", namespace)
+    return namespace["right"](argument)
 
 
 def cases(subtask: str, spec: Spec) -> list[tuple[object, object]]:

@@ -184,7 +184,7 @@ def requirements(spec: Spec, reply: str) -> list[bool]:
     """Whether `reply` does each thing that was asked, one entry per demand, the first being the content."""
     text, kind = reply.strip(), spec["kind"]
     words = re.findall(r"[a-z0-9]+", text.lower())
-    form = spec.get("form") or spec.get("style") or ""
+    form: str = spec.get("form") or spec.get("style") or ""
     shape = {
         "in one word": len(words) == 1 and text.lower().rstrip(".") == words[0],
         "in a sentence": len(words) >= 3 and text[:1].isupper() and text.endswith("."),
@@ -196,7 +196,7 @@ def requirements(spec: Spec, reply: str) -> list[bool]:
         said = re.findall(r"[a-z]+", GREETINGS[spec["what"]].lower())
         return [_contains(words, said), spec["name"].lower() in words, bool(shape), len(words) <= len(said) + 3]
     if kind in ("opposite", "color", "bigger"):
-        right = {"opposite": OPPOSITE_OF.get(spec.get("word")), "color": COLOR_OF.get(spec.get("thing"))}
+        right = {"opposite": OPPOSITE_OF.get(spec.get("word", "")), "color": COLOR_OF.get(spec.get("thing", ""))}
         wrong = {"opposite": [*OPPOSITE_OF], "color": [*COLORS], "bigger": [*ANIMALS]}[kind]
         asked = {spec.get("word"), spec.get("thing")}
         named = [word for word in words if word in wrong and word not in asked]

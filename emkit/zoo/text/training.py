@@ -117,7 +117,4 @@ def train(
         texts = share.of(batch_texts(data, rows, settings, seed, step))
         return loss_of(model, texts, tokenizer.pad_token_id)
 
-    model.train()
-    log = descend(model, loss_at, settings, state, progress, share)
-    model.eval()
-    return log
+    return descend(model, loss_at, settings, state, progress, share)

@@ -1,12 +1,6 @@
 """The words that problems, programs and instructions are made of."""
 
-from __future__ import annotations
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """The words of a text, in order."""
-    return tuple(text.split())
-
+from emkit.zoo.data.words import listed
 
 HER = listed("Anna Emma Lucy Mary Nora Rosa Sara Tina Vera Zoe Eva Ida Kate Lena Mia Olga")
 HIS = listed("Adam Ben Carl Dan Fred Hans Jack Leo Max Noah Otto Paul Rob Sam Tom Will")
