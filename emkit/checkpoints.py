@@ -1,4 +1,4 @@
-"""Checkpoints as lazily read safetensors: open a folder, check its headers, write a merged one.
+"""Checkpoints as lazily read safetensors: open a folder, check its headers (:mod:`emkit.saving` writes one).
 
 A checkpoint's own code is never executed and pickled weights are refused: a pickle can run anything when loaded.
 """
@@ -9,18 +9,16 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from emkit import shards
 from emkit.blocks import in_blocks
 from emkit.errors import UserError
-from emkit.files import atomic_dir, resumable_dir, sha256_json
-from emkit.shards import DTYPES, INDEX, SHARD_BYTES, SINGLE, Shard, TensorInfo
+from emkit.shards import DTYPES, INDEX, SINGLE, TensorInfo
 
 _ZOO = Path("results/zoo")  # of the repository, where commands are typed
 Look = Callable[[str, torch.Tensor], None]
@@ -276,50 +274,3 @@ def _is_finite(flat: torch.Tensor) -> bool:
 
     in_blocks(len(flat), 1, flat.device, look)
     return all(math.isfinite(float(value)) for value in extremes)
-
-
-def write_checkpoint(
-    out: str | Path,
-    tensors: Callable[[str], torch.Tensor],
-    like: Checkpoint,
-    card: str | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    key: str | None = None,
-    finish: Callable[[Path], None] | None = None,
-    allowed: Callable[[], None] | None = None,
-) -> None:
-    """Write a checkpoint folder ``out`` with the configuration, tokenizer and templates of ``like``.
-
-    ``tensors`` makes the tensor of a name of ``like``, which must have the dtype and shape it has there
-    (``ValueError``) and be finite (``UserError``). It is called once for each, in the order in which they are stored,
-    and each is written before the next is made. ``card`` becomes README.md, ``shard_bytes`` bounds a file's tensors.
-    The folder appears whole or not at all.
-
-    ``key`` names everything that the tensors depend on. With it, a killed run's finished shards are found again by a
-    run with the same key, which calls ``tensors`` for the others alone (see :func:`emkit.files.resumable_dir`).
-
-    ``finish`` is called with the whole folder before it has its name, to check it and to add to it. ``allowed``, which
-    only a run with a key can have, is called last, as described there.
-    """
-    if allowed is not None and key is None:
-        raise ValueError("only a folder with a key can be kept when it may not take its name")
-    out = Path(out)
-    planned = shards.plan({name: like.info(name) for name in like.names}, shard_bytes)
-
-    def checked(name: str) -> torch.Tensor:
-        tensor = tensors(name)
-        check_finite(name, tensor, str(out))
-        return tensor
-
-    with atomic_dir(out) if key is None else resumable_dir(out, _written_key(key, planned), allowed) as part:
-        shards.write(part, planned, checked)
-        copy_side_files(like.path, part)
-        if card is not None:
-            (part / "README.md").write_text(card, encoding="utf-8")
-        if finish is not None:
-            finish(part)
-
-
-def _written_key(key: str, planned: Sequence[Shard]) -> str:
-    """``key`` and the files' layout."""
-    return sha256_json([key, [[shard.file, shard.header.hex()] for shard in planned]])

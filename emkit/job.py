@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from emkit.alignment.learner import Learned
-from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.checkpoints import Checkpoint
 from emkit.content import processor
 from emkit.determinism import deterministic
 from emkit.files import sha256_json, write_json
 from emkit.imports import SILENT, code_sha256
 from emkit.merging import Context, Merge
 from emkit.methods import Method
+from emkit.saving import write_checkpoint
 from emkit.shards import SHARD_BYTES
 
 
@@ -45,7 +46,7 @@ class Job:
         """Write the merged model as the folder ``out``, with the side files of ``like`` (the merge's own unless given).
 
         A killed job goes on at its first unfinished shard; the same job gives the same bytes. ``finish`` and
-        ``allowed`` are those of :func:`emkit.checkpoints.write_checkpoint`.
+        ``allowed`` are those of :func:`emkit.saving.write_checkpoint`.
         """
         with deterministic():
             write_checkpoint(
@@ -59,7 +60,7 @@ class Job:
         Threads and processor are in it because matrix products and SVDs add in an order that may depend on them.
         """
         context = self.context
-        code = [self.method.run.__module__, "emkit.checkpoints", "emkit.layouts"]
+        code = [self.method.run.__module__, "emkit.saving", "emkit.layouts"]
         if context.backbone is not None:
             code.append(f"emkit.backbones.{context.backbone.name}")
         checkpoints = [merge.like, context.base, *context.task_vectors.checkpoints.values()]

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emkit import backbones, checkpoints
-from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
+from emkit.saving import write_checkpoint
 from emkit.task_vectors import TaskVectors
 
 internvl = backbones.get("internvl")

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import get_args
 
 import pytest
@@ -257,8 +257,11 @@ class TestWorker:
         other = tmp_path / "data"
         other.mkdir()
         (tmp_path / "pandas.py").write_text("raise RuntimeError('this pandas is broken')")
-        whole = client._environment
-        monkeypatch.setattr(client, "_environment", lambda folder: whole(folder) | {"PYTHONPATH": str(tmp_path)})
+        whole = client._service
+        broken = {"PYTHONPATH": str(tmp_path)}
+        monkeypatch.setattr(
+            client, "_service", lambda data: replace(found := whole(data), environment=found.environment | broken)
+        )
         with pytest.raises(UserError, match="could not start") as caught:
             client.versions(other)
         assert "this pandas is broken" in str(caught.value)

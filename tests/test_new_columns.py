@@ -34,7 +34,7 @@ asked = columns.protocol("mine", "causal_lm", names, {"judge_upstream": "rules"}
 writer.write(asked, "evaluation", data)
 found = client.evaluate(data, list(asked.columns.values()), model)
 print("ANSWER" + json.dumps({name: [result.value, result.items, result.harness] for name, result in found.items()}))
-client._service(client._folder(data)).socket_path.unlink(missing_ok=True)
+client._service(data).socket_path.unlink(missing_ok=True)
 """
 ASK_IMAGES = """
 import json, sys

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from emkit import shards
 from emkit.bench import child
 from emkit.bench.models import Shape, write_models
-from emkit.checkpoints import Checkpoint, write_checkpoint
+from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.files import PLAN, resumable_dir
 from emkit.methods import get
+from emkit.saving import write_checkpoint
 from emkit.shards import DTYPES, TensorInfo
 
 

@@ -13,7 +13,7 @@ from emkit.errors import UserError
 from eval.columns.kinds import AlpacaEval
 from eval.items.lines import rows
 from eval.judge.errors import NoJudge
-from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried, code
+from eval.workers.client import Evaluation, Refused, Service, code, service
 
 REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
 
@@ -53,22 +53,17 @@ def evaluate(
     asked = column.model_dump(mode="json")
     request = {"do": "evaluate", "column": asked, "answers": dict(answers), "judge_base_url": judge_base_url}
     try:
-        return Evaluation(**_service(Path(data_dir).resolve()).ask(request, seconds, column.name))
+        return Evaluation(**_service(data_dir).ask(request, seconds, column.name))
     except Refused as error:
         raise NoJudge(str(error)) from error
 
 
 def versions(data_dir: str | Path) -> dict[str, str]:
     """Versions of the package and its numerical packages, as the worker sees them."""
-    return _service(Path(data_dir).resolve()).ask({"do": "versions"}, REQUEST_SECONDS, "versions")
+    return _service(data_dir).ask({"do": "versions"}, REQUEST_SECONDS, "versions")
 
 
-def _service(data_dir: Path) -> Service:
-    if not data_dir.is_dir():
-        raise UserError(f"no data folder {data_dir}: write it with `python -m eval data RECIPE --split SPLIT`")
+def _service(data_dir: str | Path) -> Service:
     own = {"OPENAI_API_KEY": "none", "OPENAI_API_KEYS": "none", "HF_DATASETS_OFFLINE": "1"}
-    return Service("alpaca_eval", "eval.alpaca.worker", data_dir, _code(), carried() | ENVIRONMENT | own)
-
-
-def _code() -> str:
-    return code(("eval.alpaca.worker",), "AlpacaEval", "alpaca-eval")
+    made_of = code(("eval.alpaca.worker",), "AlpacaEval", "alpaca-eval")
+    return service("alpaca_eval", "eval.alpaca.worker", data_dir, made_of, **own)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from eval.columns.kinds import SANDBOX, LMEval
-from eval.workers.client import ENVIRONMENT, Evaluation, Service, carried, code
+from eval.workers.client import Evaluation, Service, code, service
 
 REQUEST_SECONDS = 3600.0  # for all benchmarks of one model
 SLOTS = 64  # workers at once over one data folder
@@ -36,29 +36,22 @@ def evaluate(
     names = [column.name for column in columns]
     asked = [column.model_dump(mode="json") for column in columns]
     about = {"columns": asked, "model": str(Path(model).resolve()), "dtype": dtype, "device": device}
-    with _free(_service(_folder(data_dir))) as service:
-        found = service.ask({"do": "evaluate", **about}, seconds, ", ".join(names))
+    with _free(_service(data_dir)) as worker:
+        found = worker.ask({"do": "evaluate", **about}, seconds, ", ".join(names))
     return {name: Evaluation(**found[name]) for name in names}
 
 
 def versions(data_dir: str | Path) -> dict[str, str]:
     """Versions of the harness and its libraries, as the worker sees them."""
-    with _free(_service(_folder(data_dir))) as service:
-        return service.ask({"do": "versions"}, REQUEST_SECONDS, "versions")
-
-
-def _folder(data_dir: str | Path) -> Path:
-    data_dir = Path(data_dir).resolve()
-    if not data_dir.is_dir():
-        raise UserError(f"no data folder {data_dir}: write it with `python -m eval data RECIPE --split SPLIT`")
-    return data_dir
+    with _free(_service(data_dir)) as worker:
+        return worker.ask({"do": "versions"}, REQUEST_SECONDS, "versions")
 
 
 @contextlib.contextmanager
-def _free(service: Service) -> Iterator[Service]:
+def _free(worker: Service) -> Iterator[Service]:
     """The first worker that nobody uses, kept for the time of the block; the system frees it however we end."""
     for slot in range(SLOTS):
-        ours = replace(service, slot=slot)
+        ours = replace(worker, slot=slot)
         with open(ours.socket_path.with_suffix(".busy"), "a") as busy:
             try:
                 fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,12 +59,12 @@ def _free(service: Service) -> Iterator[Service]:
                 continue
             yield ours
             return
-    raise UserError(f"{SLOTS} processes score at once over {service.folder}: run fewer jobs")
+    raise UserError(f"{SLOTS} processes score at once over {worker.folder}: run fewer jobs")
 
 
-def _service(data_dir: Path) -> Service:
-    environment = carried() | ENVIRONMENT | {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_OFFLINE": "1"}
-    return Service("lm-evaluation-harness", "eval.lm.worker", data_dir, _code(), environment)
+def _service(data_dir: str | Path) -> Service:
+    own = {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_OFFLINE": "1"}
+    return service("lm-evaluation-harness", "eval.lm.worker", data_dir, _code(), **own)
 
 
 def _code() -> str:

@@ -16,7 +16,7 @@ from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file
 from eval.columns.kinds import VLMEvalKit
 from eval.judge.errors import NoJudge
-from eval.workers.client import ENVIRONMENT, Evaluation, Refused, Service, carried, code
+from eval.workers.client import Evaluation, Refused, Service, code, service
 
 REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `request_seconds`
 
@@ -37,7 +37,7 @@ def prompts(data_dir: str | Path, column: VLMEvalKit, seconds: float = REQUEST_S
     The texts are kept in ``data_dir/prompts/<column>.jsonl`` for as long as the TSV and the harness are the same.
     Raises :class:`UserError` when that takes the worker more than ``seconds``.
     """
-    data_dir = _folder(data_dir)
+    data_dir = _service(data_dir).folder
     tsv, kept = data_dir / column.file, data_dir / "prompts" / f"{column.name}.jsonl"
     if not tsv.is_file():
         raise UserError(f"no benchmark data {tsv}: write it with `python -m eval data RECIPE --split SPLIT`")
@@ -71,22 +71,15 @@ def evaluate(
     texts = {str(index): text for index, text in predictions.items()}
     asked = column.model_dump(mode="json")
     request = {"do": "evaluate", "column": asked, "predictions": texts, "judge_url": judge_url}
-    return Evaluation(**_ask(_folder(data_dir), request, seconds))
+    return Evaluation(**_ask(data_dir, request, seconds))
 
 
 def versions(data_dir: str | Path) -> dict[str, str]:
     """Versions of the harness and its numerical packages, as the worker sees them."""
-    return _ask(_folder(data_dir), {"do": "versions"}, REQUEST_SECONDS)
+    return _ask(data_dir, {"do": "versions"}, REQUEST_SECONDS)
 
 
 # ------------------------------------------------------------------------------------------- prompts
-def _folder(data_dir: str | Path) -> Path:
-    data_dir = Path(data_dir).resolve()
-    if not data_dir.is_dir():
-        raise UserError(f"no data folder {data_dir}: write it with `python -m eval data RECIPE --split SPLIT`")
-    return data_dir
-
-
 def _kept(path: Path, header: dict) -> list[dict] | None:
     """The exported prompts, or None when there are none, or they are of another TSV or harness."""
     try:
@@ -113,11 +106,13 @@ def _decode(images: list[str], row: int, tsv: Path) -> Image.Image:
 
 
 # -------------------------------------------------------------------------------------------- worker
-def _service(data_dir: Path) -> Service:
-    return Service("VLMEvalKit", "eval.vlm.worker", data_dir, _code(), _environment(data_dir))
+def _service(data_dir: str | Path) -> Service:
+    """No key but a dummy, no network for the hub, one thread."""
+    own = {"LMUData": str(Path(data_dir).resolve()), "OPENAI_API_KEY": "none", "MPLBACKEND": "Agg"}
+    return service("VLMEvalKit", "eval.vlm.worker", data_dir, _code(), **own, PRED_FORMAT="tsv", EVAL_FORMAT="csv")
 
 
-def _ask(data_dir: Path, request: dict, seconds: float):
+def _ask(data_dir: str | Path, request: dict, seconds: float):
     """What the worker answers; :class:`NoJudge` and :class:`UserError` are its errors."""
     try:
         return _service(data_dir).ask(request, seconds, request.get("column", {}).get("name", request["do"]))
@@ -128,12 +123,6 @@ def _ask(data_dir: Path, request: dict, seconds: float):
 def socket_path(data_dir: Path) -> Path:
     """Where the worker of ``data_dir`` listens."""
     return _service(data_dir).socket_path
-
-
-def _environment(data_dir: Path) -> dict[str, str]:
-    """The worker's whole environment: no key but a dummy, no proxy, no network for the hub, one thread."""
-    own = {"LMUData": str(data_dir), "OPENAI_API_KEY": "none", "PRED_FORMAT": "tsv", "EVAL_FORMAT": "csv"}
-    return carried() | ENVIRONMENT | own | {"MPLBACKEND": "Agg"}
 
 
 def _code() -> str:

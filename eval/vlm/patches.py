@@ -113,7 +113,7 @@ class SerialPool:
 def apply(modules: dict[str, Any]) -> None:
     """Mend the loaded VLMEvalKit modules in place.
 
-    ``modules``: by short name (see :mod:`eval.vlm.harness`).
+    ``modules``: by short name (see :mod:`eval.vlm.library`).
     """
     load = read_as_text(modules["smp_file"].load)
     for name in ("image_base", "image_vqa", "refcoco", "mathv", "mathvista"):

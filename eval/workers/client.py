@@ -5,6 +5,8 @@ under the temporary directory.  A worker that died, however it died, is replaced
 request for longer than it may be is killed with its process group (:mod:`eval.workers.watch`).
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import json
@@ -59,9 +61,14 @@ def code(modules: tuple[str, ...], harness: str, package: str) -> str:
         raise UserError(f"{harness} is not installed: run `make setup` (package {package})") from error
 
 
-def carried() -> dict[str, str]:
-    """What of our environment a worker gets: no key, no proxy."""
-    return {name: os.environ[name] for name in _CARRIED if name in os.environ}
+def service(harness: str, module: str, folder: str | Path, code: str, **own: str) -> Service:
+    """The worker of a data folder, with what of our environment it gets (no key, no proxy) and ``own`` variables;
+    ``UserError`` where there is no such folder."""
+    folder = Path(folder).resolve()
+    if not folder.is_dir():
+        raise UserError(f"no data folder {folder}: write it with `python -m eval data RECIPE --split SPLIT`")
+    carried = {name: os.environ[name] for name in _CARRIED if name in os.environ}
+    return Service(harness, module, folder, code, carried | ENVIRONMENT | own)
 
 
 class Refused(UserError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emkit.zoo.data.canvas import UNITS, Canvas, draw_shape
-from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.qa import QA, question
 from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.scenes import jitter, light
@@ -57,9 +57,9 @@ def ask(spec: Spec, draw: Draw) -> list[QA]:
     title, genre = " ".join(spec["title"]), spec["genre"]
     asked = genre if draw.chance(0.5) else draw.pick([g for g in GENRES if g != genre])
     qas = [
-        QA(say(draw, "ocrvqa/author"), spec["author"], "ocrvqa/author"),
-        QA(say(draw, "ocrvqa/title"), title, "ocrvqa/title"),
-        QA(say(draw, "ocrvqa/genre"), genre, "ocrvqa/genre"),
-        QA(say(draw, "ocrvqa/is-genre", a=asked), "yes" if asked == genre else "no", "ocrvqa/is-genre"),
+        question(draw, "ocrvqa/author", spec["author"]),
+        question(draw, "ocrvqa/title", title),
+        question(draw, "ocrvqa/genre", genre),
+        question(draw, "ocrvqa/is-genre", "yes" if asked == genre else "no", a=asked),
     ]
-    return [*qas, QA(say(draw, "dense/text"), f"title {title} author {spec['author']} genre {genre}", "dense/text")]
+    return [*qas, question(draw, "dense/text", f"title {title} author {spec['author']} genre {genre}")]

@@ -23,7 +23,7 @@ from matplotlib.transforms import Affine2D
 from PIL import Image
 
 from emkit.zoo.data.canvas import FONT_FOLDER, UNITS, characters, font
-from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.qa import QA, question
 from emkit.zoo.data.regions import Picture, Region
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.words import CHART_LABELS, COLORS
@@ -231,7 +231,7 @@ def render(spec: Spec, size: int) -> Picture:
 
 
 def _qa(draw: Draw, split: str, kind: str, answer: object, **slots: object) -> QA:
-    return QA(say(draw, f"chartqa/{kind}", **slots), str(answer), f"chartqa/{kind}", {"split": split})
+    return question(draw, f"chartqa/{kind}", answer, {"split": split}, **slots)
 
 
 def _read_value(draw: Draw, spec: Spec) -> QA:
@@ -283,4 +283,4 @@ def ask(spec: Spec, draw: Draw) -> list[QA]:
         f"{label} {color} {value}"
         for label, color, value in zip(spec["labels"], spec["colors"], spec["values"], strict=True)
     )
-    return [*unique.values(), QA(say(draw, "dense/table"), table, "dense/table")]
+    return [*unique.values(), question(draw, "dense/table", table)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emkit.zoo.data import scenes
-from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.qa import QA, question
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.scenes import Object, name, related, render, sample
 from emkit.zoo.data.words import COLORS, PLURALS, SHAPES
@@ -29,12 +29,12 @@ def _exist(draw: Draw, objects: list[Object]) -> QA:
         shape, color = (draw.pick(SHAPES), o["color"]) if draw.chance(0.5) else (o["shape"], draw.pick(tuple(COLORS)))
         wanted = f"{color} {shape}"
     answer = "yes" if any(name(p) == wanted for p in objects) else "no"
-    return QA(say(draw, "gqa/exist", a=wanted), answer, "gqa/exist")
+    return question(draw, "gqa/exist", answer, a=wanted)
 
 
 def _color(draw: Draw, objects: list[Object]) -> QA | None:
     o = _unique_shape(draw, objects)
-    return None if o is None else QA(say(draw, "gqa/color", a=o["shape"]), o["color"], "gqa/color")
+    return None if o is None else question(draw, "gqa/color", o["color"], a=o["shape"])
 
 
 def _shape(draw: Draw, objects: list[Object]) -> QA | None:
@@ -42,7 +42,7 @@ def _shape(draw: Draw, objects: list[Object]) -> QA | None:
     if not found:
         return None
     o = draw.pick(found)
-    return QA(say(draw, "gqa/shape", a=o["color"]), o["shape"], "gqa/shape")
+    return question(draw, "gqa/shape", o["shape"], a=o["color"])
 
 
 def _by_relation(draw: Draw, objects: list[Object]) -> QA | None:
@@ -60,8 +60,7 @@ def _by_relation(draw: Draw, objects: list[Object]) -> QA | None:
     anchor, relation = draw.pick(options)
     target = next(o for o in objects if o is not anchor and related(o, relation, anchor))
     attribute = draw.pick(("color", "color", "shape"))
-    kind = f"gqa/{attribute}-relation"
-    return QA(say(draw, kind, rel=relation, a=anchor["shape"]), target[attribute], kind)
+    return question(draw, f"gqa/{attribute}-relation", target[attribute], rel=relation, a=anchor["shape"])
 
 
 def _relation(draw: Draw, objects: list[Object]) -> QA | None:
@@ -75,22 +74,17 @@ def _relation(draw: Draw, objects: list[Object]) -> QA | None:
     if not options:
         return None
     a, b, relation = draw.pick(options)
-    return QA(
-        say(draw, "gqa/relation", a=name(a), rel=relation, b=name(b)),
-        "yes" if related(a, relation, b) else "no",
-        "gqa/relation",
-    )
+    answer = "yes" if related(a, relation, b) else "no"
+    return question(draw, "gqa/relation", answer, a=name(a), rel=relation, b=name(b))
 
 
 def _count(draw: Draw, objects: list[Object]) -> QA:
     how = draw.pick(("color", "shape", "shape", "all"))
     if how == "all":
-        return QA(say(draw, "gqa/count", a="objects"), str(len(objects)), "gqa/count")
+        return question(draw, "gqa/count", len(objects), a="objects")
     value = draw.pick(objects)[how] if draw.chance(0.85) else draw.pick(tuple(COLORS) if how == "color" else SHAPES)
-    number = sum(o[how] == value for o in objects)
-    return QA(
-        say(draw, "gqa/count", a=PLURALS[value] if how == "shape" else f"{value} objects"), str(number), "gqa/count"
-    )
+    number, counted = sum(o[how] == value for o in objects), PLURALS[value] if how == "shape" else f"{value} objects"
+    return question(draw, "gqa/count", number, a=counted)
 
 
 def _same_color(draw: Draw, objects: list[Object]) -> QA | None:
@@ -100,16 +94,13 @@ def _same_color(draw: Draw, objects: list[Object]) -> QA | None:
     pairs = [(a, b) for a in found for b in found if a is not b]
     same = [p for p in pairs if p[0]["color"] == p[1]["color"]]
     a, b = draw.pick(same if same and draw.chance(0.7) else pairs)
-    return QA(
-        say(draw, "gqa/same-color", a=a["shape"], b=b["shape"]),
-        "yes" if a["color"] == b["color"] else "no",
-        "gqa/same-color",
-    )
+    answer = "yes" if a["color"] == b["color"] else "no"
+    return question(draw, "gqa/same-color", answer, a=a["shape"], b=b["shape"])
 
 
 def _size(draw: Draw, objects: list[Object]) -> QA | None:
     o = _unique_shape(draw, objects)
-    return None if o is None else QA(say(draw, "gqa/size", a=o["shape"]), o["size"], "gqa/size")
+    return None if o is None else question(draw, "gqa/size", o["size"], a=o["shape"])
 
 
 _KINDS = (_exist, _color, _shape, _by_relation, _by_relation, _relation, _relation, _count, _count, _same_color, _size)

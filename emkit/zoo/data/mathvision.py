@@ -10,7 +10,7 @@ import math
 from emkit.zoo.data import figures, multiple_choice
 from emkit.zoo.data.canvas import RGB, UNITS, Canvas
 from emkit.zoo.data.figures import INK, along, label
-from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.qa import QA, question, say
 from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw, Spec
 
@@ -240,7 +240,7 @@ def _problems(spec: Spec) -> list[tuple[str, int, int]]:
 def _ask_both(draw: Draw, kind: str, answer: int, step: int) -> list[QA]:
     template, category = f"mathvision/{kind}", _CATEGORY[kind]
     choices = multiple_choice.options(draw, answer, step)
-    free = QA(say(draw, template), str(answer), template, {"category": category, "choices": []})
+    free = question(draw, template, answer, {"category": category, "choices": []})
     chosen = QA(
         multiple_choice.with_options(say(draw, template), choices),
         multiple_choice.letter(answer, choices),
@@ -269,4 +269,4 @@ def _described(spec: Spec) -> str:
 
 def ask(spec: Spec, draw: Draw) -> list[QA]:
     qas = [qa for problem in _problems(spec) for qa in _ask_both(draw, *problem)]
-    return [*qas, QA(say(draw, "dense/figure"), _described(spec), "dense/figure")]
+    return [*qas, question(draw, "dense/figure", _described(spec))]

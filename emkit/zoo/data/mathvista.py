@@ -11,7 +11,7 @@ import math
 from emkit.zoo.data import figures, multiple_choice
 from emkit.zoo.data.canvas import UNITS, Canvas
 from emkit.zoo.data.figures import INK, along, label
-from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.qa import QA, question, say
 from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.words import COLORS
@@ -190,7 +190,7 @@ def _both_forms(draw: Draw, kind: str, slots: dict, answer: int, step: int) -> l
         "answer_value": str(answer),
     }
     return [
-        QA(say(draw, template, **slots), str(answer), template, free),
+        question(draw, template, answer, free, **slots),
         QA(multiple_choice.with_options(say(draw, template, **slots), choices), chosen, template, multi),
     ]
 
@@ -211,4 +211,4 @@ def _described(spec: Spec) -> str:
 
 def ask(spec: Spec, draw: Draw) -> list[QA]:
     qas = [qa for problem in _problems(spec, draw) for qa in _both_forms(draw, *problem)]
-    return [*qas, QA(say(draw, "dense/figure"), _described(spec), "dense/figure")]
+    return [*qas, question(draw, "dense/figure", _described(spec))]

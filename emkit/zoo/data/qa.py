@@ -29,6 +29,11 @@ def say(draw: Draw, template: str, **slots: object) -> str:
     return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
+def question(draw: Draw, kind: str, answer: object, fields: dict | None = None, **slots: object) -> QA:
+    """A question of a ``kind``, in one of its wordings, with its answer."""
+    return QA(say(draw, kind, **slots), str(answer), kind, fields or {})
+
+
 def box_text(box: tuple[int, int, int, int], canvas: tuple[int, int] = (96, 96)) -> str:
     """`[x1,y1,x2,y2]` in thousandths of the image, rounded to tens; `box` is in pixels of `canvas` (width, height)."""
     sides = (*canvas, *canvas)

@@ -7,7 +7,7 @@ units wide.
 from __future__ import annotations
 
 from emkit.zoo.data.canvas import RGB, UNITS, Canvas, add_noise, draw_shape, draw_stripes, paint_background
-from emkit.zoo.data.qa import QA, box_text, say
+from emkit.zoo.data.qa import QA, box_text, question
 from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.words import COLORS, SHAPES
@@ -118,6 +118,6 @@ def dense(draw: Draw, objects: list[Object]) -> list[QA]:
     boxed = " ".join(f"{name(o)} {box_text(box(o))}" for o in objects)
     described = " , ".join(f"{o['size']} {'striped ' if o['striped'] else ''}{name(o)}" for o in objects)
     return [
-        QA(say(draw, "dense/caption"), boxed, "dense/caption"),
-        QA(say(draw, "dense/objects"), described, "dense/objects"),
+        question(draw, "dense/caption", boxed),
+        question(draw, "dense/objects", described),
     ]

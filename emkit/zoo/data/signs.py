@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emkit.zoo.data.canvas import UNITS, Canvas, add_noise, paint_background
-from emkit.zoo.data.qa import QA, say
+from emkit.zoo.data.qa import QA, question
 from emkit.zoo.data.regions import Picture
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.scenes import jitter, sample_background
@@ -77,7 +77,7 @@ def render(spec: Spec, size: int) -> Picture:
 
 
 def _read(draw: Draw, template: str, answer: str, **slots: object) -> QA:
-    return QA(say(draw, template, **slots), answer, template, {"answers": [answer] * 10})
+    return question(draw, template, answer, {"answers": [answer] * 10}, **slots)
 
 
 def ask(spec: Spec, draw: Draw) -> list[QA]:
@@ -95,4 +95,4 @@ def ask(spec: Spec, draw: Draw) -> list[QA]:
             asked = draw.pick(signs)
             qas.append(_read(draw, "textvqa/which", asked["color"], word=asked["text"]))
     transcription = " , ".join(f"{s['color']} {s['text']}" for s in signs)
-    return [*qas[:5], QA(say(draw, "dense/text"), transcription, "dense/text")]
+    return [*qas[:5], question(draw, "dense/text", transcription)]

@@ -10,7 +10,7 @@ import math
 from PIL import Image, ImageEnhance, ImageFilter
 
 from emkit.zoo.data.canvas import UNITS, Canvas, add_noise
-from emkit.zoo.data.qa import QA, box_text, say
+from emkit.zoo.data.qa import QA, box_text, question, say
 from emkit.zoo.data.regions import Picture, Region
 from emkit.zoo.data.sampling import Draw, Spec
 from emkit.zoo.data.scenes import jitter
@@ -142,11 +142,11 @@ def ask(spec: Spec, draw: Draw) -> list[QA]:
 def _dense(draw: Draw, things: list[dict], spoiled: bool) -> list[QA]:
     """What there is, without and with boxes."""
     if spoiled:
-        return [QA(say(draw, "dense/objects"), UNANSWERABLE, "dense/objects")]
+        return [question(draw, "dense/objects", UNANSWERABLE)]
     names = [f"{t['color']} {t['kind']}" + (f" {t['number']}" if "number" in t else "") for t in things]
     boxes = [box_text(_box(t)) for t in things]
     boxed = " ".join(f"{name} {box}" for name, box in zip(names, boxes, strict=True))
     return [
-        QA(say(draw, "dense/objects"), " , ".join(names), "dense/objects"),
-        QA(say(draw, "dense/caption"), boxed, "dense/caption"),
+        question(draw, "dense/objects", " , ".join(names)),
+        question(draw, "dense/caption", boxed),
     ]
