@@ -23,6 +23,9 @@ from emkit.errors import UserError
 from emkit.files import sha256_file
 from emkit.schema import fail, load_yaml, nearest
 from eval.columns.kinds import HARNESSES, Column
+from eval.columns.kinds import AlpacaEval as AlpacaEval  # part of what this package offers, as the next two
+from eval.columns.kinds import LMEval as LMEval
+from eval.columns.kinds import VLMEvalKit as VLMEvalKit
 
 FOLDER = Path(__file__).parent
 _BY_BACKBONE, _BY_PROFILE = "backbones", "profiles"
