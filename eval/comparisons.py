@@ -90,7 +90,9 @@ def seed_intervals(plan: Plan, rows: Sequence[str]) -> list[dict]:
             found.append({"row": _named(plan, [row]), "status": _status(plan, row)})
             continue
         cells = [[scores.read_cell(plan.cell(Job(row, s), name)) for name in plan.benchmarks] for s in plan.seeds(row)]
-        mean, low, high = stats.t_interval([sum(cell.value or 0.0 for cell in of) / len(of) for of in cells])
+        mean, low, high = stats.t_interval(
+            [sum(cell.value for cell in of if cell.value is not None) / len(of) for of in cells]
+        )
         found.append({"row": _named(plan, [row]), "mean": mean, "low": low, "high": high})
     return found
 

@@ -100,7 +100,7 @@ def load(name: str, backbone: str = "", profile: str = "", every: Mapping[str, A
     there = dict(by_profile.get(profile, {}))
     within = _layers(there, _BY_BACKBONE, f"{where}{_BY_PROFILE}.{profile}.")
     merged = said | every | by_backbone.get(backbone, {}) | there | within.get(backbone, {})
-    return parse(HARNESSES[_harness(said, where)], merged | {"name": name}, where)
+    return parse(HARNESSES[_harness(merged, where)], merged | {"name": name}, where)
 
 
 def _harness(said: Mapping[str, Any], where: str) -> str:
