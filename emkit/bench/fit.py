@@ -19,7 +19,7 @@ from emkit.alignment.placement import OnDevice, Placement
 from emkit.bench import fit_cuda, measure, passes, report
 from emkit.bench.passes import Case
 from emkit.bench.report import Line
-from emkit.bench.workload import FIFTY_MILLION, TOY, Shape, Workload, make
+from emkit.bench.workload import FIFTY_MILLION, TOY, Workload, make
 
 SAMPLES, TOKENS, TAKEN, EXPERTS = 8, 256, 128, 5
 FEW = 2  # samples for which the authors' procedure is timed: it takes one at a time, so that four times that is all
@@ -35,12 +35,12 @@ def main(out: Path, rounds: int, threads: int) -> int:
         workload = make(FIFTY_MILLION, Path(folder) / "fifty", EXPERTS, SAMPLES, TOKENS, TAKEN)
         lines += memory(workload)
         lines += times(workload, rounds)
+        merged = sum(workload.task_vectors().numel(name) for name in workload.task_vectors().names)
     notes = [
-        f"InternVL's shape with {_millions(FIFTY_MILLION)} million merged and unmerged language parameters "
-        f"(width {FIFTY_MILLION.width}, {FIFTY_MILLION.blocks} blocks), K = {EXPERTS}, {SAMPLES} samples of {TOKENS} "
-        f"tokens with losses at {TAKEN} of each, fp32, one micro-batch, {threads} threads; a bare pass is forward, "
-        "backward and the gradients of all merged weights, each freed as it comes, a step forward, backward, "
-        "contraction and the update of coefficients and weights.",
+        f"InternVL's shape, {FIFTY_MILLION.hidden} wide, {FIFTY_MILLION.layers} blocks, {merged / 1e6:.0f} million "
+        f"merged parameters, K = {EXPERTS}, {SAMPLES} samples of {TOKENS} tokens with losses at {TAKEN} of each, fp32, "
+        f"one micro-batch, {threads} threads; a bare pass is forward, backward and gradients of all merged weights, "
+        "each freed as it comes, a step forward, backward, contraction and the update of coefficients and weights.",
         f"Times are medians over {rounds} rounds in which all cases alternate; a ratio is the median of the rounds' "
         "own ratios, so that other load on the machine falls on both sides. Seconds are of the wall clock; the ratio "
         f"of the processor's own seconds stands beside them. The authors' procedure is timed on {FEW} samples, times "
@@ -60,11 +60,6 @@ def main(out: Path, rounds: int, threads: int) -> int:
     gpu = fit_cuda.measure() if torch.cuda.is_available() else fit_cuda.unmeasured("no CUDA device")
     print(leave(gpu))
     return int(any(line.verdict == "missed" for line in lines + gpu))
-
-
-def _millions(shape: Shape) -> int:
-    per_block = shape.width * (2 * shape.width + 2 * shape.width * shape.kv_heads // shape.heads + 3 * shape.inner)
-    return round((shape.blocks * per_block + shape.words * shape.width) / 1e6)
 
 
 def gradients(workload: Workload) -> Line:

@@ -20,15 +20,16 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.placement import InHost, OnDevice, Placement, place
 from emkit.alignment.variable import Optimiser
 from emkit.bench import passes
+from emkit.bench.models import Shape
 from emkit.bench.passes import Case
 from emkit.bench.report import Line
-from emkit.bench.workload import Shape, recorded, sequence
+from emkit.bench.workload import recorded, sequence
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.state_dicts import StateDict
 from emkit.task_vectors import TaskVectors
 
-MISTRAL_7B = Shape(4096, 14336, 32, 32, 8, 32000)
+MISTRAL_7B = Shape(4096, 14336, 32, 32000, 32, 8)
 EXPERTS, SAMPLES, TOKENS, ROUNDS = 3, 15, 512, 5
 BUDGET = 24 * 2**30
 STEP = (
@@ -50,7 +51,9 @@ def drawn(shapes: dict[str, torch.Size], base: StateDict | None = None, seed: in
     """Random bf16 tensors in pinned host memory: a base's, or those of an expert of ``base``."""
     generator, tensors = torch.Generator(device="cuda").manual_seed(seed), {}
     for name, shape in shapes.items():
-        values = torch.randn(shape, generator=generator, device="cuda") * (0.02 if base is None else 5e-4)
+        values = torch.randn(shape, generator=generator, device="cuda") * (
+            MISTRAL_7B.weight if base is None else MISTRAL_7B.step
+        )
         values = values if base is None else values + base.read(name).cuda().float()
         tensors[name] = values.to(torch.bfloat16).cpu().pin_memory()
     return StateDict(tensors, f"drawn-{seed}")
@@ -118,11 +121,11 @@ def _case() -> Case:
         torch.set_default_dtype(usual)
     rng, found, count = np.random.default_rng(0), {}, SAMPLES // EXPERTS
     for task in experts:
-        sequences = [sequence(rng, MISTRAL_7B.words, TOKENS, TOKENS // 2) for _ in range(count)]
-        found[task] = recorded(backbone, model, task, sequences, [torch.zeros(0)] * count, MISTRAL_7B.layer)
+        sequences = [sequence(rng, MISTRAL_7B.vocabulary, TOKENS, TOKENS // 2) for _ in range(count)]
+        found[task] = recorded(backbone, model, task, sequences, [torch.zeros(0)] * count, MISTRAL_7B.middle)
     engine = EngineOptions(dtype="bfloat16", micro_tokens=SAMPLES * TOKENS, checkpointing=True)
     vectors = TaskVectors(base, experts, backbone.merged_names)
-    return Case(backbone, model, vectors, Calibration(found, MISTRAL_7B.layer, {}), engine)
+    return Case(backbone, model, vectors, Calibration(found, MISTRAL_7B.middle, {}), engine)
 
 
 def _step(key: str, case: Case, before: list[float], build: Callable[[], Placement]) -> Line:

@@ -15,17 +15,20 @@ from emkit import shards
 from emkit.files import atomic_dir
 from emkit.shards import TensorInfo
 
-WEIGHT, STEP = 0.02, 5e-4  # standard deviations of the base's weights and of an expert's step from it
-
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's shape; ``parameters`` is what it comes to."""
+    """A Llama-like model's shape, the standard deviations of its weights and of an expert's step from them;
+    ``parameters``: what it comes to where every head has keys and values of its own."""
 
     hidden: int
     intermediate: int
     layers: int
     vocabulary: int
+    heads: int | None = None
+    kv_heads: int | None = None
+    weight: float = 0.02
+    step: float = 5e-4
 
     @classmethod
     def of(cls, parameters: int) -> Shape:
@@ -43,19 +46,32 @@ class Shape:
         layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate + 2 * self.hidden
         return self.layers * layer + (2 * self.vocabulary + 1) * self.hidden
 
+    @property
+    def middle(self) -> int:
+        """The block whose states a hidden loss compares."""
+        return max(self.layers // 2, 1)
+
+    def text(self) -> dict:
+        """The configuration of a language model of this shape."""
+        heads = self.heads or max(self.hidden // 64, 1)
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.kv_heads or heads,
+            "vocab_size": self.vocabulary,
+            "max_position_embeddings": 4096,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+            "initializer_range": self.weight,
+        }
+
     def config(self) -> LlamaConfig:
         """By which other programs, too, know the architecture."""
-        heads = max(self.hidden // 64, 1)
         return LlamaConfig(
-            architectures=["LlamaForCausalLM"],
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            vocab_size=self.vocabulary,
-            tie_word_embeddings=False,
-            dtype="bfloat16",
+            architectures=["LlamaForCausalLM"], tie_word_embeddings=False, dtype="bfloat16", **self.text()
         )
 
     def tensors(self) -> dict[str, TensorInfo]:
@@ -71,12 +87,12 @@ def write_models(folder: Path, shape: Shape, experts: int) -> tuple[Path, list[P
     for k, member in enumerate(members):
         if not (folder / member).is_dir():
             with atomic_dir(folder / member) as part:
-                shards.write(part, shards.plan(infos), partial(_tensor, infos, k))
+                shards.write(part, shards.plan(infos), partial(_tensor, shape, infos, k))
                 (part / "config.json").write_text(json.dumps(shape.config().to_dict(), indent=1) + "\n")
     return folder / members[0], [folder / member for member in members[1:]]
 
 
-def _tensor(infos: dict[str, TensorInfo], k: int, name: str) -> torch.Tensor:
+def _tensor(model: Shape, infos: dict[str, TensorInfo], k: int, name: str) -> torch.Tensor:
     """A tensor of the base (k = 0), or of expert k: the base's, as stored, and a step."""
     dtype, shape = infos[name].dtype, infos[name].shape
 
@@ -84,5 +100,5 @@ def _tensor(infos: dict[str, TensorInfo], k: int, name: str) -> torch.Tensor:
         seed = zlib.crc32(f"{member} {name}".encode())
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
-    base = (normal(0) * WEIGHT).to(dtype)
-    return base if k == 0 else (base.float() + normal(k) * STEP).to(dtype)
+    base = (normal(0) * model.weight).to(dtype)
+    return base if k == 0 else (base.float() + normal(k) * model.step).to(dtype)

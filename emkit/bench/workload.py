@@ -16,6 +16,7 @@ from emkit.alignment.heads import Head, headless
 from emkit.alignment.samples import TaskSamples, load_samples, save_samples
 from emkit.alignment.sequences import Folded, collate
 from emkit.backbones.base import Backbone
+from emkit.bench.models import Shape
 from emkit.checkpoints import Checkpoint
 from emkit.coefficients import Coefficients
 from emkit.files import atomic_dir, read_json, write_json
@@ -26,43 +27,8 @@ IMAGE_TOKENS = 16  # of a sequence
 IMAGE_TOKEN = 3  # its id
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A language model's shape: width, inner width, blocks, heads, key-value heads, words; and the standard deviations
-    of its weights and of the experts' steps from them."""
-
-    width: int
-    inner: int
-    blocks: int
-    heads: int
-    kv_heads: int
-    words: int
-    weight: float = 0.02
-    step: float = 0.002
-
-    @property
-    def layer(self) -> int:
-        """The block whose states a hidden loss compares."""
-        return max(self.blocks // 2, 1)
-
-    def text(self) -> dict:
-        return {
-            "hidden_size": self.width,
-            "intermediate_size": self.inner,
-            "num_hidden_layers": self.blocks,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "vocab_size": self.words,
-            "max_position_embeddings": 4096,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 0,
-            "initializer_range": self.weight,
-        }
-
-
-TOY = Shape(32, 64, 3, 4, 2, 97, 0.2, 0.05)  # so large that models differ clearly
-FIFTY_MILLION = Shape(512, 2752, 8, 8, 2, 16000)
+TOY = Shape(32, 64, 3, 97, 4, 2, 0.2, 0.05)  # so large that models differ clearly
+FIFTY_MILLION = Shape(512, 2752, 8, 16000, 8, 2, step=0.002)
 
 
 def create(shape: Shape) -> torch.nn.Module:
@@ -129,19 +95,19 @@ def make(shape: Shape, folder: Path, experts: int, samples: int, tokens: int, ta
             for parameter in model.parameters() if k >= 0 else ():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=shape.step)
         model.to(torch.bfloat16).save_pretrained(folder / ("base" if k < 0 else f"expert{k}"))
-    write_json(folder / "workload.json", {"hidden_layer": shape.layer, "tasks": []})
+    write_json(folder / "workload.json", {"hidden_layer": shape.middle, "tasks": []})
     workload = Workload.open(folder, experts)
     for k, task in enumerate(workload.tasks[:samples]):
         rng, teacher = np.random.default_rng(k), workload.model(f"expert{k}")
         sequences, features = [], []
         for _ in range(k, samples, experts):
-            sequences.append(sequence(rng, shape.words, tokens, taken, IMAGE_TOKENS))
+            sequences.append(sequence(rng, shape.vocabulary, tokens, taken, IMAGE_TOKENS))
             seen = rng.normal(size=(1, IMAGE_TOKENS, 4 * teacher.config.vision_config.hidden_size))
             features.append(torch.tensor(seen, dtype=torch.float32))
-        made = recorded(workload.backbone, teacher, task, sequences, features, shape.layer)
+        made = recorded(workload.backbone, teacher, task, sequences, features, shape.middle)
         with atomic_dir(folder / "samples" / task) as part:
             save_samples(made, part, folder / "heads")
-    write_json(folder / "workload.json", {"hidden_layer": shape.layer, "tasks": workload.tasks[:samples]})
+    write_json(folder / "workload.json", {"hidden_layer": shape.middle, "tasks": workload.tasks[:samples]})
     return Workload.open(folder, experts)
 
 
