@@ -178,7 +178,7 @@ def test_upstreams_that_cannot_be(tmp_path, monkeypatch):
 
 def test_command_line(tmp_path):
     bad = subprocess.run(
-        [sys.executable, "-m", "eval.judge", "--cache", str(tmp_path), "--upstream", "nobody"],
+        [sys.executable, "-m", "eval", "judge", "--cache", str(tmp_path), "--upstream", "nobody"],
         capture_output=True,
         text=True,
     )
