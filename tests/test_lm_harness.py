@@ -173,7 +173,9 @@ def test_a_worker_asks_the_model_as_transformers_alone_does(data, model):
     loaded, tokenizer = backbones.get("mistral").load(model)
     torch.set_num_threads(1)
     for name, asks in (("GSM8K", "question"), ("MATH", "problem")):
-        expected = skills.replies(loaded, tokenizer, [row[asks] for row in rows(data, name)])
+        questions = [row[asks] for row in rows(data, name)]
+        generate = backbones.get("mistral").generate
+        expected = generate(loaded, tokenizer, [None] * len(questions), questions, skills.NEW_TOKENS)
         assert [item["prediction"] for item in found[name].items] == expected
         assert found[name].harness["dataset"].startswith(column(name).protocol)
     with client._free(client._service(data)) as first, client._free(client._service(data)) as second:
