@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from emkit import Live
+from emkit import Live, pictures
 from emkit.alignment.importance import allocate_chunks
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.pictures import COLOURS
-from eval import desk, style
+from eval import style
 from eval.lessons import probe
 from eval.lessons.importance import SUBMODULES, placed
 from eval.lessons.short_fits import ShortFit
@@ -65,7 +65,7 @@ def slider(importance: Mapping[str, float]):
 
     def redraw(change: object = None) -> None:
         figure = one(importance, budget.value, kappa.value)
-        picture.value = desk.png(figure)
+        picture.value = pictures.png(figure)
         plt.close(figure)
 
     for dial in (budget, kappa):
