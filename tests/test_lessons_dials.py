@@ -4,8 +4,9 @@ import io
 
 import ipywidgets as widgets
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
+from emkit import pictures
 from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from eval.lessons import dials, probe
@@ -14,13 +15,13 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def zoo():
     return probe.open_zoo("mini", "internvl")
 
 
 @pytest.fixture(scope="module")
-def dial(pictures):
-    return dials.AlphaDial(pictures, n=4, start=0.3, task="Chart")
+def dial(zoo):
+    return dials.AlphaDial(zoo, n=4, start=0.3, task="Chart")
 
 
 def alone(zoo, alpha, question):
@@ -28,7 +29,7 @@ def alone(zoo, alpha, question):
     return probe.answers(zoo.experts.live().set(alpha), [question])[0]
 
 
-def test_a_moved_slider_makes_another_merge_and_shows_what_that_one_says(pictures, dial):
+def test_a_moved_slider_makes_another_merge_and_shows_what_that_one_says(zoo, dial):
     box = dial.box
     seen = {}
     for value in (0.0, 1.0):
@@ -36,15 +37,15 @@ def test_a_moved_slider_makes_another_merge_and_shows_what_that_one_says(picture
             slider.value = 0.0
         dial.alpha["Chart"].value = value
         seen[value] = dial.reply.text
-        assert dial.reply.text == alone(pictures, {"Chart": value}, dial.question)
+        assert dial.reply.text == alone(zoo, {"Chart": value}, dial.question)
         assert dial.reply.right == dial.question.right(dial.reply.text)
         assert f"{dial.reply.ask_ms:.0f} ms" in dial.said.value and dials.MARK[dial.reply.right] in dial.said.value
     assert isinstance(box, widgets.HBox)
     assert dial.reply.set_ms < 1000
 
 
-def test_some_answer_changes_along_the_dial(pictures, dial):
-    found = dials._replies(pictures, dial.along("Chart"), dial.questions["Chart"])
+def test_some_answer_changes_along_the_dial(zoo, dial):
+    found = dials._replies(zoo, dial.along("Chart"), dial.questions["Chart"])
     picked = dials._telling(found)
     assert len({replies[picked] for replies in found.values()}) > 1
 
@@ -74,6 +75,17 @@ def test_the_output_holds_controls_and_a_figure_and_the_dial_is_as_it_was(dial):
     assert VIEW in data and data["image/png"][:4] == b"\x89PNG"
     assert about["image/png"]["width"] == 870 and data["text/plain"] == about["image/png"]["alt"]
     assert dial.reply.text == before == alone(dial.zoo, 0.4, dial.question)
+
+
+def test_small_things_in_a_picture_keep_their_colours(dial):
+    """A question may be about a red point of a few dots; the notebook's copy of the figure has few colours."""
+    full = io.BytesIO()
+    dial.figure.savefig(full, format="png", dpi=200)
+    shown, drawn = (
+        Image.open(io.BytesIO(data)).convert("RGB") for data in (pictures.png(dial.figure), full.getvalue())
+    )
+    assert max(high for _, high in ImageChops.difference(shown, drawn).getextrema()) <= pictures.UNSEEN
+    assert len(pictures.png(dial.figure)) < len(full.getvalue())
 
 
 def test_fits_are_turned_through_and_a_text_has_no_picture():

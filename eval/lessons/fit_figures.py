@@ -160,7 +160,7 @@ def seen_and_unseen(frame: pd.DataFrame, start: pd.DataFrame) -> Figure:
         axis.axhline(start[measure].mean(), color=style.GREY, linestyle="--", linewidth=1, label="start, unseen")
         axis.set_title(title)
         axis.set_xlabel("N, samples of each task")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.06 * axis.get_ylim()[1])
     panels[0].legend()
     return figure
 

@@ -67,7 +67,8 @@ pictured = probe.open_zoo(profile, pictures, results)
 dials.AlphaDial(pictured, start=0.3)
 
 # %% [markdown]
-# *(Where no Python is running, as on GitHub, you see a figure in place of the sliders.)* Look at how an answer changes
+# *(Sliders answer while no cell is running. Where there is no Python at all, as on GitHub, you see a figure in their
+# place.)* Look at how an answer changes
 # along its line. At α = 0 of its own expert a question is mostly not answered as it should be; somewhere on the way the
 # answer flips; and it may flip back, since the other experts pull as well. Where it flips differs from task to task.
 # Turn one expert up until its questions are answered, then choose another task and see what that has cost.
