@@ -3,6 +3,7 @@
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -61,6 +62,20 @@ def test_sets_of_items(frame):
         answers.unreadable(frame, "not run"),
     ):
         assert len(nothing) == 0 and list(nothing) == list(frame)
+
+
+def test_a_row_that_was_not_run_is_missing_and_not_zero(frame, monkeypatch):
+    plan = SimpleNamespace(benchmarks=["X"], entry=lambda row: SimpleNamespace(label=row.upper()))
+    monkeypatch.setattr(answers.looking, "items", lambda *_: frame)
+    monkeypatch.setattr(answers, "cast", lambda *_: ["a", "b", "c"])
+    monkeypatch.setattr(answers, "merges", lambda _: ["b", "c"])
+    monkeypatch.setattr(answers, "expert", lambda *_: "a")
+    # b and c both miss w alone; v, which a gets, c gets too; b without a: x and y; a without b: v
+    assert answers.counts(plan, "b", "a").loc["X"].tolist() == [5, 1, 0, 2, 1]
+    monkeypatch.setattr(answers, "expert", lambda *_: "not run")
+    some = answers.counts(plan, "b", "not run either")
+    assert some.loc["X"].isna().tolist() == [False, False, True, True, True]
+    answers.balance(some).savefig(io.BytesIO())
 
 
 def test_figures_show_their_numbers(frame):

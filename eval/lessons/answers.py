@@ -144,29 +144,33 @@ def right_where_wrong(frame: pd.DataFrame, first: str, second: str) -> pd.DataFr
 
 def counts(plan: Plan, first: str, second: str, benchmarks: Sequence[str] | None = None) -> pd.DataFrame:
     """Benchmark → items: all, missed by every merge, right from the column's own expert alone, and right from one of
-    ``first`` and ``second`` and wrong from the other. Merges are those that have been run."""
+    ``first`` and ``second`` and wrong from the other; missing where such a row was not
+    run. Merges are those that were."""
     found = {}
     for name in plan.benchmarks if benchmarks is None else benchmarks:
         with contextlib.redirect_stdout(io.StringIO()):  # what is left out was said of the benchmark that is looked at
             frame = looking.items(plan, name, cast(plan, name))
         run = _known(frame, merges(plan))
+        own, pair = expert(plan, name), [first, second]
+        both = len(_known(frame, pair)) == 2
         found[name] = [
             len(frame),
-            len(missed_by_all(frame, run)),
-            len(only(frame, expert(plan, name), run)),
-            len(right_where_wrong(frame, first, second)),
-            len(right_where_wrong(frame, second, first)),
+            len(missed_by_all(frame, run)) if run else pd.NA,
+            len(only(frame, own, run)) if run and own and _known(frame, [own]) else pd.NA,
+            len(right_where_wrong(frame, first, second)) if both else pd.NA,
+            len(right_where_wrong(frame, second, first)) if both else pd.NA,
         ]
     names = {row: plan.entry(row).label for row in (first, second)}
     columns = ["items", "every merge misses", "only the own expert gets"]
     columns += [f"only {names[first]}, not {names[second]}", f"only {names[second]}, not {names[first]}"]
-    return pd.DataFrame.from_dict(found, orient="index", columns=columns)
+    return pd.DataFrame.from_dict(found, orient="index", columns=columns).astype("Int64")
 
 
 def balance(table: pd.DataFrame) -> Figure:
     """Of :func:`counts`: to the right, the share of items that the first row alone of two gets; to the left, the
     second's. The dot is the difference."""
-    ours, theirs = (100 * table[name] / table["items"] for name in table.columns[-2:])
+    table = table.dropna(subset=table.columns[-2:])
+    ours, theirs = (100 * table[name].astype(float) / table["items"].astype(float) for name in table.columns[-2:])
     if not (ours.any() or theirs.any()):
         return _empty()
     figure, axes = plt.subplots(figsize=(style.WIDTH, 0.9 + 0.34 * len(table)))
