@@ -92,7 +92,7 @@ Markdown(commands.head(f"{folder}/merge.yaml", 24))
 # %%
 learning = ["--samples", "8", "--scale", scale, "--option", "gamma=0.05"]
 learning += ["--option", "optimiser.steps=60", "--option", "optimiser.lr=0.05"]
-run = [f"{folder}/merge.yaml", "--out", f"{folder}/merged", *commands.prompts(own.prompts), *learning]
+run = [f"{folder}/merge.yaml", "--out", f"{folder}/merged", "--overwrite", *commands.prompts(own.prompts), *learning]
 commands.emkit("merge", *run, "--dry-run")
 
 # %% [markdown]
@@ -105,7 +105,7 @@ commands.emkit("merge", *run, "--dry-run")
 # own class.
 
 # %%
-commands.emkit("merge", *run, "--overwrite")
+commands.emkit("merge", *run)
 
 # %% [markdown]
 # ‖τ‖/‖θ‖ says how far each expert is from the base. If one of yours is ten times as far as another, its task vector will
