@@ -195,7 +195,7 @@ def table(table: str, profile: str, results: str) -> None:
         print(Summary(table, profile, results).write())
         return
     plan = _load(table, profile, results)
-    figures.save(figures.heatmap(plan, render.entries(plan)), plan.csv.with_suffix(".png"))
+    figures.save(figures.heatmap(plan, render.entries(plan)).figure, plan.csv.with_suffix(".png"))
     render.write(plan)
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from eval import scores, stats
 from eval.places import Job
 from eval.plan import Plan
 from eval.render import AVERAGE, NOT_RUN, Entry, grid, row_entries
+from eval.table import published
+
+HEADS = {  # what the columns of a comparison are called
+    "rows": "first − second",
+    "delta": "difference, points",
+    "interval": "95 % interval",
+    "holm": "p by Holm's rule",
+    "paper": "the paper's difference",
+    "verdict": "in words",
+}
+NUMBERS = ("delta", "interval", "p", "holm", "paper")
 
 
 def row_items(plan: Plan, row: str, benchmark: str) -> list[dict]:
@@ -48,11 +59,11 @@ def compare(plan: Plan, pairs: Sequence[Sequence[str]]) -> list[dict]:
                 stats.paired_average_difference(items) if benchmark == AVERAGE else stats.paired_difference(*items[0])
             )
         for pair, result, adjusted in zip(scored, results, stats.holm([result.p for result in results])):
-            found.append({"rows": _named(plan, pair), "benchmark": benchmark, **result._asdict(), "holm": adjusted})
+            found.append({"rows": named(plan, pair), "benchmark": benchmark, **result._asdict(), "holm": adjusted})
     for pair in pairs:
         if pair not in scored:
             why = next(status[row] for row in pair if status[row] != "ok")
-            found.append({"rows": _named(plan, pair), "benchmark": AVERAGE, "status": why})
+            found.append({"rows": named(plan, pair), "benchmark": AVERAGE, "status": why})
     return found
 
 
@@ -61,9 +72,17 @@ def _status(plan: Plan, row: str) -> str:
     return row_entries(plan, row)[-1].status if row in plan.rows else NOT_RUN
 
 
-def _named(plan: Plan, pair: Sequence[str]) -> str:
+def named(plan: Plan, pair: Sequence[str]) -> str:
+    """What a pair of rows is called."""
     labels = {row.id: row.label for row in plan.table.rows}
     return " − ".join(labels[row] for row in pair)
+
+
+def published_difference(plan: Plan, pair: Sequence[str], benchmark: str = AVERAGE) -> float | None:
+    """First row minus second row in the paper's table, in points; None where it has not both."""
+    labels, known = {row.id: row.label for row in plan.table.rows}, published(plan.table)
+    first, second = (known.get(labels[row], {}).get(benchmark) for row in pair)
+    return None if first is None or second is None else first - second
 
 
 def verdicts(comparisons: Sequence[dict]) -> list[dict]:
@@ -71,6 +90,13 @@ def verdicts(comparisons: Sequence[dict]) -> list[dict]:
     kept = [comparison for comparison in comparisons if comparison["benchmark"] == AVERAGE]
     numbers = ("rows", "benchmark", "delta", "low", "high", "p", "holm")
     return [{key: of.get(key) for key in numbers} | {"verdict": verdict(of)} for of in kept]
+
+
+def interval(comparison: dict) -> str | None:
+    """A comparison's interval as a text; None where it has none."""
+    if comparison.get("low") is None:
+        return None
+    return f"{comparison['low']:.2f} to {comparison['high']:.2f}".replace("-", "−").replace(" ", "\u00a0")
 
 
 def verdict(comparison: dict, level: float = 0.05) -> str:
@@ -87,13 +113,13 @@ def seed_intervals(plan: Plan, rows: Sequence[str]) -> list[dict]:
     found: list[dict] = []
     for row in rows:
         if _status(plan, row) != "ok":
-            found.append({"row": _named(plan, [row]), "status": _status(plan, row)})
+            found.append({"row": named(plan, [row]), "status": _status(plan, row)})
             continue
         cells = [[scores.read_cell(plan.cell(Job(row, s), name)) for name in plan.benchmarks] for s in plan.seeds(row)]
         mean, low, high = stats.t_interval(
             [sum(cell.value for cell in of if cell.value is not None) / len(of) for of in cells]
         )
-        found.append({"row": _named(plan, [row]), "mean": mean, "low": low, "high": high})
+        found.append({"row": named(plan, [row]), "mean": mean, "low": low, "high": high})
     return found
 
 
@@ -109,15 +135,23 @@ def reach(plan: Plan, lines: Sequence[Entry]) -> list[dict]:
         labels["merged tensors only"] = rows.get(("reset_expert", own))
         entries = {name: table[label][benchmark] for name, label in labels.items() if label in table}
         shown = {name: entry.status if entry.score is None else entry.score for name, entry in entries.items()}
-        leader = max(experts, key=lambda name: table[experts[name]][benchmark].score or 0.0, default=None)
+        leader = _leader({name: table[label][benchmark] for name, label in experts.items()})
         found.append({"benchmark": benchmark, "own expert": own, **shown, "leading expert": leader})
     return found
 
 
+def _leader(entries: Mapping[str, Entry]) -> str | None:
+    """The expert with the highest score; the status of the first that has none, as then nobody knows who leads."""
+    without = next((entry.status for entry in entries.values() if entry.score is None), None)
+    return without or max(entries, key=lambda name: entries[name].score or 0.0, default=None)
+
+
 def as_markdown(records: Sequence[dict]) -> str:
-    """Records with equal keys as a Markdown table; numbers with two decimals, p values with three."""
+    """Records with equal keys as a Markdown table; numbers on the right, with two decimals, p values with three."""
     keys = list(dict.fromkeys(key for record in records for key in record))
-    lines = ["| " + " | ".join(keys) + " |", "|---" * len(keys) + "|"]
+    numbers = [any(isinstance(record.get(key), float) for record in records) or key in NUMBERS for key in keys]
+    lines = ["| " + " | ".join(HEADS.get(key, key) for key in keys) + " |"]
+    lines.append("|" + "|".join("---:" if number else "---" for number in numbers) + "|")
     for record in records:
         texts = [_text(key, record.get(key)) for key in keys]
         lines.append("| " + " | ".join(texts) + " |")
@@ -126,5 +160,10 @@ def as_markdown(records: Sequence[dict]) -> str:
 
 def _text(key: str, value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.3f}" if key in ("p", "holm") else f"{value:.2f}"
+        return p_value(value) if key in ("p", "holm") else f"{value:.2f}"
     return "–" if value is None else str(value)
+
+
+def p_value(p: float) -> str:
+    """A p value as it is written: three decimals, never 0, and in one line."""
+    return "<\u00a00.001" if p < 0.001 else f"{p:.3f}"

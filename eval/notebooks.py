@@ -15,7 +15,7 @@ from eval import papermill_runner
 from eval.plan import Plan
 
 FOLDER = Path("notebooks")  # relative to the repository, where every command runs
-CODE = ("eval.render", "eval.figures", "eval.comparisons")  # what a table's notebook calls
+CODE = ("eval.view", "eval.desk")  # what a table's notebook calls
 
 
 def source(plan: Plan) -> Path:
@@ -39,6 +39,7 @@ def key(plan: Plan) -> dict[str, str]:
         "table": plan.table.model_dump_json(),
         "results": sha256_json(results),
         "code": code_sha256(CODE, ("emkit",)),
+        "pictures": code_sha256(("emkit.pictures",), ()),
     }
 
 

@@ -11,21 +11,33 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from emkit import methods
 from emkit.errors import UserError
 from emkit.files import atomic_write
 from eval import scale, scores
 from eval.places import Job
 from eval.plan import Plan
-from eval.table import Table, published
+from eval.table import Row, Table, published
 
 AVERAGE = "Avg"
 NOT_RUN = "not run yet"
+# in this order; what a merge is made of and judged by comes first, as in the paper
+GROUPS = (
+    "Base and experts",
+    "Experts, their merged tensors alone",
+    "Training on all data together",
+    "Merges by a formula",
+    "Merges with learned coefficients",
+)
+WIDE = 7  # columns beside each other on a page with a score and its error in one line
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=-)")  # where a column's name may be broken
 FIELDS = ("method", "benchmark", "score", "stderr", "n", "seeds", "status")
 
 
@@ -117,6 +129,15 @@ def read_csv(path: str | Path) -> list[Entry]:
         ]
 
 
+def as_written(lines: Sequence[Entry]) -> list[Entry]:
+    """The lines with the two decimals that the CSV has, so that a committed table is all that its figure rests on."""
+    return [replace(line, score=_two_decimals(line.score), stderr=_two_decimals(line.stderr)) for line in lines]
+
+
+def _two_decimals(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
 def grid(lines: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
     """Method → benchmark → entry, in the table's order."""
     table: dict[str, dict[str, Entry]] = {}
@@ -125,25 +146,30 @@ def grid(lines: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
     return table
 
 
-def ours(lines: Sequence[Entry]) -> str:
-    """Our table in Markdown: score ± one standard error, or the status where there is no score."""
-    table = grid(lines)
-    columns = list(next(iter(table.values())))
-    return _markdown(columns, {method: [_ours(row[name]) for name in columns] for method, row in table.items()})
+def ours(lines: Sequence[Entry], table: Table | None = None) -> str:
+    """Our table in Markdown: score ± one standard error, or the status where there is no score; the average first, and
+    with ``table`` the rows in its groups."""
+    cells = grid(lines)
+    columns = _average_first(next(iter(cells.values())))
+    return _markdown(
+        columns, {label: [_ours(row[name], columns) for name in columns] for label, row in cells.items()}, table
+    )
 
 
-def theirs(table: Table) -> str:
-    """The published table in Markdown."""
-    scores = published(table)
-    columns = list(next(iter(scores.values())))
-    return _markdown(columns, {method: [_score(row[name]) for name in columns] for method, row in scores.items()})
+def theirs(table: Table, rows: Collection[str] = (), columns: Collection[str] = ()) -> str:
+    """The published table in Markdown; of these labels and columns, if any are given."""
+    found = {label: row for label, row in published(table).items() if not rows or label in rows}
+    if not found:
+        return "The paper has none of these rows."
+    shown = _average_first(name for name in next(iter(found.values())) if not columns or name in (*columns, AVERAGE))
+    return _markdown(shown, {label: [_score(row[name]) for name in shown] for label, row in found.items()}, table)
 
 
 def averages(lines: Sequence[Entry], table: Table, profile: str) -> str:
     """Our averages and the published ones beside each other, in Markdown."""
     theirs = {method: row.get(AVERAGE) for method, row in published(table).items()}
     rows = {method: [_ours(row[AVERAGE]), _score(theirs.get(method))] for method, row in grid(lines).items()}
-    return _markdown([f"ours (`{profile}`)", "published"], rows)
+    return _markdown([f"ours (`{profile}`)", "published"], rows, table)
 
 
 def scales(plan: Plan) -> str:
@@ -158,10 +184,12 @@ def as_markdown(lines: Sequence[Entry], table: Table, profile: str, scales: str 
     text = f"""# {table.title}, profile `{profile}`
 
 Scores in percent on the `{profile}` models and benchmarks, `±` one standard error."""
+    if table.columns:
+        text += f" `{AVERAGE}` is the unweighted mean of the columns."
     if table.published is not None:
         text += """ They stand beside the paper's
 numbers, which are of other models on other data, and do not reproduce them."""
-    text += f"\n\n## Ours (`{profile}`)\n\n{ours(lines)}\n"
+    text += f"\n\n## Ours (`{profile}`)\n\n{ours(lines, table)}\n"
     if scales:
         text += f"\n## What task vectors were scaled by\n\n{scales}\n"
     if table.published is not None:
@@ -172,13 +200,44 @@ numbers, which are of other models on other data, and do not reproduce them."""
     return text
 
 
-def _markdown(columns: Sequence[str], rows: dict[str, list[str]]) -> str:
-    lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    return "\n".join(lines + [f"| {method} | " + " | ".join(values) + " |" for method, values in rows.items()])
+def groups(table: Table) -> dict[str, str]:
+    """Label → the group that the row stands in, for every row with a method, group by group."""
+    found = {row.label: _group(row) for row in table.rows if row.method is not None}
+    return {label: group for name in GROUPS for label, group in found.items() if group == name}
 
 
-def _ours(entry: Entry) -> str:
-    return entry.status if entry.score is None else f"{entry.score:.2f} ± {entry.stderr:.2f}"
+def _group(row: Row) -> str:
+    if row.method == "checkpoint":
+        return GROUPS[2] if row.model == "mixture" else GROUPS[0]
+    if row.method == "reset_expert":
+        return GROUPS[1]
+    return GROUPS[4] if methods.get(str(row.method)).learned else GROUPS[3]
+
+
+def _average_first(columns: Iterable[str]) -> list[str]:
+    """The average is what is looked at first, and wide tables are cut off on the right."""
+    return sorted(columns, key=lambda name: name != AVERAGE)
+
+
+def _markdown(columns: Sequence[str], rows: Mapping[str, Sequence[str]], table: Table | None = None) -> str:
+    """A table, its rows under a line for each of ``table``'s groups where there is more than one."""
+    heads = [_CAMEL.sub("<br>", name) if len(columns) > WIDE else name for name in columns]
+    text = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(columns)]
+    grouped = groups(table) if table is not None else {}
+    kinds = [kind for kind in GROUPS if any(grouped.get(label) == kind for label in rows)]
+    for kind in [*kinds, None]:  # the rows without a method come last
+        if kind is not None and len(kinds) > 1:
+            text.append(f"| **{kind}** |" + " |" * len(columns))
+        text += [f"| {label} | " + " | ".join(rows[label]) + " |" for label in rows if grouped.get(label) == kind]
+    return "\n".join(text)
+
+
+def _ours(entry: Entry, columns: Sequence[str] = ()) -> str:
+    """A cell, in two lines where there are many columns; a column that is not run yet is a dash, and its row's average
+    says so."""
+    if entry.score is None:
+        return "–" if entry.status == NOT_RUN and columns and entry.benchmark != AVERAGE else entry.status
+    return f"{entry.score:.2f}" + ("<br>±" if len(columns) > WIDE else "\u00a0±\u00a0") + f"{entry.stderr:.2f}"
 
 
 def _score(value: float | None) -> str:

@@ -6,12 +6,15 @@ lines and points are :data:`emkit.pictures.COLOURS`, which people with every kin
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import matplotlib.pyplot as plt
 from cycler import cycler
+from matplotlib.figure import Figure
 
 from emkit.pictures import COLOURS, DIVERGING, DOTS, LOOK, SEQUENTIAL, WIDTH
 
-__all__ = ["DIVERGING", "DOTS", "GREY", "SEQUENTIAL", "SETTINGS", "WIDTH", "use"]
+__all__ = ["COLOURS", "DIVERGING", "DOTS", "GREY", "SEQUENTIAL", "SETTINGS", "WIDTH", "Picture", "use"]
 GREY = "0.55"  # what is there for orientation: zero lines, the base
 
 SETTINGS = {
@@ -23,6 +26,13 @@ SETTINGS = {
     "axes.spines.right": False,
     "axes.prop_cycle": cycler(color=COLOURS),
 }
+
+
+class Picture(NamedTuple):
+    """A figure and what it shows in words, for people who do not see it: ``desk.show(*picture)``."""
+
+    figure: Figure
+    alt: str
 
 
 def use() -> None:

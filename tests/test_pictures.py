@@ -1,11 +1,13 @@
 """What coefficients, history and importance draw: sized for a page, told apart by everyone, described in words."""
 
+import io
 import itertools
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
+from PIL import Image
 
 from emkit import pictures
 from emkit.results import History, Importance
@@ -104,3 +106,13 @@ def test_a_notebook_gets_the_picture_at_its_width_with_its_words(importance):
     data, about = importance._repr_mimebundle_()
     assert about == {"image/png": {"width": 435, "alt": importance.alt()}} and data["text/plain"] == importance.alt()
     assert int.from_bytes(data["image/png"][16:20], "big") == 870  # two dots for each pixel
+
+
+def test_a_drawing_is_kept_in_few_colours_and_a_photograph_in_all(importance):
+    drawn = Image.open(io.BytesIO(pictures.png(importance.plot())))
+    assert drawn.mode == "P"
+    figure = pictures.figure(4, 4)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    figure.subplots().imshow(noise)
+    kept = Image.open(io.BytesIO(pictures.png(figure)))
+    assert kept.mode == "RGB" and len(kept.getcolors(10**7)) > 10_000

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 
 import pytest
 from small_plan import score, small_plan
@@ -120,7 +121,9 @@ def test_markdown_names_the_profile_and_keeps_ours_apart_from_theirs(plan):
     text = render.as_markdown(render.entries(plan), plan.table, "smoke", render.scales(plan))
     ours, theirs = text.split("## Published")
     assert "profile `smoke`" in text.splitlines()[0]
-    assert "| Base | 50.00 ± 28.87 | 75.00 ± 25.00 | 62.50 ± 19.09 |" in ours
+    assert "| method | Avg | VizWiz | GQA |" in ours
+    assert "| Base | 62.50 ± 19.09 | 50.00 ± 28.87 | 75.00 ± 25.00 |".replace(" ± ", "\u00a0±\u00a0") in ours
+    assert "| TIES Merging | not run yet | – | – |" in ours
     assert "58.45" in theirs and "58.45" not in ours  # Expert Merging++'s published average
 
 
@@ -162,3 +165,38 @@ def test_the_table_says_where_every_scale_comes_from(tmp_path):
         "Expert Merging": (0.2, "learned per tensor, starting from Task Arithmetic's"),
     }
     assert "| TSV Merging | 1 | fixed by its authors |" in render.scales(found)
+
+
+def test_a_wide_table_breaks_its_cells_where_it_says_so_and_has_the_average_first(plan):
+    columns = ["MathVista", "MATH-Vision", "OCRVQA", "RefCOCOg", "GQA", "VizWiz", "ChartQA", "Avg"]
+    lines = [render.Entry("Base", name, 40.0 + i, 1.5, 10, 1, "ok") for i, name in enumerate(columns)]
+    lines += [render.Entry("Task Arithmetic", name, status="failed") for name in columns]
+    head, _, first, second = render.ours(lines).splitlines()
+    assert head.startswith(
+        "| method | Avg | Math<br>Vista | MATH-<br>Vision | OCRVQA | Ref<br>COCOg | GQA | Viz<br>Wiz |"
+    )
+    assert first.startswith("| Base | 47.00<br>±1.50 | 40.00<br>±1.50 |") and second.count("failed") == 8
+    assert all(line.count("|") == 10 for line in (head, first, second))
+
+
+def test_rows_stand_in_groups_and_none_is_lost(plan):
+    table = tables.load("table1")
+    text = render.theirs(table).splitlines()[2:]
+    heads = [line.split("**")[1] for line in text if "**" in line]
+    assert heads == [render.GROUPS[0], *render.GROUPS[2:]]  # the paper has no rows of merged tensors alone
+    labels = [line.split(" | ")[0].removeprefix("| ") for line in text if "**" not in line]
+    assert sorted(labels) == sorted(tables.published(table))
+    assert labels[:2] == ["InternVL2.5-Instruct", "VQA Expert"] and labels[-1] == "Expert Merging++"
+    assert render.groups(table)["AdaMerging"] == render.GROUPS[4] and render.groups(table)["Iso-C"] == render.GROUPS[3]
+
+
+def test_the_markdown_holds_the_very_numbers_of_the_csv(plan):
+    """The committed tables: every score and error of the CSV, and nothing else, is in the Markdown."""
+    for number in (1, 2, 3):
+        lines, table = render.read_csv(f"results/mini/tables/table{number}.csv"), tables.load(f"table{number}")
+        shown = [line.split(" | ") for line in render.ours(lines, table).splitlines()[2:] if "**" not in line]
+        found = {cells[0].removeprefix("| "): "".join(cells[1:]) for cells in shown}
+        for label, row in render.grid(lines).items():
+            numbers = re.findall(r"\d+\.\d\d", found[label])
+            columns = sorted(row, key=lambda name: name != "Avg")
+            assert numbers == [f"{x:.2f}" for name in columns for x in (row[name].score, row[name].stderr)]

@@ -9,7 +9,6 @@ from matplotlib import pyplot
 from scipy import stats as distributions
 from small_plan import ROWS, score, small_plan
 
-from emkit.coefficients import Coefficients
 from eval import comparisons, figures, render
 from eval.listing import explained, listing
 from eval.places import Job
@@ -62,8 +61,8 @@ def test_a_row_without_a_score_is_compared_by_its_status(plan):
     assert words[1] == "not run yet" and words[0] in ("ahead", "no difference shown")
     assert "| – | – | – | – | – | not run yet |" in comparisons.as_markdown(comparisons.verdicts(found))
     assert comparisons.compare(plan, [(EM, TA)]) == found[:-1]  # and Holm's rule knows nothing of it
-    assert len(figures.differences(found, "t").axes) == 1
-    assert "not run yet" in figures.differences(found[-1:], "t").axes[0].texts[0].get_text()
+    assert len(figures.differences(found, "t").figure.axes) == 1
+    assert "not run yet" in figures.differences(found[-1:], "t").figure.axes[0].texts[0].get_text()
     plan.cell(Job(EM, 1), "GQA").unlink()
     assert [comparison["verdict"] for comparison in comparisons.verdicts(comparisons.compare(plan, [(EM, TA)]))] == [
         "not run yet"
@@ -109,30 +108,6 @@ def test_the_interval_over_seeds(plan):
     mean, low, high = (found[key] for key in ("mean", "low", "high"))
     assert mean == 62.5 and high - mean == pytest.approx(distributions.t.ppf(0.975, 1) * 12.5)
     assert low == pytest.approx(2 * mean - high)
-
-
-def test_a_heat_map_without_scored_experts_says_so_without_a_warning(plan, recwarn):
-    figure = figures.relative_heatmap(render.entries(plan), {}, {}, "t")
-    assert "no expert" in figure.axes[0].texts[0].get_text() and not recwarn.list
-    pyplot.close("all")
-
-
-def test_figures_draw_what_the_table_says(plan, tmp_path):
-    lines = render.entries(plan)
-    assert figures.column_references(plan, lines) == {"VizWiz": 50.0, "GQA": 50.0}
-    figure = figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, plan.experts, "t")
-    shown = figure.axes[0].images[0].get_array()
-    assert np.allclose(shown, [[50, 50], [50, 50], [125, 125], [100, 100], [50, 50]])  # without "not run yet"
-    figures.save(figure, tmp_path / "a.png")
-    figures.save(figures.relative_heatmap(lines, {"VizWiz": 50.0, "GQA": 50.0}, plan.experts, "t"), tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    found = comparisons.compare(plan, [(EM, TA), ("vqa", TA)])
-    assert len(figures.differences(found, "t").axes) == 2
-    curve = [{"scale": 0.1, "mean": 40.0, "stderr": 1.0}, {"scale": 0.5, "mean": 41.0, "stderr": 1.0}]
-    assert "λ = 0.5" in figures.scale_curve({"scale": 0.5, "curve": curve}, "t").axes[0].get_title()
-    coefficients = Coefficients(("a", "b"), {"x.weight": np.array([[1.0, 3.0], [0.0, 0.0]])})
-    assert figures.coefficient_map(coefficients, "t").axes[0].images[0].get_array().tolist() == [[2.0], [0.0]]
-    pyplot.close("all")
 
 
 def test_the_list_of_jobs_for_the_paper_names_everything_and_opens_nothing():

@@ -2,38 +2,98 @@
 # # A table of merges, read from its score files
 #
 # This notebook shows what `make reproduce-table1` and its like computed: the rows of one of the paper's tables, or of a
-# table of yours, scored on one profile's models and benchmarks. It only reads score files, so it runs in seconds. Nothing
-# below is typed in by hand, and a number of the `mini` profile is never a reproduction of a number in the paper: it stands
-# beside it.
+# table of yours, scored on one profile's models and benchmarks. First comes what the scores say, then the scores, then
+# figures and comparisons. It reads score files alone and so runs in seconds; nothing below is typed in by hand, the
+# conclusion included. A number of the `mini` profile is never a reproduction of a number in the paper: it stands beside
+# it.
 #
-# Which table that is, what its rows are and what holds for it alone stands in one YAML file (`eval/tables/table1.yaml`);
-# what the rows were computed with stands in the profile (`eval/profiles/mini/internvl.yaml`). Papermill fills in the
-# parameters; the defaults are Table 1 of the embedded `mini` profile. Opened in Jupyter, the notebook needs the kernel of
-# the repository's environment (`make setup` builds `.venv`), and scores: without any, the first cell says which command
-# makes them. A row that has not been run shows as "not run yet".
+# Table and profile are files: `eval/tables/table1.yaml` says which rows and columns there are, and
+# `eval/profiles/mini/internvl.yaml` what they are computed with. The parameters choose both, and which rows, columns and
+# pairs are shown. A run under way can be looked at: what does not stand yet is "not run yet".
 
 # %% tags=["parameters"]
 table: str = "table1"  # the table shown: a name of eval/tables, or a YAML file
 profile: str = "mini"  # the profile that it was run with: mini, smoke, paper, or a YAML file
 results: str = "results"  # the folder of all profiles' results
+rows: str = ""  # the rows shown, by id or name, with commas between them; empty: all
+columns: str = ""  # the benchmarks shown, with commas between them; empty: all
+pairs: str = ""  # the rows compared, as first:second, with commas; empty: those that the table compares
 
 # %%
-import os
-
 from IPython.display import Markdown
 
-from eval import comparisons, figures, render
-from eval.keys import ROOT
-from eval.plan import Plan
+from eval import desk
+from eval.view import View
 
-os.chdir(ROOT)  # paths in a profile are relative to the repository
-plan = Plan(table, profile, results)
+desk.ready()
+shown = View(table, profile, results, rows, columns, pairs)
 
 # %%
-lines, say = render.entries(plan), plan.table.prose.get
-cells = f"{len(plan.jobs)} merges, {len(plan.jobs) * len(plan.benchmarks)} cells"
-heading = f"# {plan.table.title}: {plan.table.about}\n\nProfile **{plan.profile.name}**: {cells}."
-Markdown(f"{heading}\n\n{say('models', '')}\n{say('merged', '')}\n{say('asked', '')}")
+Markdown(shown.heading())
+
+# %% [markdown]
+# ## What the scores say
+#
+# Computed from the scores by rules that were fixed before any run. Rows are compared item by item, and the words follow
+# the p value after Holm's correction: *ahead* or *behind* below 0.05, otherwise *not shown to differ*, which is not the
+# same as *equal*. Where the paper has the same two rows, its difference stands beside ours. It is of other, much larger
+# models on the full benchmarks, so what can be compared is the pattern: who is ahead of whom, and in which columns.
+
+# %%
+Markdown(shown.conclusion())
+
+# %% [markdown]
+# ## Our table
+#
+# Scores are percentages, ± one standard error. For a row without randomness that is the error over benchmark items; for
+# a row that draws calibration samples it also holds the spread over seeds. `Avg` comes first. A row that has not been run
+# says so there, with a dash where a score is missing; a cell that failed says "failed", and leaves its row without an
+# average, because an average over what happened to work would mean nothing.
+
+# %%
+Markdown(shown.ours())
+
+# %% [markdown]
+# ## How far each merge has come
+#
+# In the figure the number is the score and the colour says how far it has come from the base to the column's own expert:
+# white is the base, full blue the expert, red is behind the base. The merges, on top, have a scale of their own, as their
+# whole range is often a small part of the way; the bar below each panel says where its colours end. A column is grey
+# where the expert is ahead of the base by less than two standard errors, because nothing can be measured by such a
+# yardstick. Look for rows that are blue throughout: a merge that takes something of every expert. A row that is deep blue
+# in one group of columns and red in the others has kept one expert and lost the rest. In the lower panel every expert
+# should be blue in its own columns; how red it is elsewhere is what it has forgotten.
+
+# %%
+desk.show(*shown.heatmap())
+
+# %% [markdown]
+# ## Which differences are larger than their error
+#
+# Two rows answer the same questions, so they are compared item by item: the difference is the mean over items of
+# (first − second), its 95 % interval is a paired t interval, and rows with several seeds enter with each item's mean over
+# seeds. Where several pairs are compared on a benchmark, their p values are adjusted by Holm's rule.
+
+# %%
+Markdown(shown.verdicts())
+
+# %% [markdown]
+# The figure takes the same pairs apart, benchmark by benchmark. Right of the grey line the first row is better. Filled
+# points are shown to differ; an interval that crosses the line is compatible with no difference at all. The axis is cut
+# where nine of ten intervals end: an arrow at its edge carries the number of what lies beyond. Look whether a difference
+# of averages comes from many columns or from one.
+
+# %%
+desk.show(*shown.differences())
+
+# %% [markdown]
+# ## The published table
+#
+# The paper's numbers, first its averages beside ours, then all columns (a dash is a dash in the paper). A row that the
+# paper does not have has a dash.
+
+# %%
+Markdown(shown.published())
 
 # %% [markdown]
 # ## What was done
@@ -43,83 +103,38 @@ Markdown(f"{heading}\n\n{say('models', '')}\n{say('merged', '')}\n{say('asked', 
 #
 # $$\theta_{\text{merged}}^\ell = \theta_{\text{base}}^\ell + \sum_{k} \sum_{s} \alpha_{k,s}^\ell\, \tau_{k,s}^\ell$$
 #
-# over the merged tensors $\ell$ (named above); all other tensors are the base's. Weight Average has $\alpha = 1/K$
-# everywhere; Task Arithmetic one $\alpha = \lambda$, chosen on validation items; Expert Merging learns one $\alpha$ per
-# tensor and expert from a few unlabeled samples (Eq. 1–3); Expert Merging++ one per chunk $s$ of the tensors that matter
-# most (Eq. 4). `Plan` above is the list of exactly the jobs that were run.
-#
-# ## Our table
-#
-# Scores are percentages, ± one standard error. For a row without randomness that is the error over benchmark items; for
-# a row that draws calibration samples it also holds the spread over seeds. A row that has not been run says so; a cell
-# that failed would say "failed" and leave its row without an average, because an average over what happened to work
-# would mean nothing.
+# over the merged tensors $\ell$; all other tensors are the base's. Weight Average has $\alpha = 1/K$ everywhere; Task
+# Arithmetic one $\alpha = \lambda$, chosen on validation items; Expert Merging learns one $\alpha$ per tensor and expert
+# from a few unlabeled samples (Eq. 1–3); Expert Merging++ one per chunk $s$ of the tensors that matter most (Eq. 4).
 
 # %%
-Markdown(render.ours(lines))
-
-# %% [markdown]
-# ## The published table
-#
-# These are the paper's numbers, of other, much larger models on the full benchmarks (a dash is a dash in the paper). They
-# are here to compare *patterns*: which rows are ahead of which, and in which columns, not how many points a cell has. The
-# second table puts the averages beside each other. A table that the paper does not have shows nothing here.
-
-# %%
-beside = plan.table.published and render.averages(lines, plan.table, plan.profile.name)
-Markdown(f"{plan.table.published.models}:\n\n{render.theirs(plan.table)}\n\n{beside}" if beside else "none")
-
-# %% [markdown]
-# ## Each method against the experts
-#
-# In the figure the number is the score, and the colour says what share of the column's *own* expert it reaches: white is
-# as good as the expert, blue better, red worse. Read the experts' rows first: each should be white in its own columns and
-# red elsewhere, which is what makes merging worth while. A good merge is pale all along its row. The average stands
-# beside the method's name.
-
-# %%
-figure = figures.heatmap(plan, lines)
+Markdown(f"{shown.say('merged')}\n{shown.say('asked')}")
 
 # %% [markdown]
 # ## How the free scale was chosen
 #
-# Some methods leave one number free, the $\lambda$ that task vectors are scaled by. The rule, fixed before any run: merge at
-# each value of the profile's grid, score the *validation* items of all benchmarks by the same harnesses, and take the
-# value with the best mean, the smaller one on ties. No evaluation item is involved. The curves show how much there is to
-# lose: each should rise, bend and fall, and the dashed line marks the choice. A line at the left end says that the method
-# does best next to the base: its row then stays near the base's, whatever the method could do elsewhere. Expert Merging
-# starts from Task Arithmetic's value, as in the paper's Section 3.2. Scales that a method's authors fix are not searched.
+# Some methods leave one number free, the $\lambda$ that task vectors are scaled by. The rule, fixed before any run: merge
+# at each value of the profile's grid, score the *validation* items of all benchmarks by the same harnesses, and take the
+# value with the best mean, the smaller one on ties. No evaluation item is involved. All panels have the same axes, so that
+# they show how much there is to lose: each curve should rise, bend and fall, the band is one standard error, the dashed
+# line the choice. A choice at the left end says that the method does best next to the base. Scales that a method's
+# authors fix are not searched.
 
 # %%
-curves = figures.scale_curves(plan)
+desk.show(*shown.scale_curves())
+
+# %%
+Markdown(shown.scales())
 
 # %% [markdown]
-# ## Are the learned merges ahead?
+# ## What another calibration draw changes
 #
-# Two rows answer the same questions, so they are compared item by item: the difference is the mean over items of
-# (first − second), its 95 % interval is a paired t interval, and rows with several seeds enter with each item's mean over
-# seeds. Where several comparisons are made on every benchmark, their p values are adjusted by Holm's rule. The words in
-# the last column follow from a rule fixed beforehand: *ahead* or *behind* if the adjusted p is below 0.05, otherwise *no
-# difference shown*, which is not the same as *no difference*. The table gives the averages, the figure every benchmark.
+# Another draw of samples gives other coefficients. Below is a 95 % t interval of the average over the seeds of each
+# learned row. With three seeds it is wide by nature; what it says is whether the draw matters on the scale of the
+# differences above.
 
 # %%
-found = comparisons.compare(plan, plan.table.compare)
-Markdown(comparisons.as_markdown(comparisons.verdicts(found)) + "\n\n" + say("compared", ""))
-
-# %% [markdown]
-# Points to the right of the grey line mean that the first row of the pair is better. An interval that crosses the line is
-# compatible with no difference at all.
-
-# %%
-figure = figures.differences(found, f"Paired differences, profile {plan.profile.name}")
-
-# %% [markdown]
-# Another calibration draw gives other coefficients. The next lines show how much of that is left in the average: a 95 %
-# t interval over the seeds of each random row. With three seeds it is wide by nature; what it says is whether the draw
-# matters on the scale of the differences above.
-
-# %%
-Markdown(comparisons.as_markdown(comparisons.seed_intervals(plan, plan.table.learned)))
+Markdown(shown.seeds())
 
 # %% [markdown]
 # ## Who leads where, and what merging can reach
@@ -129,25 +144,25 @@ Markdown(comparisons.as_markdown(comparisons.seed_intervals(plan, plan.table.lea
 # rows, and the expert that leads. On a zoo that is worth merging it is the column's own.
 
 # %%
-Markdown(say("reach", "") + "\n\n" + comparisons.as_markdown(comparisons.reach(plan, lines)))
+Markdown(shown.reach())
 
 # %% [markdown]
 # ## What was learned
 #
-# The map shows the coefficients of a learned row's first seed, experts by merged tensors in the model's order. Blue is a
-# positive coefficient, red a negative one. Task Arithmetic would be one even colour; the more structure there is, the more
-# the alignment losses disagree with a single $\lambda$. Look for rows that are darker than others (an expert that is
-# trusted more) and for columns that are pale (tensors in which nothing is worth taking).
+# The coefficients of a learned row's first seed: a map for each expert, blocks by kinds of tensors. Blue is positive, red
+# negative, white takes nothing of that expert there. Task Arithmetic would be one even colour in all of them; the more
+# structure there is, the more the alignment losses disagree with a single $\lambda$. Look for a map that is darker than
+# the others (an expert that is trusted more) and for cells that are white or red.
 
 # %%
-figure = figures.learned(plan)
+desk.show(*shown.learned())
 
 # %% [markdown]
 # ## What this shows, and what it does not
 #
-# It shows that the whole path runs: published loaders, real architecture, real harnesses, the paper's equations,
-# one job per row, and a table that anyone can regenerate and check. It shows, for *these* models and items, which rows are
-# ahead and whether the difference is larger than its error.
+# It shows that the whole path runs: published loaders, real architecture, real harnesses, the paper's equations, one job
+# per row, and a table that anyone can regenerate and check. It shows, for *these* models and items, which rows are ahead
+# and whether the difference is larger than its error.
 #
 # It does not show that the paper's numbers are right or wrong. The experts may be further from or closer to their base
 # than the published ones, and one zoo is one sample of all zoos that the same recipe could have produced. Differences
@@ -156,4 +171,4 @@ figure = figures.learned(plan)
 # them. Scores may differ in the last digits on another processor, where sums are taken in another order.
 
 # %%
-Markdown(say("limits", ""))
+Markdown(shown.say("limits"))
