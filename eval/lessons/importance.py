@@ -165,10 +165,9 @@ def figure3(frames: Mapping[str, pd.DataFrame], shapes: Mapping[str, pd.DataFram
             left.plot(at, there, "D", color="black", mfc="white", ms=4, label="published shape" if i == 0 else None)
         _bars(right, at, shares(frame, "coefficient", ["submodule"]), width, colour)
     right.axhline(1 / len(SUBMODULES), color=style.GREY, lw=1, ls="--")
-    right.annotate("all alike", (6.45, 1 / len(SUBMODULES)), ha="right", va="bottom", fontsize=9, color="0.35")
     right.set_xticks(range(len(SUBMODULES)), list(SUBMODULES.values()))
     left.set(title="(a) parameters", ylabel="share")
-    right.set(title="(b) learned coefficients |α|")
+    right.set(title="(b) learned coefficients |α| (dashed: all alike)")
     left.legend(loc="upper left")
     return made
 

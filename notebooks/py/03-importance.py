@@ -12,7 +12,7 @@
 # them decides it? You will see that
 #
 # - what share of the parameters is MLP follows from a model's configuration alone, and the paper's numbers come out of it,
-# - the learned coefficients differ little from one kind of matrix to the next, and
+# - how far the learned coefficients differ from one kind of matrix to the next, and whether seeds agree on it, and
 # - how much of I_ℓ you would have known before any fit, from the number of parameters.
 #
 # The models here have some hundred thousand merged parameters in four or five blocks. Nothing below reproduces a number
@@ -134,8 +134,8 @@ desk.show(
 # %%
 desk.show(
     importance.figure5(frames),
-    alt="Bars of the share of the coefficients by submodule and third of the depth, one panel a backbone; they are far "
-    "more alike than those of importance.",
+    alt="Bars of the share of the coefficients by submodule and third of the depth, one panel a backbone, "
+    "with lines for the range of the seeds.",
 )
 
 # %% [markdown]
@@ -166,7 +166,8 @@ Markdown(importance_readings.reaches(frames))
 # its height is I_ℓ divided by its share of the parameters: 1 means that coefficients and task vectors have changed nothing.
 #
 # **What to look at.** How far points leave the line. Compare that with how many times larger a Gate is than a K (last
-# column of the table above Figure 3): a factor of 1.5 reorders matrices of the same size, and no others.
+# column of the table above Figure 3): a smaller factor reorders matrices of
+# similar size, and no others.
 
 # %%
 roles = importance_readings.all_roles(learned, zoos)
