@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image
@@ -44,7 +45,8 @@ class Live:
 
     @torch.no_grad()
     def set(self, merge: Tensors | Coefficients | Mapping[str, float] | float) -> Live:
-        """Give the model these merged weights: a merge, coefficients, or one coefficient for each expert (or for all).
+        """Give the model these merged weights: a merge, coefficients, or one coefficient for each expert (or for all);
+        an expert that is left out has 0.
 
         Of coefficients θ_base + Σ_k α_k τ_k is summed in fp32 and stays so; a merge has the base's dtype.
         """
@@ -52,20 +54,32 @@ class Live:
         if isinstance(merge, int | float):
             merge = dict.fromkeys(vectors.experts, float(merge))
         if isinstance(merge, Mapping):
-            unknown = [name for name in merge if name not in vectors.experts]
-            if unknown:
-                raise UserError(f"unknown expert '{unknown[0]}': there are {', '.join(vectors.experts)}")
+            self._check(merge)
             each = {name: float(merge.get(name, 0.0)) for name in vectors.experts}
             merge = Coefficients.constant(vectors.names, each)
+        elif isinstance(merge, Coefficients):
+            self._check(merge.experts)
         for name, parameter in self._parameters.items():
             if isinstance(merge, Coefficients):
-                value = merge.values[name]  # [K, m]
+                value = self._of_each(merge, name)  # [K, m]
                 bounds = chunk_bounds(parameter.numel(), value.shape[1])
                 rows, alpha = self._placement.rows(name), torch.from_numpy(value).to(parameter.device)
                 self._arithmetic.merge(rows, alpha, bounds, parameter.data.view(-1))
             else:
                 parameter.copy_(merge[name])
         return self
+
+    def _check(self, experts: Iterable[str]) -> None:
+        """``UserError`` for an expert that there is not."""
+        for name in experts:
+            if name not in self.vectors.experts:
+                raise UserError(f"unknown expert '{name}': there are {', '.join(self.vectors.experts)}")
+
+    def _of_each(self, merge: Coefficients, name: str) -> np.ndarray:
+        """One tensor's coefficients in the order of the live experts, 0 for those that ``merge`` leaves out."""
+        value = merge.values[name]
+        rows = dict(zip(merge.experts, value, strict=True))
+        return np.stack([rows.get(expert, np.zeros(value.shape[1])) for expert in self.vectors.experts])
 
     def ask(self, *questions: str, images: Sequence[Image | None] | None = None, max_new_tokens: int = 64) -> list[str]:
         """Greedy answers to single-turn questions, each about an image or none."""

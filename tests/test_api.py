@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import emkit
+from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 
 
@@ -142,6 +143,14 @@ def test_a_live_model_answers_as_the_saved_one(models, tmp_path):
     )
     with pytest.raises(UserError, match="unknown expert 'maths'"):
         live.set({"maths": 1.0})
+    only = Coefficients.constant(experts.vectors.names, {"code": 2.0})  # of some experts, in an order of their own
+    torch.testing.assert_close(live.set(only)._parameters[name].data, base + 2 * (code - base))
+    swapped = Coefficients.constant(experts.vectors.names, {"code": 2.0, "math": -1.0})
+    torch.testing.assert_close(
+        live.set(swapped)._parameters[name].data, base + 2 * (code - base) - (math - base), atol=1e-6, rtol=1e-5
+    )
+    with pytest.raises(UserError, match="unknown expert 'maths'"):
+        live.set(Coefficients.constant(experts.vectors.names, {"maths": 1.0}))
 
 
 def test_losses_of_answers_are_those_of_one_token_after_the_other_and_follow_the_merge(models):

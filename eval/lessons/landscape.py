@@ -44,6 +44,25 @@ def walk(live: Live, expert: str, tasks: Tasks, alphas: Iterable[float], accurac
     return pd.DataFrame(rows, columns=["alpha", "task", "loss", "accuracy"])
 
 
+def ends(live: Live, tasks: Tasks) -> pd.DataFrame:
+    """The loss of the ``base`` and of each task's own ``expert`` (its merged tensors), by task."""
+    base = scored(live, {"base": 0.0}, tasks).loc["base"]
+    own = [scored(live, {task: {task: 1.0}}, {task: asked}).loc[task, task] for task, asked in tasks.items()]
+    return pd.DataFrame({"base": base.loc[list(tasks)], "expert": own})
+
+
+def left(losses: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
+    """How much of the way from the base to each task's expert is left: (L − L_expert) / (L_base − L_expert).
+
+    1 is as the base, 0 as the expert, below 0 better than it. A column for each task of :func:`ends` that ``losses``
+    has, NaN where the expert is no better than the base on these questions; and ``mean``, over the others.
+    """
+    known = [task for task in ends.index if task in losses]
+    way = ends.loc[known, "base"] - ends.loc[known, "expert"]
+    shares = (losses[known] - ends.loc[known, "expert"]) / way.where(way > 0)
+    return shares.assign(mean=shares.mean(axis=1))
+
+
 def plane(live: Live, pair: tuple[str, str], tasks: Tasks, alphas: Iterable[float]) -> pd.DataFrame:
     """Losses of θ_base + α₁ τ₁ + α₂ τ₂ over a grid: ``first`` (α₁), ``second`` (α₂), and a column a task."""
     grid, rows = [float(alpha) for alpha in alphas], []
@@ -56,7 +75,7 @@ def plane(live: Live, pair: tuple[str, str], tasks: Tasks, alphas: Iterable[floa
 
 def points(live: Live, pair: tuple[str, str], merges: Mapping[str, Any], tasks: Tasks) -> pd.DataFrame:
     """Merges of two experts by label: where each lies in their plane (``first`` and ``second``, its mean coefficients)
-    and its own losses, a column a task and ``mean``. A merge is coefficients, of both or of every tensor."""
+    and its own losses, a column a task. A merge is coefficients, of both or of every tensor."""
     found = scored(live, merges, tasks)
     places = [[_mean(merge, expert) for expert in pair] for merge in merges.values()]
     found.insert(0, "first", [first for first, _ in places])
@@ -76,13 +95,12 @@ def means(coefficients: Coefficients) -> dict[str, float]:
 
 
 def scored(live: Live, merges: Mapping[str, Any], tasks: Tasks) -> pd.DataFrame:
-    """The loss of every merge (whatever :meth:`emkit.Live.set` takes) on every task, and their mean."""
+    """The loss of every merge (whatever :meth:`emkit.Live.set` takes) on every task: a row a merge."""
     rows = []
     for merge in merges.values():
         live.set(merge)
         rows.append([probe.loss(live, questions) for questions in tasks.values()])
-    frame = pd.DataFrame(rows, index=list(merges), columns=list(tasks))
-    return frame.assign(mean=frame.mean(axis=1))
+    return pd.DataFrame(rows, index=list(merges), columns=list(tasks))
 
 
 def merges(zoo: Zoo, scale: float, names: Iterable[str] = METHODS, seed: int = 0) -> dict[str, Merged]:
@@ -130,23 +148,41 @@ def short_fit(zoo: Zoo, pair: tuple[str, str], scale: float, steps: int, samples
 
 # ----------------------------------------------------------------------------------------------------------- sentences
 def say_walk(frame: pd.DataFrame, expert: str) -> str:
-    """Where along τ of ``expert`` each task's loss is lowest, as Markdown."""
-    lowest = frame.loc[frame.groupby("task", sort=False)["loss"].idxmin()].set_index("task")
-    parts = [f"{task}: α = {row.alpha:g} ({row.loss:.3f})" for task, row in lowest.iterrows()]
-    base = frame[frame["alpha"] == 0].set_index("task")["loss"]
-    others = [task for task in lowest.index if task != expert]
-    helped = [task for task in others if lowest.loc[task, "loss"] < base[task] and lowest.loc[task, "alpha"] > 0]
-    said = f"some way along τ of {expert} also lowers the loss on {' and '.join(helped)}" if helped else ""
-    none = f"no step along τ of {expert} lowers the loss on another task"
-    return f"Lowest loss along τ of {expert}: {'; '.join(parts)}. Here {said or none}."
+    """What a walk along τ of ``expert`` does to its own loss and to the others', as Markdown."""
+    losses = frame.pivot(index="alpha", columns="task", values="loss")
+    own, others = losses[expert], losses.drop(columns=expert)
+    best = own.idxmin()
+    falls = (
+        "falls all the way from" if own.loc[0:best].is_monotonic_decreasing else "is lower, not all the way, than at"
+    )
+    said = f"The loss on the questions of {expert} {falls} the base to α = {best:g} ({own[0]:.3f} → {own[best]:.3f})"
+    if {0, 0.5, 1} <= set(own.index) and own[1] < own[0]:
+        half = (own[0] - own[0.5]) / (own[0] - own[1])
+        said += f"; half of the way brings {100 * half:.0f} % of what α = 1 does"
+    helped = [str(task) for task in others if others.loc[0:, task].idxmin() > 0]
+    but = f"Some way along it also lowers the loss on the questions of {' and '.join(helped)}."
+    return f"{said}. {but if helped else 'No step along it lowers the loss on the questions of another expert.'}"
 
 
-def say_plane(frame: pd.DataFrame, pair: tuple[str, str]) -> str:
-    """Where the mean loss is lowest in the plane and on its diagonal, as Markdown."""
-    mean = frame[list(pair)].mean(axis=1)
-    best, equal = frame.loc[mean.idxmin()], frame["first"] == frame["second"]
-    line = mean[equal].idxmin()
+def say_plane(frame: pd.DataFrame, points: pd.DataFrame, ends: pd.DataFrame, pair: tuple[str, str]) -> str:
+    """Where in the plane the least is left, on its diagonal, and of the experts themselves, as Markdown."""
+    mean, alone = 100 * left(frame, ends)["mean"], 100 * left(points, ends)["mean"]
+    best, line = frame.loc[mean.idxmin()], mean[frame["first"] == frame["second"]].idxmin()
     return (
-        f"On this grid the mean of both losses is lowest, {mean.min():.3f}, at α = {best['first']:g} ({pair[0]}) and "
-        f"{best['second']:g} ({pair[1]}); with one λ for both, {mean[line]:.3f} at λ = {frame.loc[line, 'first']:g}."
+        f"On average over both tasks, {pair[0]} alone leaves {alone[pair[0]]:.0f} % of the way to the two experts, "
+        f"{pair[1]} alone {alone[pair[1]]:.0f} %. One λ for both leaves {mean[line]:.0f} % at best (of this grid, at "
+        f"λ = {frame.loc[line, 'first']:g}), a coefficient for each {mean.min():.0f} % (at {best['first']:g} and "
+        f"{best['second']:g})."
+    )
+
+
+def say_off_plane(points: pd.DataFrame, ends: pd.DataFrame, fit: str, mean: str) -> str:
+    """What a coefficient for every tensor is worth against its mean, as Markdown; empty where nothing was fitted."""
+    found = 100 * left(points, ends)["mean"]
+    if fit not in found:
+        return ""
+    better = "less than" if found[fit] < found[mean] else "no less than"
+    return (
+        f"{fit} leaves {found[fit]:.0f} % of the way, {better} the {found[mean]:.0f} % of {mean}, its own point on "
+        "the plane."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ from matplotlib.figure import Figure
 
 from emkit.pictures import COLOURS
 from eval import style
+from eval.lessons.landscape import left
 
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
@@ -34,24 +37,28 @@ def walk(frame: pd.DataFrame, expert: str) -> Figure:
     return figure
 
 
-def plane(frame: pd.DataFrame, points: pd.DataFrame, pair: tuple[str, str]) -> Figure:
-    """Loss of both tasks and their mean over (α₁, α₂), and the merges where they lie.
+def plane(frame: pd.DataFrame, points: pd.DataFrame, ends: pd.DataFrame, pair: tuple[str, str]) -> Figure:
+    """Loss of both tasks over (α₁, α₂), how much of the way to both experts is left, and the merges where they lie.
 
-    Bands are of equal ratio, not of equal difference: losses differ by more than ten times.
+    Bands of a loss are of equal ratio, not of equal difference: losses differ by more than ten times.
     """
     figure, axes = plt.subplots(1, 3, figsize=(style.WIDTH, 4.0), sharex=True, sharey=True)
-    grids = {f"loss on {task}": _grid(frame, frame[task]) for task in pair}
-    grids["mean of both"] = _grid(frame, frame[list(pair)].mean(axis=1))
-    for axis, (title, values) in zip(axes, grids.items()):
-        _contours(axis, values)
-        for number, (label, row) in enumerate(points.iterrows()):
-            colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
-            axis.plot(
-                row["first"], row["second"], mark, color=colour, ms=8, mec="w", mew=1.2, label=str(label), clip_on=False
-            )
-        axis.set(title=title, xlabel=f"α of {pair[0]}", aspect="equal")
+    for axis, task in zip(axes, pair):
+        low, high = frame[task].min(), frame[task].max()
+        _contours(axis, _grid(frame, frame[task]), np.geomspace(low, high * 1.001, 11), "log", "{:.2g}".format)
+        axis.set_title(f"loss on {task}")
+    rest = left(frame, ends)["mean"].clip(upper=1.0)
+    low = np.floor(10 * rest.min()) / 10
+    _contours(axes[2], _grid(frame, rest), np.arange(low, 1.05, 0.1), "linear", "{:.0%}".format)
+    axes[2].set_title("left of the way to both")
+    seen = points.drop_duplicates(["first", "second"])  # a model off the plane and the mean of its coefficients
+    for axis in axes:
+        for number, (label, row) in enumerate(seen.iterrows()):
+            look = {"color": COLOURS[number % len(COLOURS)], "ms": 8, "mec": "w", "mew": 1.2, "label": str(label)}
+            axis.plot(row["first"], row["second"], MARKS[number % len(MARKS)], **look)
+        axis.set(xlabel=f"α of {pair[0]}", aspect="equal")
     axes[0].set_ylabel(f"α of {pair[1]}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -60,9 +67,23 @@ def _grid(frame: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
     return frame.assign(value=values).pivot(index="second", columns="first", values="value")
 
 
-def _contours(axis: Axes, values: pd.DataFrame) -> None:
-    low, high = float(values.min().min()), float(values.max().max())
-    levels = np.geomspace(low, high * 1.001, 11)
-    axis.contourf(values.columns, values.index, values, levels=levels, cmap=f"{style.SEQUENTIAL}_r", norm="log")
-    lines = axis.contour(values.columns, values.index, values, levels=levels[1:-1:2], colors="k", linewidths=0.6)
-    axis.clabel(lines, fmt="%.2g", fontsize=9)
+def _contours(axis: Axes, values: pd.DataFrame, levels: np.ndarray, norm: str, text: Callable[[float], str]) -> None:
+    places = values.columns, values.index, values
+    axis.contourf(*places, levels=levels, cmap=f"{style.SEQUENTIAL}_r", norm=norm, extend="max")
+    lines = axis.contour(*places, levels=levels[1:-1:2], colors="k", linewidths=0.6)
+    axis.clabel(lines, fmt=text, fontsize=9)
+
+
+def rest(frame: pd.DataFrame) -> Figure:
+    """What every merge leaves of the way to each expert, from :func:`eval.lessons.landscape.left`, in percent."""
+    figure, axis = plt.subplots(figsize=(style.WIDTH, 0.9 + 0.3 * len(frame)))
+    image = axis.imshow(100 * frame, aspect="auto", cmap=f"{style.SEQUENTIAL}_r", vmin=0, vmax=100)
+    for (i, j), value in np.ndenumerate(100 * frame.to_numpy()):
+        said = "–" if np.isnan(value) else f"{value:.0f}"
+        axis.text(j, i, said, ha="center", va="center", color="w" if value > 55 else "k")
+    axis.set_xticks(range(len(frame.columns)), frame.columns)
+    axis.set_yticks(range(len(frame)), frame.index)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axis, label="% of the way left", extend="both")
+    return figure

@@ -78,8 +78,8 @@ def signs_figure(parts: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def heat(made: Mapping[str, torch.Tensor], side: int = 40) -> Figure:
-    """The first ``side`` × ``side`` entries of each matrix; exact zeros are grey. Each map has its own scale, from minus
-    to plus the 98th percentile of its magnitudes, since sizes are compared elsewhere."""
+    """The first ``side`` × ``side`` entries of each matrix; exact zeros are grey. Each map has its own scale, up to the
+    98th percentile of its magnitudes, since sizes are compared elsewhere."""
     columns = 4
     lines = -(-len(made) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(style.WIDTH, 2.35 * lines + 0.2), squeeze=False)
@@ -92,29 +92,34 @@ def heat(made: Mapping[str, torch.Tensor], side: int = 40) -> Figure:
         shown = np.ma.masked_where(corner == 0, corner)
         axis.imshow(shown, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
         axis.set(title=label, xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     return figure
 
 
 def spectra(made: Mapping[str, torch.Tensor], taus: Mapping[str, torch.Tensor]) -> Figure:
-    """Singular values of the experts' matrices (left) and of the merged ones (right), largest first."""
+    """Singular values of the experts' matrices (left) and of the merged ones (right), largest first; a step of the
+    vertical axis is a factor."""
     figure, axes = plt.subplots(1, 2, figsize=(style.WIDTH, 3.4), sharey=True)
+    largest = 0.0
     for axis, title, each in ((axes[0], "experts' τ_k", taus), (axes[1], "merged", made)):
         for number, (label, matrix) in enumerate(each.items()):
             values = torch.linalg.svdvals(matrix.double()).numpy()
-            dashes = ("-", "--")[number >= len(COLOURS) - 1]
+            dashes, largest = ("-", "--")[number >= len(COLOURS) - 1], max(largest, values[0])
             axis.plot(np.arange(1, len(values) + 1), values, dashes, color=COLOURS[number % len(COLOURS)], label=label)
         axis.set(title=title, xlabel="number of the singular value")
-        axis.legend(ncols=1 + (len(each) > 4))
-    axes[0].set(ylabel="singular value", ylim=(0, None))
+        axis.legend(ncols=1 + (len(each) > 4), loc="lower left")
+    axes[0].set(ylabel="singular value", yscale="log", ylim=(largest / 300, largest * 1.2))
     return figure
 
 
 # ----------------------------------------------------------------------------------------------------------- sentences
-def say_signs(frame: pd.DataFrame) -> str:
-    """How much of what is kept has both signs, as Markdown."""
-    kept = frame[frame.index > 0].sum()
-    once = float(frame["share"].get(1, 0.0)) / kept["share"]
+def say_signs(kept: pd.DataFrame, every: pd.DataFrame) -> str:
+    """How often signs conflict where the largest entries are kept, and where all are, as Markdown."""
+    some, every_place = kept[kept.index > 0].sum(), 100 * every["conflict"].sum()
+    alone, both = float(kept["share"].get(1, 0.0)) / some["share"], some["conflict"] / some["share"]
+    coins = 1 - 2.0 ** (1 - every.index.max())
     return (
-        f"Of the entries that anybody keeps, {100 * once:.0f} % are kept by one expert alone, and in "
-        f"{100 * kept['conflict'] / kept['share']:.0f} % the experts that keep them pull in both directions."
+        f"With all entries kept, both signs occur in {every_place:.0f} % of the places; with signs tossed like coins "
+        f"it were {100 * coins:.0f} %. After trimming, {100 * some['share']:.0f} % of the places have anything left; "
+        f"of these, {100 * alone:.0f} % have it from one expert alone, and {100 * both:.0f} % have both signs."
     )

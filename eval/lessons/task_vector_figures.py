@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from emkit import pictures
 from emkit.pictures import COLOURS, by_block
 from emkit.task_vectors import TaskVectors
 from eval import style
@@ -32,24 +33,9 @@ def size_maps(frame: pd.DataFrame) -> Figure:
     """‖τ_k‖ / ‖θ_base‖ of every merged tensor from :func:`eval.lessons.task_vectors.sizes`: a map an expert."""
     experts = list(frame["expert"].unique())
     of = {name: part.set_index("tensor")["relative"] for name, part in frame.groupby("expert")}
-    rows, kinds, _ = by_block(of[experts[0]].to_dict())
-    columns = min(len(experts), 3)
-    lines = -(-len(experts) // columns)
-    height = 0.9 + lines * (0.55 + 0.28 * len(rows)) + 0.5
-    figure, axes = plt.subplots(lines, columns, figsize=(style.WIDTH, height), sharex=True, sharey=True, squeeze=False)
-    for axis in axes.flat[len(experts) :]:
-        axis.axis("off")
-    for axis, expert in zip(axes.flat, experts):
-        cells = by_block(of[expert].to_dict())[2]
-        image = axis.imshow(cells, aspect="auto", cmap=style.SEQUENTIAL, vmin=0, vmax=frame["relative"].max())
-        axis.set_title(expert)
-        axis.set_xticks(range(len(kinds)), kinds, rotation=90)
-        axis.set_yticks(range(len(rows)), rows)
-        axis.tick_params(labelbottom=True)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("block")
-    figure.colorbar(image, ax=axes, label="‖τ‖ / ‖θ_base‖")
-    return figure
+    maps = [by_block(of[expert].to_dict()) for expert in experts]
+    rows, kinds, _ = maps[0]
+    return pictures.maps(experts, rows, kinds, np.stack([cells for _, _, cells in maps]), "‖τ‖ / ‖θ_base‖")
 
 
 def cosine_maps(found: Mapping[str, pd.DataFrame]) -> Figure:
