@@ -135,6 +135,8 @@ def test_ones_own_models_and_questions_take_a_yaml_file_and_lines_with_answers(t
 def test_what_is_not_there_is_said_in_one_line(texts, tmp_path):
     with pytest.raises(UserError, match=r"no expert 'Coed'.*Code"):
         probe.questions(texts, "Coed", 1)
+    with pytest.raises(UserError, match="is of the backbone mistral, not of internvl"):
+        probe.open_zoo(profile.find("mini", "mistral"), "internvl")
     data = yaml.safe_load(profile.find("smoke", "mistral").read_text(encoding="utf-8"))
     data["models"]["base"] = str(tmp_path / "none")
     (tmp_path / "smoke.yaml").write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")

@@ -46,6 +46,8 @@ class Zoo:
     def __init__(self, asked: str | Path, backbone: str, results: str | Path):
         self.asked, self.backbone, self.results = asked, backbone, results
         self.profile = profile.load(profile.find(asked, backbone))
+        if self.profile.backbone != backbone:
+            raise UserError(f"the profile {asked} is of the backbone {self.profile.backbone}, not of {backbone}")
         self.names = list(self.profile.models.experts)
 
     @cached_property
