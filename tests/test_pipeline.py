@@ -341,6 +341,7 @@ def test_in_a_fresh_clone_every_cell_is_yet_to_be_scored(fresh, tmp_path, monkey
 
 
 SMALL = {  # on the models that the run has, in seconds
+    "01-task-vectors": {"backbone": "internvl", "beside": "", "questions": 2, "fit_steps": 1},
     "02-expert-merging": {
         "backbone": "internvl",
         "samples": 1,
@@ -352,7 +353,7 @@ SMALL = {  # on the models that the run has, in seconds
         "betas": "1, 10",
         "counts": "1, 2",
         "gammas": "0, 5",
-    }
+    },
 }
 
 

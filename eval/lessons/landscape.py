@@ -110,7 +110,7 @@ def merges(zoo: Zoo, scale: float, names: Iterable[str] = METHODS, seed: int = 0
     for name in names:
         method = methods.get(name)
         given = zoo.profile.options(name, {}).model_dump()
-        if "scale" in method.needs and "scale" not in given:
+        if method.scale is not None and "scale" not in given:
             summed = method.scale is methods.get("task_arithmetic").scale
             given["scale"] = scale if summed else default(method.scale, zoo.profile.backbone)[0]
         found[name] = emkit.merge(zoo.experts, method=name, seed=seed, **given)
@@ -167,6 +167,8 @@ def say_walk(frame: pd.DataFrame, expert: str) -> str:
 def say_plane(frame: pd.DataFrame, points: pd.DataFrame, ends: pd.DataFrame, pair: tuple[str, str]) -> str:
     """Where in the plane the least is left, on its diagonal, and of the experts themselves, as Markdown."""
     mean, alone = 100 * left(frame, ends)["mean"], 100 * left(points, ends)["mean"]
+    if mean.isna().any() or alone.isna().any():
+        return "Neither expert is better than the base on these few questions, so there is no way to measure on."
     best, line = frame.loc[mean.idxmin()], mean[frame["first"] == frame["second"]].idxmin()
     return (
         f"On average over both tasks, {pair[0]} alone leaves {alone[pair[0]]:.0f} % of the way to the two experts, "
@@ -179,7 +181,7 @@ def say_plane(frame: pd.DataFrame, points: pd.DataFrame, ends: pd.DataFrame, pai
 def say_off_plane(points: pd.DataFrame, ends: pd.DataFrame, fit: str, mean: str) -> str:
     """What a coefficient for every tensor is worth against its mean, as Markdown; empty where nothing was fitted."""
     found = 100 * left(points, ends)["mean"]
-    if fit not in found:
+    if fit not in found or found.isna().any():
         return ""
     better = "less than" if found[fit] < found[mean] else "no less than"
     return (

@@ -47,9 +47,10 @@ def plane(frame: pd.DataFrame, points: pd.DataFrame, ends: pd.DataFrame, pair: t
         low, high = frame[task].min(), frame[task].max()
         _contours(axis, _grid(frame, frame[task]), np.geomspace(low, high * 1.001, 11), "log", "{:.2g}".format)
         axis.set_title(f"loss on {task}")
-    rest = left(frame, ends)["mean"].clip(upper=1.0)
-    low = np.floor(10 * rest.min()) / 10
-    _contours(axes[2], _grid(frame, rest), np.arange(low, 1.05, 0.1), "linear", "{:.0%}".format)
+    rest = left(frame, ends)["mean"].clip(-0.5, 1.0)
+    if rest.notna().all():
+        low = min(np.floor(10 * rest.min()) / 10, 0.8)
+        _contours(axes[2], _grid(frame, rest), np.arange(low, 1.05, 0.1), "linear", "{:.0%}".format)
     axes[2].set_title("left of the way to both")
     seen = points.drop_duplicates(["first", "second"])  # a model off the plane and the mean of its coefficients
     for axis in axes:
@@ -69,7 +70,7 @@ def _grid(frame: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
 
 def _contours(axis: Axes, values: pd.DataFrame, levels: np.ndarray, norm: str, text: Callable[[float], str]) -> None:
     places = values.columns, values.index, values
-    axis.contourf(*places, levels=levels, cmap=f"{style.SEQUENTIAL}_r", norm=norm, extend="max")
+    axis.contourf(*places, levels=levels, cmap=f"{style.SEQUENTIAL}_r", norm=norm, extend="both")
     lines = axis.contour(*places, levels=levels[1:-1:2], colors="k", linewidths=0.6)
     axis.clabel(lines, fmt=text, fontsize=9)
 

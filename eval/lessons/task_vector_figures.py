@@ -18,7 +18,8 @@ from eval import style
 def entries(vectors: TaskVectors, name: str) -> Figure:
     """How the entries of θ_base and of every τ_k are distributed in one tensor, as shares of all entries."""
     base, tau = vectors.base.read(name).float().flatten().numpy(), vectors.tau(name).flatten(1).numpy()
-    edges = np.linspace(*np.quantile(base, [0.002, 0.998]), 80)
+    low, high = np.quantile(base, [0.002, 0.998])
+    edges = np.linspace(low, high, 80)
     figure, axis = plt.subplots(figsize=(style.WIDTH, 2.8))
     axis.hist(base, edges, weights=np.full(len(base), 100 / len(base)), color="0.82", label="θ_base")
     for expert, row, colour in zip(vectors.experts, tau, COLOURS):
