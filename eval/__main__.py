@@ -243,5 +243,15 @@ def notebooks(profile: str, results: str, jobs: int) -> int:
     return execute(profile, results, jobs)
 
 
+@app.command
+@_PROFILE
+@click.option("--out", type=PATH, required=True, help="The folder to write.")
+def book(profile: str, results: str, out: Path) -> None:
+    """Make a site of executed notebooks, tables, methods and API that opens from a plain folder."""
+    from eval.book.build import build
+
+    print(build(profile, results, out))
+
+
 if __name__ == "__main__":
     sys.exit(main())

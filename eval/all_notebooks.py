@@ -21,7 +21,7 @@ def execute(profile: str, results: str, jobs: int) -> int:
 
     The notebook of a table that was not run to its end is left as it is: its committed copy shows more.
     """
-    plans = {name: plan for name in tables.names() if (plan := _plan(name, profile, results)) is not None}
+    plans = {name: plan for name in tables.names() if (plan := plan_of(name, profile, results)) is not None}
     shown = {plan.table.notebook for plan in plans.values()}
     alone = sorted(path.stem for path in notebooks.FOLDER.glob("*.ipynb") if path.stem not in shown)
     ready = [name for name, plan in plans.items() if plan.csv.is_file()]
@@ -36,7 +36,7 @@ def execute(profile: str, results: str, jobs: int) -> int:
     return 1 if failed else 0
 
 
-def _plan(name: str, profile: str, results: str) -> Plan | None:
+def plan_of(name: str, profile: str, results: str) -> Plan | None:
     """The plan of a table that has rows of its own under this profile."""
     try:
         return Plan(name, profile, results)
