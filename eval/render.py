@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -38,6 +39,7 @@ GROUPS = (
 )
 WIDE = 7  # columns beside each other on a page with a score and its error in one line
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=-)")  # where a column's name may be broken
+Number = TypeVar("Number", int, float)
 FIELDS = ("method", "benchmark", "score", "stderr", "n", "seeds", "status")
 
 
@@ -72,7 +74,7 @@ def column(label: str, benchmark: str, cells: Sequence[scores.Cell]) -> Entry:
     if bad:
         return Entry(label, benchmark, status=bad[0])
     errors = [cell.stderr if cell.stderr is not None else 0.0 for cell in cells]
-    score, stderr = combine([cell.value for cell in cells], errors)
+    score, stderr = combine([_number(cell.value) for cell in cells], errors)
     return Entry(label, benchmark, score, stderr, cells[0].n, len(cells), "ok")
 
 
@@ -81,10 +83,17 @@ def average(label: str, cells: Sequence[Sequence[scores.Cell]]) -> Entry:
     bad = sorted({cell.status for column in cells for cell in column if cell.status != "ok"})
     if bad:
         return Entry(label, AVERAGE, status=bad[0])
-    values = np.array([[cell.value for cell in column] for column in cells])  # [B, S]
+    values = np.array([[_number(cell.value) for cell in column] for column in cells])  # [B, S]
     errors = np.array([[cell.stderr or 0.0 for cell in column] for column in cells])
     score, stderr = combine(values.mean(axis=0), np.sqrt(np.square(errors).sum(axis=0)) / len(cells))
-    return Entry(label, AVERAGE, score, stderr, sum(column[0].n for column in cells), values.shape[1], "ok")
+    items = sum(_number(column[0].n) for column in cells)
+    return Entry(label, AVERAGE, score, stderr, items, values.shape[1], "ok")
+
+
+def _number(value: Number | None) -> Number:
+    """A value that a cell whose status is ok has (:mod:`eval.scores` refuses it otherwise)."""
+    assert value is not None
+    return value
 
 
 def entries(plan: Plan) -> list[Entry]:
@@ -122,9 +131,16 @@ def read_csv(path: str | Path) -> list[Entry]:
         reader = csv.DictReader(stream)
         if tuple(reader.fieldnames or ()) != FIELDS:
             raise UserError(f"{path}: its columns are {reader.fieldnames}, not {', '.join(FIELDS)}")
-        number = {"score": float, "stderr": float, "n": int, "seeds": int}
         return [
-            Entry(**{k: (number[k](v) if v else None) if k in number else v for k, v in line.items()})
+            Entry(
+                line["method"],
+                line["benchmark"],
+                score=float(line["score"]) if line["score"] else None,
+                stderr=float(line["stderr"]) if line["stderr"] else None,
+                n=int(line["n"]) if line["n"] else None,
+                seeds=int(line["seeds"]) if line["seeds"] else None,
+                status=line["status"],
+            )
             for line in reader
         ]
 
