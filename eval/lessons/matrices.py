@@ -119,7 +119,7 @@ def say_signs(kept: pd.DataFrame, every: pd.DataFrame) -> str:
     alone, both = float(kept["share"].get(1, 0.0)) / some["share"], some["conflict"] / some["share"]
     coins = 1 - 2.0 ** (1 - every.index.max())
     return (
-        f"With all entries kept, both signs occur in {every_place:.0f} % of the places; with signs tossed like coins it "
+        f"With all entries kept, both signs occur in {every_place:.0f} % of the places; of coins tossed for signs it "
         f"would be {100 * coins:.0f} %. After trimming, {100 * some['share']:.0f} % of the places have anything left; "
         f"of these, {100 * alone:.0f} % have it from one expert alone, and {100 * both:.0f} % have both signs."
     )
