@@ -354,6 +354,9 @@ SMALL = {  # on the models that the run has, in seconds
         "counts": "1, 2",
         "gammas": "0, 5",
     },
+    "03-importance": {"backbones": "internvl", "steps": 1},
+    "04-expert-merging-plus-plus": {"backbone": "internvl", "steps": 2, "samples": 1, "draws": 1, "questions": 2},
+    "05-your-own-experts": {"steps": 5},
 }
 
 
