@@ -9,6 +9,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from as_committed import text as committed_text
 from small_plan import small_plan
 
 from emkit.errors import UserError
@@ -283,7 +284,7 @@ def test_the_runner_says_what_the_notebook_says_and_leaves_no_output(tmp_path, m
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_in_the_repository_hold_no_outputs_and_define_no_functions(path):
     assert papermill_runner.parameters(path)
-    for cell in nbformat.read(path, as_version=4).cells:
+    for cell in nbformat.reads(committed_text(path), as_version=4).cells:
         if cell.cell_type == "code":
             assert not cell.outputs and not cell.execution_count and "def " not in cell.source
 

@@ -1,9 +1,13 @@
-"""What is committed of a notebook: its cells, in two forms that agree, and nothing of a run."""
+"""What is committed of a notebook: its cells, in two forms that agree, and nothing of a run.
+
+Saving one in Jupyter, outputs and all, makes no test fail: it is stripped when it is committed.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import as_committed
 import jupytext
 import nbformat
 import pytest
@@ -34,11 +38,14 @@ def test_no_script_is_without_its_notebook():
 def test_a_notebook_names_its_kernel_as_jupyter_does_and_nothing_else(path):
     """So that saving it in Lab leaves its kernel's name as it is, and papermill knows what to run it with."""
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    assert nbformat.read(path, as_version=4).metadata == {"kernelspec": kernel}
+    assert nbformat.reads(as_committed.text(path), as_version=4).metadata == {"kernelspec": kernel}
 
 
-def test_notebooks_are_stripped_as_the_hook_and_make_format_do_it():
-    run = subprocess.run([sys.executable, "-m", "nbstripout", "--verify", *STRIP, *map(str, NOTEBOOKS)], check=False)
+def test_notebooks_are_stripped_as_the_hook_and_make_format_do_it(tmp_path):
+    for path in NOTEBOOKS:
+        (tmp_path / path.name).write_text(as_committed.text(path), encoding="utf-8")
+    names = map(str, tmp_path.iterdir())
+    run = subprocess.run([sys.executable, "-m", "nbstripout", "--verify", *STRIP, *names], check=False)
     assert run.returncode == 0
     written = [(ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", ".pre-commit-config.yaml")]
     assert all(f'nbstripout {STRIP[0]} "{STRIP[1]}"' in text for text in written)
