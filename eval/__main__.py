@@ -230,7 +230,7 @@ def notebook(names: tuple[str, ...], profile: str, results: str, given: tuple[tu
         plan = _load(name, profile, results)
         notebooks.execute(plan, dict(given))
         if not given:
-            publish(plan)
+            publish(plan, table=False)
 
 
 @app.command

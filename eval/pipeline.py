@@ -148,10 +148,11 @@ def prune(plan: Plan) -> set[Path]:
     for source, of in points.items():
         if not all(plan.stamp(point).is_file() for point in of) or not scale.is_current(plan, source):
             plan.scale_file(source).unlink(missing_ok=True)
-    drawn = plan.csv.with_suffix(".png").is_file()
+    # the figure beside the table is drawn by code that its notebook calls, too: both are stale at once
+    drawn = plan.csv.with_suffix(".png").is_file() and notebooks.is_current(plan)
     if not drawn or not all(plan.stamp(job).is_file() for job in plan.jobs) or not render.is_current(plan):
         plan.csv.unlink(missing_ok=True)
-    if not plan.csv.is_file() or not notebooks.is_current(plan):
+    if not plan.csv.is_file():
         plan.notebook.unlink(missing_ok=True)
     return standing
 
@@ -210,9 +211,9 @@ def count(plan: Plan, standing: set[Path], started: float) -> list[tuple[str, in
     return stages + [("table", int(plan.csv.is_file()), 1, ""), ("notebook", int(plan.notebook.is_file()), 1, "")]
 
 
-def publish(plan: Plan) -> None:
-    """Copy what the run left to the places that are committed, where the bytes differ."""
-    for source in sorted([*plan.csv.parent.glob(f"{plan.name}.*"), plan.notebook]):
+def publish(plan: Plan, table: bool = True) -> None:
+    """Copy what the run left to the places that are committed, where the bytes differ: the notebook and the table."""
+    for source in sorted([*(plan.csv.parent.glob(f"{plan.name}.*") if table else ()), plan.notebook]):
         target = plan.home / source.parent.name / source.name
         if not target.is_file() or target.read_bytes() != source.read_bytes():
             with atomic_write(target) as part:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbclient
 import nbformat
@@ -13,7 +14,7 @@ from as_committed import text as committed_text
 from small_plan import small_plan
 
 from emkit.errors import UserError
-from eval import committed, notebooks, papermill_runner, parameters, render, scale
+from eval import committed, notebooks, papermill_runner, parameters, pipeline, render, scale
 from eval.__main__ import main
 from eval.plan import Plan
 
@@ -194,6 +195,35 @@ def test_a_run_says_whether_it_left_what_is_committed(tmp_path, monkeypatch):
         paths[0].write_text(text, encoding="utf-8")
         subprocess.run([*git, *command], check=True)
         assert committed.said(paths[:1]) == " (differs from the committed one: git diff HEAD -- a.md)"
+
+
+@pytest.mark.parametrize("current", [True, False])
+def test_what_draws_the_figure_in_another_way_makes_table_and_notebook_anew(tmp_path, monkeypatch, current):
+    """Text alone does not show it: the figure beside the table is drawn by code that its notebook calls, too."""
+    plan = SimpleNamespace(run=tmp_path, zoo_stamp=tmp_path / "zoo", scale_rows=[], jobs=[], benchmarks=[])
+    plan.csv, plan.notebook = tmp_path / "tables" / "t.csv", tmp_path / "notebooks" / "t.ipynb"
+    plan.data_is_current = lambda split: True
+    for path in (plan.csv, plan.csv.with_suffix(".png"), plan.notebook):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x", encoding="utf-8")
+    monkeypatch.setattr(pipeline.models, "are_there", lambda _: True)
+    monkeypatch.setattr(pipeline.render, "is_current", lambda _: True)
+    monkeypatch.setattr(pipeline.notebooks, "is_current", lambda _: current)
+    pipeline.prune(plan)
+    assert (plan.csv.is_file(), plan.notebook.is_file()) == (current, current)
+
+
+def test_a_notebook_executed_by_itself_leaves_the_committed_table_as_it_is(tmp_path):
+    plan = SimpleNamespace(home=tmp_path, name="t", csv=tmp_path / ".run" / "tables" / "t.csv")
+    plan.notebook = tmp_path / ".run" / "notebooks" / "t.ipynb"
+    for path in (plan.csv, plan.notebook, tmp_path / "tables" / "t.csv", tmp_path / "notebooks" / "t.ipynb"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("new" if ".run" in path.parts else "old", encoding="utf-8")
+    published = [tmp_path / "tables" / "t.csv", tmp_path / "notebooks" / "t.ipynb"]
+    pipeline.publish(plan, table=False)
+    assert [path.read_text() for path in published] == ["old", "new"]
+    pipeline.publish(plan)
+    assert [path.read_text() for path in published] == ["new", "new"]
 
 
 def test_an_int_is_a_float_but_not_the_other_way_round():
