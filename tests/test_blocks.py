@@ -173,10 +173,10 @@ def peaks(models, tmp_path_factory):
     return dict(zip(cases, json.loads(found), strict=True))
 
 
-@pytest.mark.parametrize("method, bound", [("task_arithmetic", 50), ("ties", 100), ("ties_dare", 100)])
+@pytest.mark.parametrize("method, bound", [("task_arithmetic", 45), ("ties", 100), ("ties_dare", 100)])
 def test_memory_is_bounded_by_blocks_and_a_tensor_whatever_k(peaks, method, bound):
     """The largest tensor is 4 MB; two threads hold a few MB each, and the allocator as much again for each of them.
-    A whole shard is 60 MB, base and experts are 180 to 420, and their task vectors in fp32 240 to 720."""
-    assert MODEL_MB > 55
+    A whole shard is 50 MB, base and experts are 150 to 350, and their task vectors in fp32 200 to 600."""
+    assert MODEL_MB > 50
     assert 0 < peaks[method, 2] < bound and 0 < peaks[method, 6] < bound, peaks
     assert abs(peaks[method, 6] - peaks[method, 2]) < 30, peaks

@@ -11,7 +11,8 @@ from text_benchmarks import changed
 
 from emkit.errors import UserError
 from emkit.files import write_json
-from eval import columns, pipeline, rows, scores
+from eval import pipeline, rows, scores
+from eval.columns import kinds
 from eval.judge import pairs
 from eval.judge.spending import Ledger
 from eval.places import EVALUATION
@@ -90,7 +91,7 @@ def test_the_cost_is_said_and_weighed_before_anything_runs(plan, monkeypatch, ca
     pipeline.announce_judge(plan)
     assert capsys.readouterr().out == ""  # the rules cost nothing
     asked_otherwise(plan, **SERVICE)
-    tokens = columns.JudgeTokens(prompt=1000.0, reply=100.0)
+    tokens = kinds.JudgeTokens(prompt=1000.0, reply=100.0)
     plan.protocol = changed(plan.protocol, "MathVista", n=10**5, judge_tokens=tokens)
     with pytest.raises(UserError, match="costs money: say with --max-usd"):
         pipeline.announce_judge(plan)

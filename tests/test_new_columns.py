@@ -50,7 +50,7 @@ for name, column in asked.columns.items():
     result = client.evaluate(data, column, dict(zip([p.index for p in prompts], replies[name], strict=True)))
     found[name] = [[p.text for p in prompts], result.value, [item["score"] for item in result.items], result.harness]
 print("ANSWER" + json.dumps(found))
-client.socket_path(client._folder(data)).unlink(missing_ok=True)
+client.socket_path(data).unlink(missing_ok=True)
 """
 
 
