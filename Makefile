@@ -27,14 +27,14 @@ export PYTHONHASHSEED := 0
 #: help             | print this list                                          | -                         | at once
 #: setup            | build .venv from requirements.lock (every target does)   | network, 7 GB of disk     | about 1 min
 #: lab              | JupyterLab on this folder, at the page that says which notebook to open first | a browser | 5 s
-#: taste            | a few rows and columns of Table 1, by the same path      | 4 GB memory               | 3 min
+#: taste            | a few rows and columns of Table 1, by the same path      | 4 GB memory               | 3 min, reckoned
 #: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 15 min with set-up; 8 s when nothing changed
 #: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 16 min
 #: reproduce-table3 | Table 3, the same way, on the miniature Mistral          | 5 GB memory, 1 GB of disk | 9 min
 #: reproduce-tables | Tables 1 to 3, one after the other                       | 5 GB memory, 1 GB of disk | 40 min with set-up
 #: plan-table1      | list the jobs behind Table 1 (or another), run none      | -                         | 10 s
-#: notebooks        | execute every notebook again, JOBS at once               | 4 GB memory; of tables: that they were run | 12 min
-#: book             | a site of notebooks, tables, methods and API that opens from a plain folder (build/book) | nothing more | 2 min
+#: notebooks        | execute every notebook again, JOBS at once               | 4 GB memory; of tables: that they were run | 6 min of processor time
+#: book             | a site of notebooks, tables, methods and API that opens from a plain folder (build/book) | nothing more | 30 s of processor time
 #: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=qwen2_vl: 40 min, reckoned from the steps' rates; mistral: 13 min beside other work)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
 #: test             | the whole test suite                                     | 4 GB memory               | 12 min
