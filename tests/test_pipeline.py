@@ -282,7 +282,7 @@ def test_a_sweep_is_scored_row_by_row_and_a_shared_row_once(undisturbed, monkeyp
     log = (plan.run / "log" / f"{plan.name}.log").read_text()
     assert "rule row" in log and f"eval row {table} expert_merging 0" not in log  # scored for the first table
     text = (undisturbed / f"results/smoke/tables/{plan.name}.md").read_text(encoding="utf-8")
-    assert ("| 0.2 | 29.75 |" in text) == (plan.table.published is not None)  # Table 8 as published
+    assert ("| 0.2 | 44.79 | 29.75 |" in text) == (plan.table.published is not None)  # Table 8 as published
 
 
 def test_a_table_of_averages_has_the_averages_of_its_tables(undisturbed):
@@ -301,7 +301,7 @@ def test_a_table_of_ones_own_models_of_any_backbone(undisturbed):
     text = (undisturbed / "results/smoke/tables/own.md").read_text(encoding="utf-8")
     assert text.startswith("# Our own models, profile `smoke`") and "Published" not in text and "paper" not in text
     assert (
-        re.search(r"\| Half of both \| \d+\.\d\d ± ", text) and "| Half of both | 0.5 | given by the recipe |" in text
+        re.search(r"\| Half of both \| \d+\.\d\d\s±\s", text) and "| Half of both | 0.5 | given by the recipe |" in text
     )
     assert (undisturbed / "results/smoke/causal_lm/half/0/MATH.json").is_file()
 
