@@ -37,7 +37,7 @@ export PYTHONHASHSEED := 0
 #: book             | a site of notebooks, tables, methods and API that opens from a plain folder (build/book) | nothing more | 30 s of processor time
 #: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=qwen2_vl: 40 min, reckoned from the steps' rates; mistral: 13 min beside other work)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
-#: test             | the whole test suite                                     | 4 GB memory               | 12 min
+#: test             | the whole test suite                                     | 4 GB memory               | 20 min (31 of processor time)
 #: test-fast        | the tests without those that train, fit or run the pipeline | 2 GB memory             | 2 min
 #: lint             | ruff, mypy, and which room may import which              | -                         | 40 s
 #: format           | ruff: fix and format; notebooks agree with their scripts and carry no outputs | -    | 10 s
