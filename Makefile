@@ -7,7 +7,11 @@ UV       := 0.13.9
 VERSION  := 3.11
 
 TABLES   := $(patsubst eval/tables/%.yaml,%,$(wildcard eval/tables/*.yaml))
-PAPER    := $(filter table%,$(TABLES))
+ALL      := $(addprefix table,1 2 3 4 5 6 7 8 9 10 11 12 13)
+# SEEDS=5: as many draws of what is random, in place of the profile's; PROFILE_ARGS: Snakemake's, such as --profile slurm
+SEEDS    ?=
+PROFILE_ARGS ?=
+RUN       = --profile $(PROFILE) --jobs $(JOBS) $(if $(PROFILE_ARGS),--snakemake "$(PROFILE_ARGS)")
 PY       := .venv/bin/python
 UV_READY := .uv/ready-$(UV)
 
@@ -18,10 +22,11 @@ export OPENBLAS_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONHASHSEED := 0
+export EMKIT_SEEDS := $(SEEDS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lab taste test test-fast lint format lock zoo zoo-smoke reproduce-tables notebooks book clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
+.PHONY: help setup lab taste test test-fast lint format lock zoo zoo-smoke status plan reproduce-tables reproduce-figures reproduce-all notebooks book clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
 
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
@@ -101,10 +106,24 @@ zoo-smoke: .venv/ready
 
 # a table is a file of eval/tables: a new one needs no line here
 $(TABLES:%=reproduce-%): reproduce-%: .venv/ready
-	@$(PY) -m eval reproduce $* --profile $(PROFILE) --jobs $(JOBS)
+	@$(PY) -m eval reproduce $* $(RUN)
 
+# Tables 1 to 3 are the comparison with the baselines; 4 to 13 take Expert Merging apart; the figures show what it learned
 reproduce-tables: .venv/ready
-	@$(PY) -m eval reproduce $(PAPER) --profile $(PROFILE) --jobs $(JOBS)
+	@$(PY) -m eval reproduce table1 table2 table3 $(RUN)
+
+reproduce-figures: reproduce-tables
+	@$(PY) -m eval figures --profile $(PROFILE)
+
+reproduce-all: .venv/ready
+	@$(PY) -m eval reproduce $(ALL) $(RUN)
+	@$(PY) -m eval figures --profile $(PROFILE)
+
+status: .venv/ready
+	@$(PY) -m eval status $(ALL) --profile $(PROFILE)
+
+plan: .venv/ready
+	@$(PY) -m eval plan $(ALL) --profile $(PROFILE) --short
 
 $(TABLES:%=plan-%): plan-%: .venv/ready
 	@$(PY) -m eval plan $* --profile $(PROFILE)

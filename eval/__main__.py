@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,14 +68,36 @@ def _load(table: str, profile: str, results: str):
     return Plan(table, profile, results)
 
 
-@step()
-def plan(table: str, profile: str, results: str) -> None:
-    """List the jobs behind the table; runs nothing."""
-    from eval.listing import listing
+@app.command
+@click.argument("tables", metavar="TABLE...", nargs=-1, required=True)
+@_PROFILE
+@click.option("--short", is_flag=True, help="A line a table: merges, fits, tokens, the judge's dollars.")
+def plan(tables: tuple[str, ...], profile: str, results: str, short: bool) -> None:
+    """List the jobs behind the tables; runs nothing."""
+    from eval.listing import listing, overview
     from eval.summary import expanded
 
-    plans, _ = expanded([table], profile, results)
-    print("\n".join(map(listing, plans)), end="")
+    plans, _ = expanded(list(tables), profile, results)
+    print(overview(plans) if short else "\n".join(map(listing, plans)), end="")
+
+
+@app.command
+@click.argument("tables", metavar="TABLE...", nargs=-1, required=True)
+@_PROFILE
+def status(tables: tuple[str, ...], profile: str, results: str) -> None:
+    """What stands of the tables, and what a run is at now."""
+    from eval.status import text
+    from eval.summary import expanded
+
+    print(text(*expanded(list(tables), profile, results)), end="")
+
+
+@step()
+def show(table: str, profile: str, results: str) -> None:
+    """Print the table as it stands, perhaps half done."""
+    from eval.summary import standing
+
+    print(standing(table, profile, results))
 
 
 @step("row")
@@ -91,7 +114,10 @@ def explain(table: str, row: str, profile: str, results: str) -> None:
 @_PROFILE
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Jobs at once, one thread each.")
 @click.option("--max-usd", help="The most that a paid judge may cost, in dollars (or EMKIT_MAX_USD).")
-def reproduce(tables: tuple[str, ...], profile: str, results: str, jobs: int, max_usd: str | None) -> int:
+@click.option("--snakemake", default="", help='Further arguments of Snakemake\'s, such as "--profile slurm".')
+def reproduce(
+    tables: tuple[str, ...], profile: str, results: str, jobs: int, max_usd: str | None, snakemake: str
+) -> int:
     """Run whatever is missing, then publish table and notebook."""
     from eval import pipeline
     from eval.judge.spending import set_cap
@@ -99,7 +125,7 @@ def reproduce(tables: tuple[str, ...], profile: str, results: str, jobs: int, ma
 
     set_cap(max_usd)
     plans, summaries = expanded(list(tables), profile, results)
-    return pipeline.reproduce(plans, jobs, summaries)
+    return pipeline.reproduce(plans, jobs, summaries, shlex.split(snakemake))
 
 
 @step("row")
@@ -195,7 +221,7 @@ def table(table: str, profile: str, results: str) -> None:
         print(Summary(table, profile, results).write())
         return
     plan = _load(table, profile, results)
-    figures.save(figures.heatmap(plan, render.entries(plan)).figure, plan.csv.with_suffix(".png"))
+    figures.save(figures.of_table(plan, render.entries(plan)).figure, plan.csv.with_suffix(".png"))
     render.write(plan)
 
 
@@ -241,6 +267,18 @@ def notebooks(profile: str, results: str, jobs: int) -> int:
     from eval.all_notebooks import execute
 
     return execute(profile, results, jobs)
+
+
+@app.command
+@_PROFILE
+def figures(profile: str, results: str) -> None:
+    """Draw Figures 3 to 5 from what the runs of Tables 1 to 3 learned, and execute their notebook."""
+    from eval import notebooks
+    from eval.lessons.figure_files import write
+
+    for path in write(profile, results):
+        print(f"figure:   {path}")
+    print(f"notebook: {notebooks.execute_file('03-importance', profile, results, {})}")
 
 
 @app.command

@@ -18,6 +18,7 @@ HEADS = {  # what the columns of a comparison are called
     "paper": "the paper's difference",
     "verdict": "in words",
 }
+ONE_ROW = "one row with this profile"
 NUMBERS = ("delta", "interval", "p", "holm", "paper")
 
 
@@ -45,10 +46,11 @@ def compare(plan: Plan, pairs: Sequence[Sequence[str]]) -> list[dict]:
     A row of the result: ``rows``, ``benchmark``, ``delta``, ``low``, ``high``, ``p`` and ``holm`` (p adjusted over the
     comparisons of the same benchmark, so over ``pairs``). Seeds are averaged item by item, so the intervals speak of
     other items, not of other calibration draws. A pair with a row that has no score has one line, with Avg's
-    ``status`` in place of numbers.
+    ``status`` in place of numbers; so has a pair of two names for one row.
     """
     status = {row: _status(plan, row) for row in dict.fromkeys(row for pair in pairs for row in pair)}
-    scored = [pair for pair in pairs if all(status[row] == "ok" for row in pair)]
+    unlike = [pair for pair in pairs if not one_row(plan, pair)]
+    scored = [pair for pair in unlike if all(status[row] == "ok" for row in pair)]
     found = []
     for benchmark in [*plan.benchmarks, AVERAGE]:
         names = plan.benchmarks if benchmark == AVERAGE else [benchmark]
@@ -62,9 +64,14 @@ def compare(plan: Plan, pairs: Sequence[Sequence[str]]) -> list[dict]:
             found.append({"rows": named(plan, pair), "benchmark": benchmark, **result._asdict(), "holm": adjusted})
     for pair in pairs:
         if pair not in scored:
-            why = next(status[row] for row in pair if status[row] != "ok")
+            why = next(status[row] for row in pair if status[row] != "ok") if pair in unlike else ONE_ROW
             found.append({"rows": named(plan, pair), "benchmark": AVERAGE, "status": why})
     return found
+
+
+def one_row(plan: Plan, pair: Sequence[str]) -> bool:
+    """Whether the profile makes both rows the same (:meth:`eval.configured.Configured.scored`)."""
+    return len({plan.scored(row) if row in plan.rows else row for row in pair}) == 1
 
 
 def _status(plan: Plan, row: str) -> str:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from emkit import pictures
 from emkit.coefficients import Coefficients
 from emkit.files import atomic_write
+from eval import comparisons, scale, style, sweeps
 from eval import heatmap as heat
-from eval import scale, style
 from eval.places import Job
 from eval.plan import Plan
 from eval.render import AVERAGE, NOT_RUN, Entry, as_written, grid
@@ -55,14 +55,25 @@ def heatmap(plan: Plan, lines: Sequence[Entry], rows: Sequence[str] = (), column
         return heat.draw(merges, {label: table[label] for label in beside}, heat.ways(plan, lines), groups, title)
 
 
+def of_table(plan: Plan, lines: Sequence[Entry]) -> Picture:
+    """The figure that stands beside a table: scores over a sweep's number; else rows coloured by what base and experts
+    reach, where the table has them; else what each row is ahead of the one that all are compared with."""
+    if plan.table.sweep is not None:
+        return sweeps.picture(plan, lines)
+    if any(row.method == "checkpoint" for row in plan.rows.values()):
+        return heatmap(plan, lines)
+    pairs = [pair for pair in plan.table.pairs if pair[1] == plan.table.against]
+    return differences(comparisons.compare(plan, pairs), f"{plan.table.title}, profile {plan.profile.name}")
+
+
 # ---- comparisons
-def differences(comparisons: Sequence[Mapping], title: str) -> Picture:
+def differences(compared: Sequence[Mapping], title: str) -> Picture:
     """Paired differences with 95 % intervals, one panel a pair of rows, one line a benchmark; the average is lowest.
 
     The axis holds nine of ten intervals whole; what lies beyond is an arrow at the edge with its number. Filled: shown
     to differ, by Holm's p.
     """
-    found = [comparison for comparison in comparisons if "delta" in comparison]
+    found = [comparison for comparison in compared if "delta" in comparison]
     if not found:
         return _nothing(title, "the rows to compare are not run yet")
     pairs = list(dict.fromkeys(comparison["rows"] for comparison in found))

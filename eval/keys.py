@@ -31,6 +31,7 @@ _SCORING = ("eval.rows", "eval.asking", "eval.scores")
 _ASIDE = (
     *SILENT,
     "eval.columns",
+    "eval.configured",
     "eval.judge.cli",
     "eval.judge.estimate",
     "eval.keys",

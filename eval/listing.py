@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from emkit.config import default
 from emkit.methods import VALIDATION as CHOSEN
 from emkit.methods import Scaled
 from eval.columns.kinds import Column
+from eval.judge import estimate
 from eval.keys import ROOT
-from eval.places import EVALUATION, VALIDATION
+from eval.places import EVALUATION, VALIDATION, Job
 from eval.plan import Plan
 from eval.scale import RULE
 
@@ -40,6 +42,42 @@ def listing(plan: Plan) -> str:
         f"table and notebook: {plan.home / 'tables'}, {plan.home / 'notebooks'}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def overview(plans: Sequence[Plan]) -> str:
+    """A line for each table with what it adds to those above it, and their sum: merges to score, fits, the tokens that
+    answers have at most, and what a paid judge may ask for them."""
+    seen: set[tuple[str, Job]] = set()
+    lines, whole = [], [0, 0, 0, 0.0]
+    for plan in plans:
+        jobs = [*plan.jobs, *(point for row in plan.scale_rows for point in plan.points(row))]
+        new = [job for job in jobs if (plan.backbone, job) not in seen]
+        seen |= {(plan.backbone, job) for job in new}
+        found = [len(new), _fits(plan, new), sum(_tokens(plan, job) for job in new), estimate.total(plan, new)]
+        lines.append(
+            _counted(plan.table.title, found, f", {len(jobs) - len(new)} shared" if len(new) < len(jobs) else "")
+        )
+        whole = [before + more for before, more in zip(whole, found)]
+    return "\n".join([*lines, _counted("together", whole, "")]) + "\n"
+
+
+def _fits(plan: Plan, jobs: Iterable[Job]) -> int:
+    """How many times coefficients are fitted; what starts a second fit from its first has two, of which the first may
+    be kept from another row."""
+    methods = [plan.method(job.row) for job in jobs]
+    return sum(2 if "start" in method.options.model_fields else 1 for method in methods if method.learned)
+
+
+def _tokens(plan: Plan, job: Job) -> int:
+    """Tokens that the job's answers have at most."""
+    columns = plan.protocol.columns.values()
+    return sum((c.n if job.split == EVALUATION else c.validation_n) * c.max_new_tokens for c in columns)
+
+
+def _counted(title: str, found: Sequence[float], rest: str) -> str:
+    jobs, fits, tokens, dollars = found
+    answers = f"answers of at most {tokens / 1e6:,.1f} million tokens"
+    return f"{title:<9} {jobs:>4} merges to score, {fits:>3} fits, {answers}, judge at most ${dollars:,.2f}{rest}"
 
 
 def explained(plan: Plan, row: str) -> str:
@@ -83,7 +121,7 @@ def _items(column: Column, with_validation: bool) -> str:
 
 
 def _row(plan: Plan, row: str) -> str:
-    entry, source = plan.rows[row], plan.scale_row(row)
+    entry, source = plan.entry(row), plan.scale_row(row)
     values = {"method": entry.method, "model": entry.model, "scale": plan.given_scale(row)}
     if source:
         values["scale"] = "chosen on its own validation curve" if source == row else f"that of {source}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import subprocess
@@ -21,25 +22,29 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, unwritable
-from eval import committed, models, notebooks, render, scale, scores, signs
+from eval import committed, models, notebooks, remaining, render, scale, scores
 from eval.judge import estimate, upstream
 from eval.judge.service import KEY_VARIABLE
-from eval.places import EVALUATION, VALIDATION, Job
+from eval.places import EVALUATION, VALIDATION
 from eval.plan import Plan
 from eval.progress import Display
 from eval.summary import Summary
 
 # One thread a job: two jobs whose threads wait for each other are slower, and sums in another order are other numbers.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+CLUSTER = Path(__file__).parent / "cluster"  # Snakemake's own profiles: where jobs run
 TICK = 0.5  # seconds between looks at the files
 TAIL = 15  # lines of the log shown when a job broke
 
 
-def reproduce(plans: Sequence[Plan], jobs: int, summaries: Sequence[Summary] = ()) -> int:
+def reproduce(
+    plans: Sequence[Plan], jobs: int, summaries: Sequence[Summary] = (), snakemake: Sequence[str] = ()
+) -> int:
     """Bring the tables and notebooks of all ``plans`` up to date; returns the exit status (1: some cell failed).
 
     Everything is checked before anything runs. A table whose run breaks off does not keep the next one waiting; its
-    error is raised at the end. ``summaries`` are written when the tables that they sum up were run.
+    error is raised at the end. ``summaries`` are written when the tables that they sum up were run; ``snakemake``:
+    further arguments of Snakemake's (:func:`with_profiles`).
     """
     for plan in plans:
         _ = plan.protocol  # checks the benchmarks
@@ -51,7 +56,7 @@ def reproduce(plans: Sequence[Plan], jobs: int, summaries: Sequence[Summary] = (
         locks = {folder: held.enter_context(_lock(folder / "lock")) for folder in folders}
         for plan in plans:
             _writable(plan.home)
-        broken = _run([(plan, prune(plan), locks[plan.run]) for plan in plans], jobs)
+        broken = _run([(plan, prune(plan), locks[plan.run]) for plan in plans], jobs, with_profiles(snakemake))
         for plan in plans:
             if plan.notebook.is_file():  # the last thing that a run makes
                 publish(plan)
@@ -62,26 +67,28 @@ def reproduce(plans: Sequence[Plan], jobs: int, summaries: Sequence[Summary] = (
     return max([report(plan) for plan in plans])
 
 
-def _run(pruned: Sequence[tuple[Plan, set[Path], int]], jobs: int) -> UserError | None:
+def with_profiles(arguments: Sequence[str]) -> list[str]:
+    """Snakemake's ``arguments``, where ``--profile NAME`` may name a folder of ``eval/cluster``."""
+    found = list(arguments)
+    for i, (flag, name) in enumerate(itertools.pairwise(arguments), start=1):
+        if flag == "--profile" and (CLUSTER / name / "config.yaml").is_file():
+            found[i] = str(CLUSTER / name)
+    return found
+
+
+def _run(pruned: Sequence[tuple[Plan, set[Path], int]], jobs: int, more: Sequence[str]) -> UserError | None:
     """Run what is missing, table after table, under one display; returns the first error."""
     started, missing, first = time.time(), [each for each in pruned if not each[0].notebook.is_file()], None
     for plan, *_ in pruned:
         if plan.notebook.is_file():
             print(f"{plan.table.title}: nothing to do: every score stands")
-    several = len(missing) > 1
-    stages = Display(
-        lambda: [
-            (f"{plan.name} {stage}" if several else stage, done, of, note)
-            for plan, standing, _ in missing
-            for stage, done, of, note in count(plan, standing, started)
-        ],
-        signs=lambda: [sign.line(time.time()) for plan, *_ in missing for sign in signs.running(plan.signs)],
-    )
+    watch = remaining.Watch([(plan, standing) for plan, standing, _ in missing], started)
+    display = Display(watch.count, signs=watch.running, left=watch.left)
     for plan, _, lock in missing:
         log = plan.run / "log" / f"{plan.name}.log"
         print(f"{plan.table.title}, profile {plan.profile.name}, {jobs} jobs at once; log: {log}", flush=True)
         try:
-            _snakemake(plan, jobs, log, lock, stages)
+            _snakemake(plan, [f"--cores={jobs}", *more], log, lock, display)
         except UserError as error:
             first = first or UserError(f"{plan.table.title}: {error}")
     return first
@@ -157,8 +164,8 @@ def prune(plan: Plan) -> set[Path]:
     return standing
 
 
-def _snakemake(plan: Plan, jobs: int, log: Path, lock: int, display: Display) -> None:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--cores", str(jobs), "--nolock"]
+def _snakemake(plan: Plan, how: Sequence[str], log: Path, lock: int, display: Display) -> None:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--nolock", *how]
     command += ["--keep-going", "--ignore-incomplete", "--drop-metadata", "--rerun-triggers", "mtime"]
     table, profile = plan.asked
     command += ["--config", f"table={table}", f"profile={profile}", f"results={plan.home.parent}"]
@@ -189,26 +196,6 @@ def _what_broke(log: Path) -> str:
     if said:
         return f"{said[0]} (log: {log})"
     return "a job broke off; the log's end:\n" + "\n".join(lines[-TAIL:]) + f"\n(whole log: {log})"
-
-
-def count(plan: Plan, standing: set[Path], started: float) -> list[tuple[str, int, int, str]]:
-    """How far each stage is: ``(stage, done, total, note)``; a cell counts if it stood before or is new."""
-    splits = ([VALIDATION] if plan.scale_rows else []) + [EVALUATION]
-    points = [point for source in plan.scale_rows for point in plan.points(source)]
-
-    def is_done(path: Path) -> bool:
-        return path in standing or (path.is_file() and path.stat().st_mtime >= started)
-
-    def cells(jobs: list[Job]) -> tuple[int, int, str]:
-        paths = [plan.cell(job, name) for job in jobs for name in plan.benchmarks]
-        ended = sum(plan.stamp(job).is_file() for job in jobs)
-        return sum(map(is_done, paths)), len(paths), f"cells, {ended}/{len(jobs)} rows"
-
-    stages = [("models", int(plan.zoo_stamp.is_file()), 1, "")]
-    stages.append(("data", sum(plan.manifest(split).is_file() for split in splits), len(splits), ""))
-    stages += [("scale", *cells(points))] if points else []
-    stages.append(("rows", *cells(plan.jobs)))
-    return stages + [("table", int(plan.csv.is_file()), 1, ""), ("notebook", int(plan.notebook.is_file()), 1, "")]
 
 
 def publish(plan: Plan, table: bool = True) -> None:

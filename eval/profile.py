@@ -7,6 +7,7 @@ single file of the same keys. Nothing in the code asks which profile it is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from emkit.schema import fail, load_yaml, nearest
 from eval import columns
 
 FOLDER = Path(__file__).parent / "profiles"
+SEEDS = "EMKIT_SEEDS"  # how many seeds random rows have, in place of the profile's; its jobs inherit it
 
 
 class Models(Settings):
@@ -92,7 +94,7 @@ def load(path: Path) -> Profile:
     except OSError as error:
         raise UserError(f"cannot read the profile {path}: {error.strerror}") from error
     data = load_yaml(content, str(path))
-    profile = parse(Profile, data, where)
+    profile = _seeded(parse(Profile, data, where))
     if profile.backbone not in backbones.NAMES:
         known = nearest(profile.backbone, backbones.NAMES)
         raise fail(f"{where}backbone", f"unknown backbone '{profile.backbone}': {known}")
@@ -104,6 +106,16 @@ def load(path: Path) -> Profile:
                 raise fail(f"{where}calibration.files", f"the task '{name}' has no file")
     _check_sources(data, where)
     return profile
+
+
+def _seeded(profile: Profile) -> Profile:
+    """The profile with as many seeds as the environment asks for (``make … SEEDS=5``); its own where it does not."""
+    given = os.environ.get(SEEDS, "")
+    if not given:
+        return profile
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"{SEEDS} is '{given}', not a number of seeds: give a whole number from 1, such as SEEDS=5")
+    return profile.model_copy(update={"seeds": list(range(int(given)))})
 
 
 def _check_sources(data: Mapping[str, Any], where: str) -> None:

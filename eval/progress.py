@@ -7,23 +7,36 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 WIDTH = 24
 LOG_EVERY = 30.0  # seconds between lines where the output is no terminal
 COLUMNS = 80  # of a terminal that does not say
 
 
+class Stage(NamedTuple):
+    """A part of a run: its name, how many of its things are done and of how many, what is said behind the bar, and how
+    full that is (None: as the numbers say)."""
+
+    name: str
+    done: int
+    total: int
+    note: str = ""
+    share: float | None = None
+
+
 @dataclass
 class Display:
-    """Shows ``(stage, done, total, note)`` tuples; ``count`` supplies them whenever it is asked.
+    """Shows :class:`Stage` after stage; ``count`` supplies them whenever it is asked.
 
     ``signs`` supplies a line for each running job: below the bars of the stages in progress stands what they are at.
+    ``left`` says how long the rest will take.
     """
 
-    count: Callable[[], list[tuple[str, int, int, str]]]
+    count: Callable[[], Sequence[Stage]]
     stream: TextIO = sys.stderr
     signs: Callable[[], list[str]] = list
+    left: Callable[[], str] = str
     started: float = field(default_factory=time.monotonic)
     shown: object = None
     shown_at: float = -LOG_EVERY
@@ -32,16 +45,16 @@ class Display:
     def update(self, last: bool = False) -> None:
         """Print what changed: a stage that ended gets its own line, each stage in progress a bar."""
         elapsed = time.monotonic() - self.started
-        stages = self.count()
-        for stage, done, total, note in stages:
-            if done >= total and stage not in self.finished:
-                self.finished.add(stage)
-                self._keep(f"{_bar(stage, done, total, note)} {_clock(elapsed)}")
-        waiting = [stage for stage in stages if stage[0] not in self.finished]
-        current = [stage for stage in waiting if stage[1]] or waiting[:1]  # rows begin before every scale is chosen
+        stages = [Stage(*stage) for stage in self.count()]
+        for stage in stages:
+            if stage.done >= stage.total and stage.name not in self.finished:
+                self.finished.add(stage.name)
+                self._keep(f"{_bar(stage)} {_clock(elapsed)}")
+        waiting = [stage for stage in stages if stage.name not in self.finished]
+        current = [stage for stage in waiting if stage.done or stage.share] or waiting[:1]
         if current and not last:
-            *first, bar = [_bar(*stage) for stage in current]
-            self._pass(first, bar, _clock(elapsed), [f"  {sign}" for sign in self.signs()])
+            *first, bar = map(_bar, current)
+            self._pass(first, bar, _clock(elapsed, self.left()), [f"  {sign}" for sign in self.signs()])
         else:
             self.clear()
 
@@ -82,12 +95,13 @@ def _columns(stream) -> int:
         return COLUMNS
 
 
-def _bar(stage: str, done: int, total: int, note: str) -> str:
-    filled = WIDTH * done // total if total else WIDTH
-    note = f" {note}" if note else ""
-    return f"{stage:<9} {'█' * filled}{'·' * (WIDTH - filled)} {done}/{total}{note}"
+def _bar(stage: Stage) -> str:
+    share = stage.share if stage.share is not None else stage.done / stage.total if stage.total else 1.0
+    filled = int(WIDTH * share)
+    note = f" {stage.note}" if stage.note else ""
+    return f"{stage.name:<9} {'█' * filled}{'·' * (WIDTH - filled)} {stage.done}/{stage.total}{note}"
 
 
-def _clock(elapsed: float) -> str:
+def _clock(elapsed: float, left: str = "") -> str:
     minutes, seconds = divmod(int(elapsed), 60)
-    return f"[{minutes:02d}:{seconds:02d}]"
+    return f"[{minutes:02d}:{seconds:02d}{', ' if left else ''}{left}]"

@@ -22,11 +22,14 @@ LONGEST = 200  # characters of a sign
 
 @dataclass(frozen=True)
 class Sign:
-    """The last sign of a running job: its name, what it is at, and when it said so (seconds since the epoch)."""
+    """The last sign of a running job: its name, what it is at, when it said so (seconds since the epoch), and how much
+    of what it is at is done (of 0: unknown)."""
 
     job: str
     text: str
     at: float
+    done: int = 0
+    total: int = 0
 
     def line(self, now: float) -> str:
         """For people, with the age of the sign."""
@@ -40,7 +43,8 @@ class _Writer:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         text = f"{what} {done}/{total}" if total else what
-        content = json.dumps({"job": self.job, "text": text[:LONGEST], "at": time.time()}).encode()
+        said = {"job": self.job, "text": text[-LONGEST:], "at": time.time(), "done": done, "total": total}
+        content = json.dumps(said).encode()
         with contextlib.suppress(OSError):  # a full disk: a job does not end because nobody can watch it
             os.pwrite(self.handle, content.ljust(SIZE), 0)
 

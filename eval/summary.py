@@ -50,6 +50,14 @@ class Summary:
         return render.as_markdown(lines, self.table, self.profile)
 
 
+def standing(table: str, profile: str, results: str) -> str:
+    """A table's scores as they are now, perhaps not all of them, in Markdown."""
+    if tables.load(table).averages:
+        return render.ours(Summary(table, profile, results).entries())
+    plan = Plan(table, profile, results)
+    return render.ours(render.entries(plan), plan.table)
+
+
 def expanded(names: list[str], profile: str, results: str) -> tuple[list[Plan], list[Summary]]:
     """The plans behind some tables, each once, and those tables that only sum up others.
 
@@ -82,10 +90,11 @@ def _shipped(plan: Plan) -> list[Plan]:
 def _agree(plan: Plan, other: Plan) -> None:
     if plan.home != other.home or plan.backbone != other.backbone:
         return
-    for row in {*plan.rows, *plan.scale_rows} & {*other.rows, *other.scale_rows}:
-        mine, theirs = plan.content(row), other.content(row)
-        if mine is not None and theirs is not None and mine != theirs:
-            keys = ", ".join(key for key in mine if mine[key] != theirs[key])
+    mine, theirs = ({*map(each.scored, each.rows), *each.scale_rows} for each in (plan, other))
+    for row in mine & theirs:
+        one, another = plan.content(row), other.content(row)
+        if one is not None and another is not None and one != another:
+            keys = ", ".join(key for key in one if one[key] != another.get(key))
             raise UserError(
                 f"{plan.path}: row '{row}' is another row in {other.path} ({keys}): give it an id of its own, or use a "
                 "profile of another name"

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from emkit.config import Settings, option, parse
 from emkit.errors import UserError
@@ -35,11 +36,19 @@ class Row(Settings):
     options: dict[str, Any] = option({}, "options of the method, in place of the profile's")
     calibration: dict[str, Any] = option({}, "keys of the profile's calibration section, in place of its own")
     vary: dict[str, list[Any]] = option({}, "'scale', 'options.KEY' or 'calibration.KEY' → the values of a sweep")
+    relative_to: dict[str, Annotated[float, Field(gt=0)]] = option(
+        {}, "option → its published default: the row's value over it times the profile's own is what is run"
+    )
+    every_sample: bool = option(False, "a fit's batch is doubled until its steps reach every sample once")
+    plain: str | None = option(
+        None, "the id of the method's row without values of its own; where both come to the same, so do the scores"
+    )
 
     @property
     def content(self) -> dict[str, Any]:
         """What decides its scores besides the profile."""
-        return self.model_dump(include={"method", "model", "scale", "options", "calibration"})
+        given = {"relative_to", "every_sample"} & {key for key in self.model_fields_set if getattr(self, key)}
+        return self.model_dump(include={"method", "model", "scale", "options", "calibration", *given})
 
     def expanded(self, where: str) -> Iterator[Row]:
         """The rows of a sweep, in the order of the values; the row itself where nothing varies."""
@@ -56,7 +65,7 @@ class Row(Settings):
                     data[group] = _with(data[group], name, value)
                 else:
                     raise fail(f"{where}.vary", f"'{key}' cannot vary: scale, options.KEY and calibration.KEY can")
-            names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+            names = [str(value) for value in values]
             data |= {"id": "_".join([self.id, *names]), "label": self.label.format(*names)}
             yield parse(Row, data, where)
 
@@ -66,6 +75,43 @@ class Published(Settings):
 
     file: str = option(..., "CSV: one line a row with its label first, one column a benchmark, in percent")
     models: str = option(..., "the models that they are of")
+    label: str = option("{}", "what a line is called here; '{}' is its first field")
+
+
+class Sweep(Settings):
+    """The value that the rows of a table differ in."""
+
+    of: str = option(..., "its symbol", min_length=1)
+    key: str = option(
+        ..., "where a row has it: 'options.KEY' or 'calibration.KEY'", pattern=r"^(options|calibration)\.\w+$"
+    )
+
+
+class Claim(Settings):
+    """What the paper says of its table, with the rule, fixed before any run, by which ours shows it or contradicts it
+    (:mod:`eval.claims`): ``row`` is ahead of others, or no other is ahead of it by ``points``, or it is level with them
+    to within ``points``."""
+
+    says: str = option(..., "the claim in words", min_length=1)
+    where: str = option(..., "where in the paper it stands", min_length=1)
+    row: str = option(..., "the row that it is about")
+    ahead_of: list[str] = option([], "the rows that it is better than")
+    not_behind: list[str] = option([], "the rows that are not better than it by 'points'")
+    level_with: list[str] = option([], "the rows that it differs from by less than 'points'")
+    points: float | None = option(None, "the margin of the last two, in percentage points", gt=0)
+
+    @property
+    def others(self) -> list[str]:
+        """The rows that it is compared with."""
+        return [*self.ahead_of, *self.not_behind, *self.level_with]
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Claim:
+        if sum(map(bool, (self.ahead_of, self.not_behind, self.level_with))) != 1:
+            raise ValueError("a claim has one of 'ahead_of', 'not_behind' and 'level_with'")
+        if bool(self.ahead_of) != (self.points is None):
+            raise ValueError("'not_behind' and 'level_with' need 'points', 'ahead_of' has none")
+        return self
 
 
 class Table(Settings):
@@ -79,9 +125,23 @@ class Table(Settings):
     rows: list[Row] = option(..., "its lines, in order", min_length=1)
     published: Published | None = option(None, "published numbers beside which it stands")
     compare: list[list[str]] = option([], "pairs of rows that are compared item by item")
+    against: str | None = option(None, "a row that every other one is compared with, too")
+    claims: list[Claim] = option([], "what the paper says of the table")
+    sweep: Sweep | None = option(None, "what the rows differ in, where that is one number")
     learned: list[str] = option([], "learned rows whose seeds are compared; of the first the coefficients are drawn")
     notebook: str = option("table", "the notebook of notebooks/ that shows it")
     prose: dict[str, str] = option({}, "paragraphs of the notebook that hold for this table alone, by name")
+
+    @property
+    def pairs(self) -> list[list[str]]:
+        """The pairs of rows that are compared: of ``compare``, of each row with ``against``, and of claims; no
+        two rows twice."""
+        against = [[row.id, self.against] for row in self.rows if self.against and row.id != self.against]
+        claimed = [[claim.row, other] for claim in self.claims for other in claim.others]
+        found: dict[frozenset[str], list[str]] = {}
+        for pair in [*self.compare, *against, *claimed]:
+            found.setdefault(frozenset(pair), pair)
+        return list(found.values())
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Table:
@@ -103,8 +163,13 @@ def find(name: str | Path) -> Path:
 
 
 def names() -> list[str]:
-    """The shipped tables."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """The shipped tables, by number."""
+    return sorted((path.stem for path in FOLDER.glob("*.yaml")), key=_in_order)
+
+
+def _in_order(name: str) -> list:
+    """table2 comes before table10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def load(name: str | Path) -> Table:
@@ -124,7 +189,9 @@ def load(name: str | Path) -> Table:
 
 def published(table: Table) -> dict[str, dict[str, float | None]]:
     """The published numbers beside a table: label → column → percent (None: a dash); {} where there are none."""
-    return scores(table.published.file) if table.published is not None else {}
+    if table.published is None:
+        return {}
+    return {table.published.label.format(name): row for name, row in scores(table.published.file).items()}
 
 
 def scores(path: str | Path) -> dict[str, dict[str, float | None]]:
@@ -150,7 +217,9 @@ def _check(table: Table, where: str) -> None:
     for pair in table.compare:
         if len(pair) != 2:
             raise fail(f"{where}compare", f"{pair} is not a pair of rows")
-    for key, named in (("compare", itertools.chain(*table.compare)), ("learned", table.learned)):
+    claimed = [name for claim in table.claims for name in (claim.row, *claim.others)]
+    of = {"compare": itertools.chain(*table.compare), "learned": table.learned, "claims": claimed}
+    for key, named in (of | {"against": [table.against] if table.against else []}).items():
         for name in named:
             if name not in ids:
                 raise fail(f"{where}{key}", f"unknown row '{name}': {nearest(name, ids)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.schema import nearest
-from eval import comparisons, conclusion, figures, render
+from eval import claims, comparisons, conclusion, figures, render, sweeps
 from eval.plan import Plan
 from eval.style import Picture
 from eval.table import published
@@ -34,7 +34,7 @@ class View:
         self.plan = plan = Plan(table, profile, results)
         self.rows = [_row(plan, name) for name in _names(rows)] or list(plan.rows)
         self.columns = [_known(name, plan.benchmarks, "column", plan) for name in _names(columns)] or plan.benchmarks
-        self.pairs = [_pair(plan, text) for text in _names(pairs)] or plan.table.compare
+        self.pairs = [_pair(plan, text) for text in _names(pairs)] or plan.table.pairs
         self.all_lines = _standing(plan)
 
     @property
@@ -104,7 +104,25 @@ class View:
 
     def seeds(self) -> str:
         """What another calibration draw changes."""
-        return comparisons.as_markdown(comparisons.seed_intervals(self.plan, self.plan.table.learned))
+        plan = self.plan
+        learned = [row for row in self.rows if plan.runs(row) and plan.method(row).learned]
+        return comparisons.as_markdown(comparisons.seed_intervals(plan, plan.table.learned or learned))
+
+    def claims(self) -> str:
+        """What the paper says of the table, and what ours shows of it."""
+        return claims.summary(self.plan, comparisons.compare(self.plan, self.plan.table.pairs))
+
+    def judged(self) -> str:
+        """The claims with the numbers behind their verdicts."""
+        found = claims.judged(self.plan, comparisons.compare(self.plan, self.plan.table.pairs))
+        return (
+            comparisons.as_markdown(found) if found else "The paper makes no claim on this table that is listed here."
+        )
+
+    def ran_with(self) -> str:
+        """What each row ran with."""
+        found = [line for line in sweeps.ran_with(self.plan) if line["row"] in self.labels]
+        return f"{self.say('rows')}\n\n{comparisons.as_markdown(found)}"
 
     def reach(self) -> str:
         """Who leads each column, and what merging can reach."""
@@ -121,8 +139,12 @@ class View:
         return figures.heatmap(self.plan, self.all_lines, self.rows, self.columns)
 
     def differences(self) -> Picture:
-        """The pairs, column by column."""
+        """The pairs that are two rows, column by column."""
         return figures.differences(self.compared, f"Paired differences, profile {self.plan.profile.name}")
+
+    def main_figure(self) -> Picture:
+        """The figure that stands beside the table."""
+        return figures.of_table(self.plan, self.all_lines)
 
     def scale_curves(self) -> Picture:
         """How the free scales were chosen, of the rows that are shown."""

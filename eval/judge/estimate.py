@@ -23,17 +23,19 @@ class Line:
     dollars: float
 
 
-def lines(plan) -> list[Line]:
+def lines(plan, jobs=None) -> list[Line]:
     """What the cells that are missing of ``plan`` (:class:`eval.plan.Plan`) will ask a paid judge; [] if it asks none.
 
     An upper bound in the number of requests: an answer that the harness reads without a judge, and a reply that is
-    kept already, cost nothing. The tokens of one request are the protocol's (``judge_tokens``).
+    kept already, cost nothing. The tokens of one request are the protocol's (``judge_tokens``). ``jobs``: those to
+    count, all where none are given.
     """
     protocol = plan.protocol
     if not upstream.is_service(protocol.judge_upstream):
         return []
     price = price_of(plan)
-    jobs = [*plan.jobs, *(point for row in plan.scale_rows for point in plan.points(row))]
+    if jobs is None:
+        jobs = [*plan.jobs, *(point for row in plan.scale_rows for point in plan.points(row))]
     found = []
     for name in plan.benchmarks:
         asked = protocol.columns[name]
@@ -69,9 +71,9 @@ def text(plan) -> str:
     return "\n".join(shown) + "\n"
 
 
-def total(plan) -> float:
-    """The estimate in dollars."""
-    return sum(line.dollars for line in lines(plan))
+def total(plan, jobs=None) -> float:
+    """The estimate in dollars, of ``jobs`` where they are given."""
+    return sum(line.dollars for line in lines(plan, jobs))
 
 
 def spent(plan) -> float:
