@@ -26,7 +26,7 @@ export EMKIT_SEEDS := $(SEEDS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lab taste test test-fast lint format lock zoo zoo-smoke status plan reproduce-tables reproduce-figures reproduce-all notebooks book clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
+.PHONY: help setup lab taste test test-fast test-slurm lint format lock zoo zoo-smoke status plan reproduce-tables reproduce-figures reproduce-all notebooks book clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
 
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
@@ -36,7 +36,21 @@ export EMKIT_SEEDS := $(SEEDS)
 #: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 15 min with set-up; 8 s when nothing changed
 #: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 16 min
 #: reproduce-table3 | Table 3, the same way, on the miniature Mistral          | 5 GB memory, 1 GB of disk | 9 min
-#: reproduce-tables | Tables 1 to 3, one after the other                       | 5 GB memory, 1 GB of disk | 40 min with set-up
+#: reproduce-tables | Tables 1 to 3, one after the other                       | 5 GB memory, 1 GB of disk | 45 min with set-up
+#: reproduce-table4 | Table 4: the averages of Tables 5 to 7, which it runs    | 5 GB memory, 1 GB of disk | 30 min after Tables 1 to 3
+#: reproduce-table5 | Table 5: what each part of Expert Merging does, InternVL (6: Qwen2-VL, 7: Mistral) | 4 GB memory | 10 min after Table 1
+#: reproduce-table6 | Table 6, the same way, on the miniature Qwen2-VL         | 4 GB memory               | 10 min after Table 2
+#: reproduce-table7 | Table 7, the same way, on the miniature Mistral          | 5 GB memory               | 10 min after Table 3
+#: reproduce-table8 | Table 8: the regulariser's weight, InternVL (9: Qwen2-VL, 10: Mistral) | 4 GB memory | 15 min after Table 1
+#: reproduce-table9 | Table 9, the same way, on the miniature Qwen2-VL         | 4 GB memory               | 15 min after Table 2
+#: reproduce-table10 | Table 10, the same way, on the miniature Mistral        | 5 GB memory               | 15 min after Table 3
+#: reproduce-table11 | Table 11: the number of samples, InternVL (12: Qwen2-VL, 13: Mistral) | 4 GB memory | 15 min after Table 1
+#: reproduce-table12 | Table 12, the same way, on the miniature Qwen2-VL       | 4 GB memory               | 15 min after Table 2
+#: reproduce-table13 | Table 13, the same way, on the miniature Mistral        | 5 GB memory               | 15 min after Table 3
+#: reproduce-figures | Figures 3 to 5 and their notebook, from Tables 1 to 3, which it runs | 5 GB memory  | 30 s after Tables 1 to 3
+#: reproduce-all    | all thirteen tables and the figures                      | 5 GB memory, 2 GB of disk | 180 min at most
+#: status           | what stands of each table, and what a run is at          | -                         | 10 s
+#: plan             | a line for each table: merges, fits, tokens, the judge's dollars | -                 | 6 s
 #: plan-table1      | list the jobs behind Table 1 (or another), run none      | -                         | 10 s
 #: notebooks        | execute every notebook again, JOBS at once               | 4 GB memory; of tables: that they were run | 6 min of processor time
 #: book             | a site of notebooks, tables, methods and API that opens from a plain folder (build/book) | nothing more | 30 s of processor time
@@ -44,15 +58,16 @@ export EMKIT_SEEDS := $(SEEDS)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
 #: test             | the whole test suite                                     | 4 GB memory               | 20 min (31 of processor time)
 #: test-fast        | the tests without those that train, fit or run the pipeline | 2 GB memory             | 2 min
+#: test-slurm       | one table on a real Slurm, a job and a node lost on the way | root, slurmctld, slurmd, slurm-client, munge | 5 min
 #: lint             | ruff, mypy, and which room may import which              | -                         | 40 s
 #: format           | ruff: fix and format; notebooks agree with their scripts and carry no outputs | -    | 10 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
 #: clean            | remove the scores and run files of PROFILE, keep tables, notebooks, models and a judge's replies | - | at once
-#: Variables: PROFILE=mini|smoke|paper, BACKBONE=internvl|qwen2_vl|mistral (of the zoo targets), JOBS=number of jobs at once (default: cores), PYTHON=a Python to start set-up from (default: python3), LAB=further arguments of JupyterLab (LAB="--no-browser --port 8890")
+#: Variables: PROFILE=mini|smoke|paper, SEEDS=draws of what is random (default: the profile's, three), PROFILE_ARGS=Snakemake's, such as "--profile slurm" (one row a job on a cluster), BACKBONE=internvl|qwen2_vl|mistral (of the zoo targets), JOBS=number of jobs at once (default: cores), PYTHON=a Python to start set-up from (default: python3), LAB=further arguments of JupyterLab (LAB="--no-browser --port 8890")
 
 help:
 	@sed -n 's/^#: //p' $(firstword $(MAKEFILE_LIST)) | awk -F' *[|] *' \
-	  'NF==4 {printf "make %-17s %s\n%22s needs: %s; takes: %s\n", $$1, $$2, "", $$3, $$4; next} {print "\n" $$0}'
+	  'NF==4 {printf "make %-18s %s\n%23s needs: %s; takes: %s\n", $$1, $$2, "", $$3, $$4; next} {print "\n" $$0}'
 
 # Set-up starts from whatever Python is there; the installer finds or fetches the one that the lock is for ($(VERSION)).
 # .uv holds the installer, .venv the environment. Either counts as built only when its `ready` file stands, which is
@@ -77,7 +92,11 @@ test: .venv/ready
 	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # whole files that train no model, fit no coefficients and start no harness
-FAST := config coefficients combine objectives sequences transforms baselines variable importance files scores_cells stats_items data_answers data_examples data_regions shards explain keys project project_setup packaging table_files judge_rules judge_pairs signs text_items profile
+FAST := config coefficients combine objectives sequences transforms baselines variable importance files scores_cells stats_items data_answers data_examples data_regions shards explain keys project project_setup packaging table_files judge_rules judge_pairs signs text_items profile ablations remaining
+
+# a real Slurm on the loopback interface; needs Debian's slurmctld, slurmd, slurm-client and munge, and root
+test-slurm: .venv/ready
+	$(PY) -m pytest -m slurm tests/test_slurm.py
 
 test-fast: .venv/ready
 	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile $(FAST:%=tests/test_%.py)

@@ -213,7 +213,7 @@ def row(table: str, row: str, seed: str, profile: str, results: str) -> None:
 @step()
 def table(table: str, profile: str, results: str) -> None:
     """Write the table from the score files."""
-    from eval import figures, render
+    from eval import figures, render, table_files
     from eval import table as tables
     from eval.summary import Summary
 
@@ -222,7 +222,7 @@ def table(table: str, profile: str, results: str) -> None:
         return
     plan = _load(table, profile, results)
     figures.save(figures.of_table(plan, render.entries(plan)).figure, plan.csv.with_suffix(".png"))
-    render.write(plan)
+    table_files.write(plan)
 
 
 @step()

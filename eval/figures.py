@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def of_table(plan: Plan, lines: Sequence[Entry]) -> Picture:
         return sweeps.picture(plan, lines)
     if any(row.method == "checkpoint" for row in plan.rows.values()):
         return heatmap(plan, lines)
-    pairs = [pair for pair in plan.table.pairs if pair[1] == plan.table.against]
+    against = plan.table.against
+    pairs = [pair for pair in plan.table.pairs if against in (None, pair[1])]
     return differences(comparisons.compare(plan, pairs), f"{plan.table.title}, profile {plan.profile.name}")
 
 
@@ -85,7 +87,7 @@ def differences(compared: Sequence[Mapping], title: str) -> Picture:
         figure, panels = plt.subplots(lines, beside, figsize=size, sharey=True, sharex=True, squeeze=False)
         for axes, pair in zip(panels.flat, pairs, strict=False):
             _forest(axes, [comparison for comparison in found if comparison["rows"] == pair], reach)
-            axes.set_title(pair.replace(" − ", "\n− "), fontsize=9)
+            axes.set_title(_lines(pair, 120 // beside), fontsize=9)
         for axes in panels.flat[len(pairs) :]:
             axes.set_axis_off()
         panels[0, 0].set(xlim=(-1.12 * reach, 1.12 * reach), ylim=(len(names) - 0.3, -0.6))
@@ -93,6 +95,12 @@ def differences(compared: Sequence[Mapping], title: str) -> Picture:
         figure.supxlabel("percentage points by which the first row is ahead; filled: shown to differ", fontsize=10)
         figure.suptitle(title, fontsize=10)
     return Picture(figure, _in_words(found))
+
+
+def _lines(pair: str, width: int) -> str:
+    """The two rows below each other, in lines of so many letters at most."""
+    first, _, second = pair.partition(" − ")
+    return "\n".join([*textwrap.wrap(first, width), *textwrap.wrap(f"− {second}", width)])
 
 
 def _reach(found: Sequence[Mapping]) -> float:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, unwritable
-from eval import committed, models, notebooks, remaining, render, scale, scores
+from eval import committed, models, notebooks, remaining, scale, scores, table_files
 from eval.judge import estimate, upstream
 from eval.judge.service import KEY_VARIABLE
 from eval.places import EVALUATION, VALIDATION
@@ -157,7 +157,7 @@ def prune(plan: Plan) -> set[Path]:
             plan.scale_file(source).unlink(missing_ok=True)
     # the figure beside the table is drawn by code that its notebook calls, too: both are stale at once
     drawn = plan.csv.with_suffix(".png").is_file() and notebooks.is_current(plan)
-    if not drawn or not all(plan.stamp(job).is_file() for job in plan.jobs) or not render.is_current(plan):
+    if not drawn or not all(plan.stamp(job).is_file() for job in plan.jobs) or not table_files.is_current(plan):
         plan.csv.unlink(missing_ok=True)
     if not plan.csv.is_file():
         plan.notebook.unlink(missing_ok=True)

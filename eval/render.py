@@ -21,7 +21,6 @@ import numpy as np
 
 from emkit import methods
 from emkit.errors import UserError
-from emkit.files import atomic_write
 from eval import scale, scores
 from eval.places import Job
 from eval.plan import Plan
@@ -195,8 +194,8 @@ def scales(plan: Plan) -> str:
     return _markdown(["scale", "from"], shown)
 
 
-def as_markdown(lines: Sequence[Entry], table: Table, profile: str, scales: str = "") -> str:
-    """Our table, named with its profile, what its rows were scaled by, and the published one beside it."""
+def as_markdown(lines: Sequence[Entry], table: Table, profile: str, more: Mapping[str, str] | None = None) -> str:
+    """Our table, named with its profile, then ``more`` by heading, and the published one beside it."""
     text = f"""# {table.title}, profile `{profile}`
 
 Scores in percent on the `{profile}` models and benchmarks, `±` one standard error."""
@@ -206,8 +205,8 @@ Scores in percent on the `{profile}` models and benchmarks, `±` one standard er
         text += """ They stand beside the paper's
 numbers, which are of other models on other data, and do not reproduce them."""
     text += f"\n\n## Ours (`{profile}`)\n\n{ours(lines, table)}\n"
-    if scales:
-        text += f"\n## What task vectors were scaled by\n\n{scales}\n"
+    for heading, said in (more or {}).items():
+        text += f"\n## {heading}\n\n{said}\n"
     if table.published is not None:
         heading = f"Published ({table.published.models}, the paper's {table.title})"
         text += f"\n## {heading}\n\n{theirs(table)}\n"
@@ -258,25 +257,3 @@ def _ours(entry: Entry, columns: Sequence[str] = ()) -> str:
 
 def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-def write(plan: Plan) -> None:
-    """Write the table as Markdown and as CSV where the run keeps them; the CSV last, as it is what counts."""
-    for path, text in _texts(plan).items():
-        with atomic_write(path) as part:
-            part.write_text(text, encoding="utf-8")
-
-
-def _texts(plan: Plan) -> dict[Path, str]:
-    """What each of the table's files says."""
-    lines = entries(plan)
-    text = as_markdown(lines, plan.table, plan.profile.name, scales(plan))
-    return {plan.csv.with_suffix(".md"): text, plan.csv: as_csv(lines)}
-
-
-def is_current(plan: Plan) -> bool:
-    """Whether the written table is what the score files say now."""
-    try:
-        return all(path.read_text(encoding="utf-8") == text for path, text in _texts(plan).items())
-    except (UserError, FileNotFoundError):
-        return False

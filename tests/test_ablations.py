@@ -10,7 +10,7 @@ from small_plan import ROOT, score, small_plan
 
 from emkit.config import Settings, option
 from emkit.errors import UserError
-from eval import claims, comparisons, render, sweeps
+from eval import claims, comparisons, notebooks, render, sweeps
 from eval import table as tables
 from eval.configured import every_sample
 from eval.places import Job
@@ -282,3 +282,25 @@ def test_table_4_is_the_averages_of_5_to_7(tmp_path):
     assert found["Expert Merging", "Qwen2-VL"] is None
     theirs = tables.published(summary.table)
     assert list(theirs) == [row.label for row in summary.table.rows]
+
+
+def test_the_notebook_runs_while_a_run_is_under_way(tmp_path):
+    plan = half(tmp_path)
+    for seed, name in itertools.product((0, 1), plan.benchmarks):
+        score(plan, Job("expert_merging", seed), name, *[1] * 6, *[0] * 6)
+    notebooks.execute(plan)
+    said = plan.notebook.read_text(encoding="utf-8")
+    assert "**not run yet**: hidden alignment helps" in said and said.count('"image/png": "') == 1
+
+
+@each("number", [8, 11])
+def test_a_sweep_is_drawn_beside_the_papers_with_the_rows_that_stand(number):
+    plan = Plan(f"table{number}")
+    lines = [render.Entry(row.label, name) for row in plan.rows.values() for name in [*plan.benchmarks, "Avg"]]
+    shown = [*plan.rows.values()][2].label
+    lines = [render.Entry(shown, e.benchmark, 40.0, 1.0, 9, 3, "ok") if e.method == shown else e for e in lines]
+    picture = sweeps.picture(plan, lines)
+    ours, theirs = picture.figure.axes[:2]
+    assert [len(axis.lines[0].get_xdata()) for axis in (ours, theirs)] == [1, len(plan.rows)]
+    assert list(theirs.lines[0].get_xdata()) == (GAMMAS if number == 8 else SAMPLES)
+    assert picture.alt.startswith(f"Average score over {plan.table.sweep.of}. Here: ") and "40.0." in picture.alt

@@ -9,7 +9,7 @@ from small_plan import score, small_plan
 
 from emkit.errors import UserError
 from emkit.files import write_json
-from eval import render, scale, scores
+from eval import render, scale, scores, table_files
 from eval import table as tables
 from eval.places import Job
 
@@ -118,7 +118,7 @@ def test_reading_back_gives_the_rounded_entries(plan, tmp_path):
 
 
 def test_markdown_names_the_profile_and_keeps_ours_apart_from_theirs(plan):
-    text = render.as_markdown(render.entries(plan), plan.table, "smoke", render.scales(plan))
+    text = render.as_markdown(render.entries(plan), plan.table, "smoke", table_files.sections(plan))
     ours, theirs = text.split("## Published")
     assert "profile `smoke`" in text.splitlines()[0]
     assert "| method | Avg | VizWiz | GQA |" in ours
@@ -135,13 +135,13 @@ def test_published_tables_are_all_there():
 
 
 def test_writing_is_deterministic_and_current(plan):
-    render.write(plan)
+    table_files.write(plan)
     first = plan.csv.read_bytes()
-    assert render.is_current(plan)
-    render.write(plan)
+    assert table_files.is_current(plan)
+    table_files.write(plan)
     assert plan.csv.read_bytes() == first
     score(plan, Job("base", 0), "GQA", 0, 0, 0, 1)
-    assert not render.is_current(plan)
+    assert not table_files.is_current(plan)
 
 
 def test_the_table_says_where_every_scale_comes_from(tmp_path):

@@ -1,0 +1,219 @@
+"""`make … PROFILE_ARGS="--profile slurm"` on a real Slurm, all of it on the loopback interface: one row a job.
+
+Needs Debian's slurmctld, slurmd, slurm-client and munge, and root (slurmd starts jobs). Not in the default suite, as it
+would need what most machines lack: `make test-slurm` runs it, and fails where something is missing.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_pipeline import PROFILE, clone, few, results
+
+from eval.places import Job
+from eval.plan import Plan
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
+TABLE = Path("few/cluster.yaml")
+ROWS = ("base", "vqa", "task_arithmetic", "expert_merging", "expert_merging_pp")
+LIMIT = 900  # seconds that something may take on a busy machine
+CONFIG = """
+ClusterName=loopback
+SlurmctldHost=localhost(127.0.0.1)
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldPort=16817
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+SlurmdTimeout=15
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[16821-16822] CPUs=1 RealMemory=12000 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Cluster:
+    """Two nodes, each with one core, and their controller."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.daemons = folder, {}
+        (folder / "state").mkdir()
+        (folder / "slurm.conf").write_text(CONFIG.format(folder=folder))
+        (folder / "key").write_bytes(os.urandom(1024))
+        (folder / "key").chmod(0o400)
+        self.environment = os.environ | {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PYTHONPATH": "",
+            "OMP_NUM_THREADS": "1",
+        }
+        own = [f"--{name}={folder / file}" for name, file in MUNGE.items()]
+        self.start("munged", "munged", "--foreground", "--force", *own)
+        wait(lambda: (folder / "munge.sock").exists(), "munged")
+        self.start("slurmctld", "slurmctld", "-D")
+        for node in ("n1", "n2"):
+            self.start(node, "slurmd", "-D", "-N", node)
+        wait(lambda: self.says("sinfo", "-h", "-o", "%D %t") == "2 idle", "two idle nodes")
+
+    def start(self, name: str, *command: str) -> None:
+        with open(self.folder / f"{name}.out", "ab") as out:
+            self.daemons[name] = subprocess.Popen(
+                command, env=self.environment, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def says(self, *command: str) -> str:
+        run = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        return run.stdout.strip()
+
+    def jobs(self) -> dict[str, str]:
+        """Node → what its job runs, for the jobs that run."""
+        lines = self.says("squeue", "-h", "-t", "running", "-o", "%N|%k").splitlines()
+        return dict(line.split("|", 1) for line in lines)
+
+    def lose(self, node: str) -> None:
+        """The node goes away: its daemon and everything that it started die at once."""
+        tree = descendants(self.daemons[node].pid)
+        for process in (self.daemons[node].pid, *tree):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.daemons[node].wait()
+
+    def stop(self) -> None:
+        self.says("scancel", "--user", "root")
+        for daemon in reversed(self.daemons.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(daemon.pid, signal.SIGKILL)
+            daemon.wait()
+
+
+MUNGE = {
+    "key-file": "key",
+    "socket": "munge.sock",
+    "pid-file": "munge.pid",
+    "log-file": "munge.log",
+    "seed-file": "seed",
+}
+
+
+def wait(reached, what: str, seconds: float = 60) -> None:
+    began = time.monotonic()
+    while not reached():
+        assert time.monotonic() - began < seconds, f"it never came to that: {what}"
+        time.sleep(0.2)
+
+
+def parents() -> dict[int, int]:
+    """Process → its parent."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    return found
+
+
+def descendants(process: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for child, parent in parents().items():
+        children.setdefault(parent, []).append(child)
+    found, waiting = [], [process]
+    while waiting:
+        waiting += (own := children.get(waiting.pop(), []))
+        found += own
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
+    assert not missing, f"not installed: {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge)"
+    assert os.getuid() == 0, "slurmd starts jobs as root only"
+    found = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    folder = clone(tmp_path_factory.mktemp("fresh") / "clone")
+    few(folder / TABLE, "table1", ROWS, ["VizWiz", "RefCOCO"])
+    return folder
+
+
+def reproduce(folder: Path, environment, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "eval", "reproduce", str(TABLE), "--profile", PROFILE, "--jobs", "2", *more]
+    with open(folder / "output", "ab") as out:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True)
+
+
+def ended(folder: Path, process: subprocess.Popen) -> None:
+    try:
+        status = process.wait(timeout=LIMIT)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    logs = [path.read_text(errors="replace")[-6000:] for path in folder.glob("results/smoke/.run/*/log/*.log")]
+    assert status == 0, (folder / "output").read_text() + "".join(logs)
+
+
+@pytest.fixture(scope="module")
+def local(fresh, tmp_path_factory):
+    """A run without a cluster."""
+    folder = shutil.copytree(fresh, tmp_path_factory.mktemp("local") / "clone")
+    ended(folder, reproduce(folder, os.environ | {"PYTHONPATH": ""}))
+    return folder
+
+
+def test_a_job_that_fails_is_tried_again_and_a_node_that_goes_away_loses_nothing(
+    cluster, local, fresh, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(fresh, tmp_path / "clone")
+    shutil.copytree(local / "results/smoke/zoo", folder / "results/smoke/zoo")  # trained alike; a minute
+    monkeypatch.chdir(folder)
+    plan = Plan(TABLE, PROFILE)
+    run = reproduce(folder, cluster.environment, "--snakemake", "--profile slurm")
+    try:
+        wait(
+            lambda: plan.cell(Job("vqa", 0), "VizWiz").is_file() or run.poll() is not None, "a row's first score", LIMIT
+        )
+        [job] = (each for each in parents() if running(each, "eval", "row", "vqa"))  # a job fails …
+        os.kill(job, signal.SIGKILL)
+        wait(lambda: fitting(cluster) or run.poll() is not None, "the fit", LIMIT)  # … and a node goes away
+        cluster.lose(fitting(cluster))
+    finally:
+        ended(folder, run)
+    assert results(folder) == results(local)
+    log = (plan.run / "log" / f"{plan.name}.log").read_text()
+    assert log.count("rule row:") > len(plan.jobs) and "slurm" in log.lower(), log  # some were submitted again
+
+
+def running(process: int, *words: str) -> bool:
+    """Whether a process is Python with these arguments (and no shell that starts one)."""
+    with contextlib.suppress(OSError):
+        arguments = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return arguments[0].endswith("python") and all(word in arguments for word in words)
+    return False
+
+
+def fitting(cluster: Cluster) -> str:
+    """The node whose job is Expert Merging's, or none."""
+    return next((node for node, said in cluster.jobs().items() if "row=expert_merging" in said), "")
