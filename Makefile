@@ -147,6 +147,8 @@ plan: .venv/ready
 $(TABLES:%=plan-%): plan-%: .venv/ready
 	@$(PY) -m eval plan $* --profile $(PROFILE)
 
+# one draw of calibration samples is enough for a taste
+taste: export EMKIT_SEEDS := $(or $(SEEDS),1)
 taste: reproduce-taste
 
 notebooks: .venv/ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from eval import scores, stats
@@ -166,6 +167,8 @@ def as_markdown(records: Sequence[dict]) -> str:
 
 
 def _text(key: str, value: object) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        return "–"  # one seed has no interval
     if isinstance(value, float):
         return p_value(value) if key in ("p", "holm") else f"{value:.2f}"
     return "–" if value is None else str(value)

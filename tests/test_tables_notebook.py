@@ -203,6 +203,10 @@ def test_no_p_value_is_written_as_nothing(p, shown):
     assert f"| {shown} |" in comparisons.as_markdown([{"rows": "a − b", "holm": p}])
 
 
+def test_the_interval_over_one_seed_is_a_dash():
+    assert "| a | 1.00 | – |" in comparisons.as_markdown([{"row": "a", "mean": 1.0, "low": float("nan")}])
+
+
 # ---- how it is written
 def test_the_notebook_has_short_cells_a_typed_choice_and_the_conclusion_first():
     found = nbformat.read(ROOT / "notebooks" / "table.ipynb", as_version=4)
