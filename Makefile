@@ -32,7 +32,7 @@ export EMKIT_SEEDS := $(SEEDS)
 #: help             | print this list                                          | -                         | at once
 #: setup            | build .venv from requirements.lock (every target does)   | network, 7 GB of disk     | about 1 min
 #: lab              | JupyterLab on this folder, at the page that says which notebook to open first | a browser | 5 s
-#: taste            | a few rows and columns of Table 1, by the same path      | 4 GB memory               | 3 min, reckoned
+#: taste            | a few rows and columns of Table 1, by the same path      | 4 GB memory               | 3 min
 #: reproduce-table1 | Table 1: merge, score, table, figures, executed notebook | 4 GB memory, 1 GB of disk | 15 min with set-up; 8 s when nothing changed
 #: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 16 min
 #: reproduce-table3 | Table 3, the same way, on the miniature Mistral          | 5 GB memory, 1 GB of disk | 9 min

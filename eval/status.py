@@ -14,20 +14,20 @@ from eval.summary import Summary
 
 
 class Standing:
-    """Which cells stand; a row that several tables show is looked at once."""
+    """Which cells stand; a row that several tables of the same columns show is looked at once."""
 
     def __init__(self) -> None:
-        self.seen: dict[Path, bool] = {}
+        self.seen: dict[tuple[Path, str], bool] = {}  # whether one stands depends on the table's own benchmark files
 
     def cells(self, plan: Plan, job: Job) -> int:
         """How many of a job's cells hold what this code and these files would give."""
         return sum(self._stands(plan, job, name) for name in plan.benchmarks)
 
     def _stands(self, plan: Plan, job: Job, benchmark: str) -> bool:
-        path = plan.cell(job, benchmark)
-        if path not in self.seen:
-            self.seen[path] = plan.is_valid(job, benchmark)
-        return self.seen[path]
+        key = plan.cell(job, benchmark), plan.drawn
+        if key not in self.seen:
+            self.seen[key] = plan.is_valid(job, benchmark)
+        return self.seen[key]
 
 
 def text(plans: Sequence[Plan], summaries: Sequence[Summary]) -> str:
