@@ -12,8 +12,8 @@ from pathlib import Path
 from emkit.errors import UserError
 from eval import committed, notebooks
 from eval import table as tables
-from eval.pipeline import ONE_THREAD
 from eval.plan import Plan
+from eval.threads import ONE_THREAD
 
 
 def execute(profile: str, results: str, jobs: int) -> int:

@@ -6,6 +6,8 @@ papermill alone leaves a failed notebook where a finished one is expected, and s
 from __future__ import annotations
 
 import json
+import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +18,13 @@ from emkit.errors import UserError
 from emkit.files import atomic_write, sha256_file, sha256_json, write_json
 from eval import keys
 from eval.parameters import checked, declared, fill, read
+from eval.threads import ONE_THREAD
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+_RANDOM = (
+    ("text/html", re.compile(r"\bT_[0-9a-f]{5}(?=[_\"\s{])"), "T_{:02d}"),  # pandas' styled tables
+    ("text/plain", re.compile(r" at 0x[0-9a-f]+>"), ">"),
+)
 
 
 def parameters(source: Path) -> dict[str, tuple[str, object]]:
@@ -50,6 +57,7 @@ def _execute(source: Path, values: dict, folder: Path) -> nbformat.NotebookNode:
 
     notebook = read(source)
     fill(notebook, values, source.name)
+    os.environ.update(ONE_THREAD)  # the kernel's: a fit in a notebook is the same whoever starts it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -83,8 +91,16 @@ def _settle(notebook: nbformat.NotebookNode, folder: Path) -> None:
             cell.outputs = [output for output in cell.outputs if not _is_a_widget_alone(output)]
             for output in cell.outputs:
                 output.get("data", {}).pop(WIDGET, None)
+                _name_by_place(output.get("data", {}), number)
                 for place in places if "text" in output else []:
                     output["text"] = output["text"].replace(f"{place}/", "")
+
+
+def _name_by_place(data: nbformat.NotebookNode, number: int) -> None:
+    """Name styled tables, whose ids are random, by their cell, and leave out where in memory an object was."""
+    for kind, pattern, instead in _RANDOM:
+        if kind in data:
+            data[kind] = pattern.sub(instead.format(number), data[kind])
 
 
 def _is_a_widget_alone(output: nbformat.NotebookNode) -> bool:

@@ -29,9 +29,8 @@ from eval.places import EVALUATION, VALIDATION
 from eval.plan import Plan
 from eval.progress import Display
 from eval.summary import Summary
+from eval.threads import ONE_THREAD
 
-# One thread a job: two jobs whose threads wait for each other are slower, and sums in another order are other numbers.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 CLUSTER = Path(__file__).parent / "cluster"  # Snakemake's own profiles: where jobs run
 TICK = 0.5  # seconds between looks at the files
 TAIL = 15  # lines of the log shown when a job broke

@@ -117,6 +117,17 @@ def test_an_executed_notebook_says_nothing_of_what_it_rests_on(tmp_path):
     assert found.metadata.language_info == {"name": "python"} and set(found.metadata) <= {"kernelspec", "language_info"}
 
 
+def test_random_names_and_places_in_memory_do_not_make_another_notebook(tmp_path):
+    styled = "import pandas as pd\npd.DataFrame({'a': [0.5]}).style.format('{:.1f}')"
+    source = notebook(tmp_path, styled, "object()", "import os\nos.environ['OMP_NUM_THREADS']")
+    for name in ("one", "two"):
+        papermill_runner.run(source, tmp_path / f"{name}.ipynb", {})
+    assert (tmp_path / "one.ipynb").read_bytes() == (tmp_path / "two.ipynb").read_bytes()
+    found = nbformat.read(tmp_path / "one.ipynb", as_version=4)
+    html, plain, threads = (cell.outputs[0].data for cell in found.cells[-3:])
+    assert html["text/html"].count("T_01") > 3 and plain["text/plain"] == "<object>" and threads["text/plain"] == "'1'"
+
+
 def test_the_parameters_are_shown_once_with_the_values_of_the_run(tmp_path):
     source = notebook(tmp_path, "print(repr(name))", parameters=PARAMETERS + "\nlong: str = (\n    'ä'\n)  # two lines")
     papermill_runner.run(source, tmp_path / "out.ipynb", {"count": 7, "name": 'sai"d', "small": False, "long": "ö'"})
@@ -207,7 +218,7 @@ def test_what_draws_the_figure_in_another_way_makes_table_and_notebook_anew(tmp_
         path.parent.mkdir(exist_ok=True)
         path.write_text("x", encoding="utf-8")
     monkeypatch.setattr(pipeline.models, "are_there", lambda _: True)
-    monkeypatch.setattr(pipeline.render, "is_current", lambda _: True)
+    monkeypatch.setattr(pipeline.table_files, "is_current", lambda _: True)
     monkeypatch.setattr(pipeline.notebooks, "is_current", lambda _: current)
     pipeline.prune(plan)
     assert (plan.csv.is_file(), plan.notebook.is_file()) == (current, current)
