@@ -64,8 +64,9 @@ def of_table(plan: Plan, lines: Sequence[Entry]) -> Picture:
     if any(row.method == "checkpoint" for row in plan.rows.values()):
         return heatmap(plan, lines)
     against = plan.table.against
-    pairs = [pair for pair in plan.table.pairs if against in (None, pair[1])]
-    return differences(comparisons.compare(plan, pairs), f"{plan.table.title}, profile {plan.profile.name}")
+    shown = [comparisons.named(plan, pair) for pair in plan.table.pairs if against in (None, pair[1])]
+    found = [each for each in comparisons.compare(plan, plan.table.pairs) if each["rows"] in shown]
+    return differences(found, f"{plan.table.title}, profile {plan.profile.name}")
 
 
 # ---- comparisons

@@ -51,8 +51,13 @@ class View:
     @cached_property
     def compared(self) -> list[dict]:
         """The pairs on every column that is shown and on the average (:func:`eval.comparisons.compare`)."""
-        found = comparisons.compare(self.plan, self.pairs)
+        found = self._all if self.pairs == self.plan.table.pairs else comparisons.compare(self.plan, self.pairs)
         return [each for each in found if each["benchmark"] in (*self.columns, render.AVERAGE)]
+
+    @cached_property
+    def _all(self) -> list[dict]:
+        """The table's own pairs on every column."""
+        return comparisons.compare(self.plan, self.plan.table.pairs)
 
     # ---- in Markdown
     def heading(self) -> str:
@@ -110,11 +115,11 @@ class View:
 
     def claims(self) -> str:
         """What the paper says of the table, and what ours shows of it."""
-        return claims.summary(self.plan, comparisons.compare(self.plan, self.plan.table.pairs))
+        return claims.summary(self.plan, self._all)
 
     def judged(self) -> str:
         """The claims with the numbers behind their verdicts."""
-        found = claims.judged(self.plan, comparisons.compare(self.plan, self.plan.table.pairs))
+        found = claims.judged(self.plan, self._all)
         return (
             comparisons.as_markdown(found) if found else "The paper makes no claim on this table that is listed here."
         )
