@@ -56,3 +56,15 @@ def test_every_page_in_the_contents_is_there(plan, tmp_path):
     assert all((found / f"{name}.md").is_file() or (found / f"{name}.ipynb").is_file() for name in named)
     [cell] = json.loads((found / "notebooks" / "one.ipynb").read_text(encoding="utf-8"))["cells"]
     assert cell["metadata"]["mystnb"] == {"image": {"alt": "a line", "width": "870px"}}
+
+
+def test_a_row_that_is_another_one_leads_to_the_same_scores(tmp_path):
+    em = {"id": "expert_merging", "label": "Expert Merging", "method": "expert_merging"}
+    plan = small_plan(
+        tmp_path, rows=[em, em | {"id": "no_chunking", "label": "no chunking", "plain": "expert_merging"}]
+    )
+    for job in plan.jobs:
+        score(plan, job, "GQA", 1, 0)
+    behind = pages.rows(plan)
+    assert "## Expert Merging" in behind and "## no chunking" in behind
+    assert behind.count("internvl/expert_merging/0/GQA.json") == 2

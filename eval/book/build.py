@@ -64,8 +64,12 @@ def lay_out(plans: list[Plan], home: Path, source: Path) -> None:
     for name, text in methods.items():
         _write(source / "methods" / f"{name}.md", text)
     _write(source / "methods.md", pages.method_list())
-    of = {"Notebooks": [f"notebooks/{path.stem}" for path in executed], "Tables": shown}
-    parts = [{"caption": name, "chapters": [{"file": file} for file in files]} for name, files in of.items() if files]
+    titles = {plan.name: {"title": f"{plan.table.title}: its notebook"} for plan in plans}  # they are all called alike
+    of = {
+        "Notebooks": [{"file": f"notebooks/{path.stem}", **titles.get(path.stem, {})} for path in executed],
+        "Tables": [{"file": name} for name in shown],
+    }
+    parts = [{"caption": name, "chapters": chapters} for name, chapters in of.items() if chapters]
     sections = [{"file": f"methods/{name}"} for name in methods]
     library = [{"file": "methods", "sections": sections}, {"file": "api"}]
     toc = {"format": "jb-book", "root": "intro", "parts": [*parts, {"caption": "Library", "chapters": library}]}

@@ -40,9 +40,14 @@ def _explained(plan: Plan) -> str:
 
 def _cells(plan: Plan, row: str | None, of: dict[str, dict[str, str]]) -> list[str]:
     texts = [f"{cell['score']} ± {cell['stderr']}" if cell["score"] else cell["status"] for cell in of.values()]
-    if row is None or not any(_is_here((plan, job)) for job in plan.jobs if job.row == row):
+    if row is None or not _jobs(plan, row):
         return texts
     return [f"[{text}]({plan.name}-scores.md#{anchor(plan, row)})" for text in texts]
+
+
+def _jobs(plan: Plan, row: str) -> list[Job]:
+    """The jobs behind a row, of which there are scores; a row that is another one has that one's."""
+    return [job for job in plan.jobs if job.row == plan.scored(row) and _is_here((plan, job))]
 
 
 def _is_here(of: tuple[Plan, Job]) -> bool:
@@ -59,8 +64,7 @@ def rows(plan: Plan) -> str | None:
     """The page behind a table: each row's commands and score files; None where there are no score files."""
     text = []
     for row in plan.rows.values():
-        jobs = [job for job in plan.jobs if job.row == row.id and _is_here((plan, job))]
-        if jobs:
+        if jobs := _jobs(plan, row.id):
             text.append(f"({anchor(plan, row.id)})=\n## {row.label}\n\n{_commands(plan, jobs)}")
             text.append(_lines(["seed", *plan.benchmarks], [[str(job.seed), *_scores(plan, job)] for job in jobs]))
     if not text:
