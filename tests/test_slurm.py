@@ -83,18 +83,24 @@ class Cluster:
         run = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
         return run.stdout.strip()
 
-    def jobs(self) -> dict[str, str]:
-        """Node → what its job runs, for the jobs that run."""
-        lines = self.says("squeue", "-h", "-t", "running", "-o", "%N|%k").splitlines()
-        return dict(line.split("|", 1) for line in lines)
+    def where(self, row: str) -> tuple[str, str] | None:
+        """Node and number of the job that runs a row; Snakemake's plugin says in its comment which row it is."""
+        for line in self.says("squeue", "-h", "-t", "running", "-o", "%N|%i|%k").splitlines():
+            node, number, comment = line.split("|", 2)
+            if row in comment:
+                return node, number
+        return None
 
-    def lose(self, node: str) -> None:
-        """The node goes away: its daemon and everything that it started die at once."""
-        tree = descendants(self.daemons[node].pid)
-        for process in (self.daemons[node].pid, *tree):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+    def lose(self, node: str, number: str) -> None:
+        """The node goes away: its daemon and all of its job die at once."""
+        self.daemons[node].kill()
         self.daemons[node].wait()
+        for process in processes():
+            if f"SLURM_JOB_ID={number}" in said(process, "environ") or f"[{number}." in "".join(
+                said(process, "cmdline")
+            ):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
 
     def stop(self) -> None:
         self.says("scancel", "--user", "root")
@@ -121,24 +127,15 @@ def wait(reached, what: str, seconds: float = 60) -> None:
         time.sleep(0.2)
 
 
-def parents() -> dict[int, int]:
-    """Process → its parent."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    return found
+def processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
 
-def descendants(process: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for child, parent in parents().items():
-        children.setdefault(parent, []).append(child)
-    found, waiting = [], [process]
-    while waiting:
-        waiting += (own := children.get(waiting.pop(), []))
-        found += own
-    return found
+def said(process: int, file: str) -> list[str]:
+    """The strings of a process's command line or environment; of one that has gone, none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/{file}").read_bytes().decode(errors="replace").split("\0")
+    return []
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +195,15 @@ def test_a_job_that_fails_is_tried_again_and_a_node_that_goes_away_loses_nothing
         wait(
             lambda: plan.cell(Job("vqa", 0), "VizWiz").is_file() or run.poll() is not None, "a row's first score", LIMIT
         )
-        [job] = (each for each in parents() if running(each, "eval", "row", "vqa"))  # a job fails …
-        os.kill(job, signal.SIGKILL)
-        wait(lambda: fitting(cluster) or run.poll() is not None, "the fit", LIMIT)  # … and a node goes away
-        cluster.lose(fitting(cluster))
+        [job] = (each for each in processes() if is_row(each, "vqa"))
+        os.kill(job, signal.SIGKILL)  # a job fails …
+        wait(lambda: cluster.where("expert_merging_0") or run.poll() is not None, "the fit", LIMIT)
+        node, number = cluster.where("expert_merging_0")
+        cluster.lose(node, number)  # … and a node goes away
+        wait(
+            lambda: cluster.says("sinfo", "-h", "-n", node, "-o", "%t").startswith("down"), "the node is missed", LIMIT
+        )
+        cluster.start(node, "slurmd", "-D", "-N", node)  # and comes back
     finally:
         ended(folder, run)
     assert results(folder) == results(local)
@@ -209,14 +211,7 @@ def test_a_job_that_fails_is_tried_again_and_a_node_that_goes_away_loses_nothing
     assert log.count("rule row:") > len(plan.jobs) and "slurm" in log.lower(), log  # some were submitted again
 
 
-def running(process: int, *words: str) -> bool:
-    """Whether a process is Python with these arguments (and no shell that starts one)."""
-    with contextlib.suppress(OSError):
-        arguments = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        return arguments[0].endswith("python") and all(word in arguments for word in words)
-    return False
-
-
-def fitting(cluster: Cluster) -> str:
-    """The node whose job is Expert Merging's, or none."""
-    return next((node for node, said in cluster.jobs().items() if "row=expert_merging" in said), "")
+def is_row(process: int, row: str) -> bool:
+    """Whether a process is a row's job itself, and not the shell that starts it."""
+    arguments = said(process, "cmdline")
+    return arguments[0:1] != [] and arguments[0].endswith("python") and {"eval", "row", row} <= set(arguments)
