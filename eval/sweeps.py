@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from emkit.coefficients import Coefficients
 from emkit.files import read_json
 from eval import style
 from eval.places import Job
@@ -18,6 +19,7 @@ from eval.style import COLOURS, Picture
 from eval.table import Row, published
 
 TICKS = [0, *(digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5))]
+MOVED = "mean \\|α − ᾱ\\|"  # in a Markdown table
 Z = 1.96  # of a normal 95 % interval
 
 
@@ -37,7 +39,7 @@ def values(plan: Plan) -> dict[str, float]:
 # ---- what the rows ran with
 def ran_with(plan: Plan) -> list[dict[str, Any]]:
     """A line a row: its options that differ from those of the first row of its method, as they are run, and of a sweep
-    over samples how many response tokens of each task there were."""
+    over samples how many response tokens of each task there were; then how far its coefficients came from ᾱ."""
     lines = []
     for name, row in plan.rows.items():
         plain = plan.profile.options(str(row.method), {}).model_dump()
@@ -48,10 +50,24 @@ def ran_with(plan: Plan) -> list[dict[str, Any]]:
                 "samples of each task": str(plan.calibration(name).samples),
                 "response tokens": _tokens(plan, name),
             }
+        if plan.method(name).learned:
+            line[MOVED] = _moved(plan, name)
         if plan.scored(name) != name:
             line["options"] += f" (the row `{plan.scored(name)}` of other tables)"
         lines.append(line)
     return lines
+
+
+def _moved(plan: Plan, row: str) -> str:
+    """The mean |α − ᾱ| over all coefficients that were fitted last, and over the seeds that stand."""
+    found = []
+    for folder in (plan.cells(Job(row, seed)) for seed in plan.seeds(row)):
+        if (folder / "coefficients.json").is_file() and (folder / "history.json").is_file():
+            coefficients = Coefficients.load(folder / "coefficients.json")
+            initial = read_json(folder / "history.json")["stages"][-1]["initial"]
+            anchor = np.array([initial[name] for name in coefficients.experts])[coefficients.flat_experts()]
+            found.append(float(np.abs(coefficients.flat() - anchor).mean()))
+    return f"{np.mean(found):.3f}" if found else NOT_RUN
 
 
 def _swept(plan: Plan) -> str:

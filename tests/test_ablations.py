@@ -2,12 +2,15 @@
 
 import csv
 import itertools
+import json
 import math
 
+import numpy as np
 import pytest
 import yaml
 from small_plan import ROOT, score, small_plan
 
+from emkit.coefficients import Coefficients
 from emkit.config import Settings, option
 from emkit.errors import UserError
 from eval import claims, comparisons, notebooks, render, sweeps
@@ -269,6 +272,17 @@ def test_a_claim_is_judged_whichever_way_round_its_pair_was_compared(tmp_path):
     assert "1 shown" in said and "1 not to be told here" in said and "**shown**: hidden alignment helps" in said
     assert "hidden_weight = 0" in shown.ran_with() and "(the row `expert_merging` of other tables)" in shown.ran_with()
     assert "w/o hidden alignment − Expert Merging: -50.0 points" in shown.main_figure().alt
+
+
+def test_a_row_tells_how_far_its_coefficients_came_from_their_start(tmp_path):
+    plan = half(tmp_path)
+    values = {"a": np.array([[0.5], [0.1]]), "b": np.array([[0.3, 0.7], [0.3, 0.3]]), "c": np.array([[9.0], [9.0]])}
+    folder = plan.cells(Job("expert_merging", 0))
+    Coefficients(("VQA", "OCR"), values, frozenset("c")).save(folder / "coefficients.json")  # c was not fitted last
+    stages = [{"initial": {"VQA": 9.0, "OCR": 9.0}}, {"initial": {"VQA": 0.3, "OCR": 0.3}}]
+    (folder / "history.json").write_text(json.dumps({"stages": stages}))
+    first, other, same = (line[sweeps.MOVED] for line in sweeps.ran_with(plan))
+    assert first == same == f"{(0.2 + 0.2 + 0 + 0.4 + 0 + 0) / 6:.3f}" and other == "not run yet"
 
 
 def test_table_4_is_the_averages_of_5_to_7(tmp_path):
