@@ -58,7 +58,7 @@ export EMKIT_SEEDS := $(SEEDS)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
 #: test             | the whole test suite                                     | 4 GB memory               | 20 min (31 of processor time)
 #: test-fast        | the tests without those that train, fit or run the pipeline | 2 GB memory             | 2 min
-#: test-slurm       | one table on a real Slurm, a job and a node lost on the way | root, slurmctld, slurmd, slurm-client, munge | 5 min
+#: test-slurm       | one table on a real Slurm, a job and a node lost on the way | root, slurmctld, slurmd, slurm-client, munge | 6 min
 #: lint             | ruff, mypy, and which room may import which              | -                         | 40 s
 #: format           | ruff: fix and format; notebooks agree with their scripts and carry no outputs | -    | 10 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
