@@ -83,7 +83,7 @@ class Configured(Places):
         """The id under which the row's scores lie: its own, or that of the plain row where the profile makes both the
         same, so that one row is one number in whatever table it stands."""
         plain = self.entry(row).plain
-        if plain is None or self.entry(row).scale != self.entry(plain).scale:
+        if plain is None or self.given_scale(row) != self.given_scale(plain):
             return row
         same = (self.settings(row), self.calibration(row)) == (self.settings(plain), self.calibration(plain))
         return plain if same else row

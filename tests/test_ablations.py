@@ -318,3 +318,8 @@ def test_a_sweep_is_drawn_beside_the_papers_with_the_rows_that_stand(number):
     assert [len(axis.lines[0].get_xdata()) for axis in (ours, theirs)] == [1, len(plan.rows)]
     assert list(theirs.lines[0].get_xdata()) == (GAMMAS if number == 8 else SAMPLES)
     assert picture.alt.startswith(f"Average score over {plan.table.sweep.of}. Here: ") and "40.0." in picture.alt
+
+
+def test_a_scale_that_the_profile_gives_one_of_two_rows_makes_them_two(tmp_path):
+    plan = small_plan(tmp_path, rows=HALF, scales={"expert_merging": 0.7})
+    assert plan.scored("no_chunking") == "no_chunking" and len(plan.jobs) == 6
