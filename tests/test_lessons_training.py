@@ -145,7 +145,7 @@ def test_the_example_of_a_table_is_one(tmp_path):
     text = "\n".join(cell.source for cell in lesson_notebook.read(NOTEBOOK).cells)
     file = tmp_path / "mine.yaml"
     file.write_text(re.search(r"```yaml\n(# mine.yaml.*?)```", text, re.DOTALL)[1], encoding="utf-8")
-    assert [row.id for row in table.load(file).rows] == ["base", "ta_0.3", "ta_0.5", "ta_1", "em"]
+    assert [row.id for row in table.load(file).rows] == ["base", "ta_0.3", "ta_0.5", "ta_1.0", "em"]
 
 
 def test_solutions(own, capsys):

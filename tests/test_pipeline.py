@@ -188,7 +188,7 @@ def stages(folder: Path, plan: Plan, sizes: Plan, text: Plan) -> dict:
         "notebook": lambda: plan.csv.is_file() and not plan.notebook.is_file(),
         "the second table's fit": lambda: any((sizes.run / "cache").rglob("*.state.json")),
         "the third table's scoring": lambda: text.cell(Job("chat", 0), "MATH").is_file(),
-        "a sweep": lambda: plan.cell(Job("gamma_0.2", 0), "VizWiz").is_file(),
+        "a sweep": lambda: (folder / "results/smoke/internvl/gamma_0.2/0/VizWiz.json").is_file(),
     }
 
 
