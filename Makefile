@@ -37,18 +37,18 @@ export EMKIT_SEEDS := $(SEEDS)
 #: reproduce-table2 | Table 2, the same way, on the miniature Qwen2-VL         | 4 GB memory, 1 GB of disk | 16 min
 #: reproduce-table3 | Table 3, the same way, on the miniature Mistral          | 5 GB memory, 1 GB of disk | 9 min
 #: reproduce-tables | Tables 1 to 3, one after the other                       | 5 GB memory, 1 GB of disk | 45 min with set-up
-#: reproduce-table4 | Table 4: the averages of Tables 5 to 7, which it runs    | 5 GB memory, 1 GB of disk | 30 min after Tables 1 to 3
-#: reproduce-table5 | Table 5: what each part of Expert Merging does, InternVL (6: Qwen2-VL, 7: Mistral) | 4 GB memory | 10 min after Table 1
-#: reproduce-table6 | Table 6, the same way, on the miniature Qwen2-VL         | 4 GB memory               | 10 min after Table 2
-#: reproduce-table7 | Table 7, the same way, on the miniature Mistral          | 5 GB memory               | 10 min after Table 3
-#: reproduce-table8 | Table 8: the regulariser's weight, InternVL (9: Qwen2-VL, 10: Mistral) | 4 GB memory | 15 min after Table 1
-#: reproduce-table9 | Table 9, the same way, on the miniature Qwen2-VL         | 4 GB memory               | 15 min after Table 2
-#: reproduce-table10 | Table 10, the same way, on the miniature Mistral        | 5 GB memory               | 15 min after Table 3
-#: reproduce-table11 | Table 11: the number of samples, InternVL (12: Qwen2-VL, 13: Mistral) | 4 GB memory | 15 min after Table 1
-#: reproduce-table12 | Table 12, the same way, on the miniature Qwen2-VL       | 4 GB memory               | 15 min after Table 2
-#: reproduce-table13 | Table 13, the same way, on the miniature Mistral        | 5 GB memory               | 15 min after Table 3
+#: reproduce-table4 | Table 4: the averages of Tables 5 to 7, which it runs    | 5 GB memory, 1 GB of disk | 30 min after Tables 1 to 3, reckoned
+#: reproduce-table5 | Table 5: what each part of Expert Merging does, InternVL (6: Qwen2-VL, 7: Mistral) | 4 GB memory | 8 min after Table 1
+#: reproduce-table6 | Table 6, the same way, on the miniature Qwen2-VL         | 4 GB memory               | 10 min after Table 2, reckoned
+#: reproduce-table7 | Table 7, the same way, on the miniature Mistral          | 5 GB memory               | 10 min after Table 3, reckoned
+#: reproduce-table8 | Table 8: the regulariser's weight, InternVL (9: Qwen2-VL, 10: Mistral) | 4 GB memory | 20 min after Table 1
+#: reproduce-table9 | Table 9, the same way, on the miniature Qwen2-VL         | 4 GB memory               | 20 min after Table 2, reckoned
+#: reproduce-table10 | Table 10, the same way, on the miniature Mistral        | 5 GB memory               | 20 min after Table 3, reckoned
+#: reproduce-table11 | Table 11: the number of samples, InternVL (12: Qwen2-VL, 13: Mistral) | 4 GB memory | 20 min after Table 1, reckoned
+#: reproduce-table12 | Table 12, the same way, on the miniature Qwen2-VL       | 4 GB memory               | 20 min after Table 2, reckoned
+#: reproduce-table13 | Table 13, the same way, on the miniature Mistral        | 5 GB memory               | 20 min after Table 3, reckoned
 #: reproduce-figures | Figures 3 to 5 and their notebook, from Tables 1 to 3, which it runs | 5 GB memory  | 30 s after Tables 1 to 3
-#: reproduce-all    | all thirteen tables and the figures                      | 5 GB memory, 2 GB of disk | 180 min at most
+#: reproduce-all    | all thirteen tables and the figures                      | 5 GB memory, 2 GB of disk | 165 min, reckoned
 #: status           | what stands of each table, and what a run is at          | -                         | 10 s
 #: plan             | a line for each table: merges, fits, tokens, the judge's dollars | -                 | 6 s
 #: plan-table1      | list the jobs behind Table 1 (or another), run none      | -                         | 10 s

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from eval import comparisons
+from eval.comparisons import signed
 from eval.plan import Plan
 from eval.render import AVERAGE
 from eval.table import Claim
@@ -71,21 +72,17 @@ def _difference(plan: Plan, pair: Sequence[str], averages: Mapping[str, Mapping]
 def _ours(found: Sequence[Mapping]) -> str:
     """One difference with its interval; of several, how far they and their intervals reach."""
     if len(found) == 1:
-        return f"{_signed(found[0]['delta'])} ({comparisons.interval(dict(found[0]))})"
+        return f"{signed(found[0]['delta'], 2)} ({comparisons.interval(dict(found[0]))})"
     low, high = min(each["low"] for each in found), max(each["high"] for each in found)
-    return f"{_range([each['delta'] for each in found])} (intervals from {_signed(low)} to {_signed(high)})"
+    return f"{_range([each['delta'] for each in found])} (intervals from {signed(low, 2)} to {signed(high, 2)})"
 
 
 def _range(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    ends = dict.fromkeys(_signed(value) for value in (min(known), max(known)))
+    ends = dict.fromkeys(signed(value, 2) for value in (min(known), max(known)))
     return " to ".join(ends)
-
-
-def _signed(value: float) -> str:
-    return f"{value + 0.0:+.2f}".replace("-", "−")
 
 
 def summary(plan: Plan, compared: Sequence[Mapping]) -> str:

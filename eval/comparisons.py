@@ -107,6 +107,11 @@ def interval(comparison: dict) -> str | None:
     return f"{comparison['low']:.2f} to {comparison['high']:.2f}".replace("-", "−").replace(" ", "\u00a0")
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign, and never −0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
 def verdict(comparison: dict, level: float = 0.05) -> str:
     """A comparison in words, by a rule fixed before any run: ahead or behind if Holm's p is below ``level``."""
     if "status" in comparison:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats as distributions
 
 from eval import comparisons, render
+from eval.comparisons import signed
 from eval.plan import Plan
 from eval.render import AVERAGE, Entry
 from eval.table import published
@@ -99,10 +100,10 @@ def _difference(each: Mapping, verdict: str, paper: float | None) -> str:
     first, _, second = each["rows"].partition(" − ")
     if "status" in each:
         return f"{first} and {second}"
-    interval = f"95 % interval {_signed(each['low'])} to {_signed(each['high'])}"
-    theirs = "" if paper is None else f"; the paper: {_signed(paper)}{_agreement(each['delta'], paper, verdict)}"
+    interval = f"95 % interval {signed(each['low'])} to {signed(each['high'])}"
+    theirs = "" if paper is None else f"; the paper: {signed(paper)}{_agreement(each['delta'], paper, verdict)}"
     if verdict == "no difference shown":
-        return f"{first} and {second} ({_signed(each['delta'])}, {interval}{theirs})"
+        return f"{first} and {second} ({signed(each['delta'])}, {interval}{theirs})"
     where = f"ahead of {second}" if verdict == "ahead" else f"behind {second}"
     return f"{first} is {where} by {abs(each['delta']):.1f} points ({interval}{theirs})"
 
@@ -121,11 +122,11 @@ def gains(plan: Plan, compared: Sequence[dict], pairs: Pairs) -> str:
         return ""
     ours = {each["benchmark"]: each["delta"] for each in compared if _is(plan, each, pair)}
     theirs = {name: comparisons.published_difference(plan, pair, name) for name in plan.benchmarks}
-    said = f"**Where it comes from.** {comparisons.named(plan, pair)}, {_signed(ours[AVERAGE])} points here: "
+    said = f"**Where it comes from.** {comparisons.named(plan, pair)}, {signed(ours[AVERAGE])} points here: "
     said += _by_expert(plan, ours)
     if all(value is not None for value in theirs.values()):
         known = {name: value or 0.0 for name, value in theirs.items()}
-        said += f". In the paper, {_signed(float(np.mean(list(known.values()))))}: {_by_expert(plan, known)}"
+        said += f". In the paper, {signed(float(np.mean(list(known.values()))))}: {_by_expert(plan, known)}"
     return said + "."
 
 
@@ -133,7 +134,7 @@ def _by_expert(plan: Plan, differences: Mapping[str, float]) -> str:
     """Each expert's columns' share in the difference of averages, in points."""
     parts = []
     for expert, names in itertools.groupby(plan.benchmarks, key=lambda name: plan.experts.get(name, "other columns")):
-        parts.append(f"{expert} {_signed(sum(differences[name] for name in names) / len(plan.benchmarks))}")
+        parts.append(f"{expert} {signed(sum(differences[name] for name in names) / len(plan.benchmarks))}")
     return ", ".join(parts)
 
 
@@ -149,7 +150,7 @@ def order(plan: Plan, averages: Mapping[str, Entry]) -> str:
     moved = sorted(range(len(labels)), key=lambda i: -abs(ours[i] - paper[i]))[:3]
     said = _and(f"{labels[i]} ({paper[i]:g} there, {ours[i]:g} here)" for i in moved if ours[i] != paper[i])
     far = f" Furthest from their place in the paper: {said}." if said else ""
-    return f"**The order of the {len(labels)} merges**, against the paper's: rank correlation {_signed(rho, 2)}.{far}"
+    return f"**The order of the {len(labels)} merges**, against the paper's: rank correlation {signed(rho, 2)}.{far}"
 
 
 def above_mixture(plan: Plan, averages: Mapping[str, Entry]) -> str:
@@ -175,10 +176,6 @@ def _score(entry: Entry | None) -> float | None:
 
 def _average(entry: Entry) -> str:
     return f"{entry.method} ({entry.score:.1f} ± {entry.stderr:.1f})"
-
-
-def _signed(value: float, digits: int = 1) -> str:
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: there is no −0.0
 
 
 def _list(parts: Sequence[str]) -> str:
