@@ -21,7 +21,6 @@ from eval.render import AVERAGE
 from eval.table import Claim
 
 SHOWN, OPEN, CONTRADICTED = "shown", "not shown", "contradicted"
-LEVEL = 0.05
 
 
 def judged(plan: Plan, compared: Sequence[Mapping]) -> list[dict]:
@@ -47,8 +46,8 @@ def verdict(claim: Claim, found: Sequence[Mapping]) -> str:
     """The claim's verdict; ``found``: the differences (row − other), with ``low``, ``high`` and ``holm``."""
     margin = claim.points or 0.0
     if claim.ahead_of:
-        told = [each["delta"] if each["holm"] < LEVEL else 0.0 for each in found]
-        shown, contradicted = all(delta > 0 for delta in told), any(delta < 0 for delta in told)
+        told = [comparisons.verdict(dict(each)) for each in found]
+        shown, contradicted = all(word == "ahead" for word in told), "behind" in told
     elif claim.not_behind:  # other − row, whose interval is (−high, −low)
         shown = all(-each["low"] < margin for each in found)
         contradicted = any(-each["high"] > margin for each in found)

@@ -1,7 +1,7 @@
 """What a run's display shows: how far each stage is, and how long the rest will take at the rate so far.
 
-Work is counted in columns asked. A fit counts as much as asking all of a row's columns, which is what it takes on the
-`mini` profile (15 to 20 seconds each); on others the time left corrects itself as rows end.
+Work is counted in columns asked. A fit counts as much as asking all of a row's columns, which is near what it takes on
+the `mini` profile (20 to 40 seconds each); on others the time left corrects itself as rows end.
 """
 
 from __future__ import annotations
