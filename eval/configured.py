@@ -41,6 +41,7 @@ class Configured(Places):
             raise UserError(f"{self.path} is of {self.table.backbone}, {self.profile_path} of {self.profile.backbone}")
         super().__init__(Path(results) / self.profile.name, self.profile.backbone, self.path.stem, self.table.columns)
         self.rows = {row.id: row for row in self.table.rows if row.id not in self.profile.leave_out}
+        self._scored: dict[str, str] = {}
         for row in self.rows.values():
             self._check(row)
         for key, named in (("scales", self.profile.scales), ("leave_out", self.profile.leave_out)):
@@ -82,6 +83,11 @@ class Configured(Places):
     def scored(self, row: str) -> str:
         """The id under which the row's scores lie: its own, or that of the plain row where the profile makes both the
         same, so that one row is one number in whatever table it stands."""
+        if row not in self._scored:  # a display asks for every cell twice a second
+            self._scored[row] = self._one_of(row)
+        return self._scored[row]
+
+    def _one_of(self, row: str) -> str:
         plain = self.entry(row).plain
         if plain is None or self.given_scale(row) != self.given_scale(plain):
             return row
