@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,11 +80,11 @@ class Merged:
         backbone, dtype = backbones.get(self.plan.profile.backbone), getattr(torch, self.plan.dtype)
         return backbone.load(self.folder, dtype=dtype, device=self.plan.profile.device)
 
-    def answers(self, images: list, questions: list[str], max_new_tokens: int, kept=None) -> list[str]:
-        """Its greedy answers to ``questions``, each about its image (or None)."""
+    def answers(self, images: Sequence, questions: list[str], max_new_tokens: int, **kept: Any) -> list[str]:
+        """Its greedy answers to ``questions``, each about its image (or None); ``kept``: what
+        :meth:`emkit.backbones.base.Backbone.generate` takes of :mod:`eval.features`."""
         backbone = backbones.get(self.plan.profile.backbone)
-        with_features = {} if kept is None else {"features": kept}
-        found = backbone.generate(*self.opened, images, questions, max_new_tokens, **with_features)
+        found = backbone.generate(*self.opened, images, questions, max_new_tokens, **kept)
         return [whole(text) for text in found]
 
 

@@ -1,29 +1,53 @@
-"""Image features of a benchmark's items, computed once for all rows whose models see alike.
+"""What rows whose models see and read alike share of a benchmark's items: image features, and encoded questions.
 
 Merging leaves the vision tower alone, so every merge of a zoo gives an image the same features up to the projector;
-on a small machine they are half the price of an answer. A protocol asks for them with ``keep_image_features`` (they
-take space: tiles × tokens × width for every item). They belong to a tower, a file of items and a state of the code.
+on a small machine they are half the price of an answer, and of the rest a third is resizing, cutting and tokenising the
+same pictures and questions again. A protocol asks for both with ``keep_image_features`` (features take space: tiles ×
+tokens × width for every item). They belong to a tower or a processor, a file of items and a state of the code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
-from emkit.backbones.base import Backbone
+from emkit.backbones.base import PIXELS, Backbone, Batch, Encoded, Features
 from emkit.checkpoints import sha256_tensors
 from emkit.files import atomic_write, lock, read_kept, sha256_json
 
 TILES = 64  # (or patches) in one pass of the tower, unless an image alone has more
 
 
-def kept(
-    folder: Path, identity: dict, backbone: Backbone, model, processor, images: Sequence[Image]
-) -> Callable[[int, int], torch.Tensor]:
+def encodings(folder: Path, identity: dict, processor: Any, questions: Sequence[str]) -> Encoded:
+    """``encoded(items, encode)`` of ``questions``, as :meth:`emkit.backbones.base.Backbone.generate` takes it.
+
+    A batch's tensors but its pixels are read from ``folder`` where they are of this processor, its tokenizer and
+    template, these questions in this order and ``identity``; else made and written.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    reads = [processor.to_json_string(), tokenizer.backend_tokenizer.to_str(), tokenizer.padding_side]
+    templates = [getattr(each, "chat_template", None) for each in (processor, tokenizer)]
+    shared = sha256_json({**identity, "reads": reads, "templates": templates})
+
+    def encoded(items: Sequence[int], encode: Callable[[], Batch]) -> Batch:
+        key = sha256_json([shared, list(items), [questions[i] for i in items]])
+        path = folder / f"{key[:32]}.safetensors"
+        found = read_kept(path, load_file)
+        if found is None:
+            found = {name: tensor.contiguous() for name, tensor in encode().items() if name != PIXELS}
+            with atomic_write(path) as part:
+                save_file(found, part)
+        return found
+
+    return encoded
+
+
+def kept(folder: Path, identity: dict, backbone: Backbone, model, processor, images: Sequence[Image]) -> Features:
     """``features(start, stop)`` of ``images``, as :meth:`emkit.backbones.base.Backbone.generate` takes them.
 
     Read from ``folder`` when a file there has the key of this tower and ``identity`` (a JSON value: items, versions),

@@ -32,7 +32,7 @@ from eval.summary import Summary
 from eval.threads import ONE_THREAD
 
 CLUSTER = Path(__file__).parent / "cluster"  # Snakemake's own profiles: where jobs run
-TICK = 0.5  # seconds between looks at the files
+TICK, SHARE = 0.5, 0.02  # seconds between looks at the files, at least; and the part of the time that they may take
 TAIL = 15  # lines of the log shown when a job broke
 
 
@@ -176,8 +176,10 @@ def _snakemake(plan: Plan, how: Sequence[str], log: Path, lock: int, display: Di
         )
         try:
             while process.poll() is None:
+                began = time.monotonic()
                 display.update()
-                time.sleep(TICK)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(TICK, (time.monotonic() - began) / SHARE))
         except BaseException:
             display.clear()
             process.terminate()

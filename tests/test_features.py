@@ -1,4 +1,5 @@
-"""Kept image features: the same answers as without them, computed once for all models of one tower."""
+"""Kept image features and encoded questions: the same answers as without them, made once for all models that see and
+read alike."""
 
 import pytest
 import torch
@@ -75,3 +76,65 @@ def test_they_are_made_again_when_anything_changed(model, items, tmp_path, monke
     assert sum(calls) == len(pixels)
     assert ("is unreadable" in capfd.readouterr().err) == (change == "damage")
     torch.testing.assert_close(found(0, 6), internvl.image_features(model[0], pixels))
+
+
+# ---- encoded questions
+class Unseen:
+    """Pictures that nobody may look at."""
+
+    def __getitem__(self, at):
+        raise AssertionError(f"picture {at} was looked at")
+
+
+@pytest.fixture(params=["internvl", "qwen2_vl"])
+def seen(request, tiny_zoo, items):
+    """A backbone, a model of it with its processor, and pictures with questions."""
+    if request.param == "internvl":
+        return internvl, *internvl.load(tiny_zoo / "base"), *items
+    backbone = backbones.get("qwen2_vl")
+    drawn = examples("gqa", "validation", 6, seed=4, size="mixed")
+    pictures, asked = [e.image for e in drawn], [prompt("gqa", e.qas[0], "qwen2_vl") for e in drawn]
+    return backbone, *backbone.load("results/zoo/qwen2_vl/base"), pictures, asked
+
+
+def asked_of(seen, folder, pictures=None, identity=None, questions=None):
+    backbone, model, processor, images, texts = seen
+    texts = questions or texts
+    known = {
+        "features": features.kept(folder, identity or {}, backbone, model, processor, images),
+        "encoded": features.encodings(folder / "encoded", identity or {}, processor, texts),
+    }
+    return backbone.generate(model, processor, images if pictures is None else pictures, texts, 8, batch_size=4, **known)
+
+
+def test_answers_from_encoded_questions_are_those_without_and_look_at_no_picture(seen, tmp_path):
+    backbone, model, processor, images, questions = seen
+    plain = backbone.generate(model, processor, images, questions, 8, batch_size=4)
+    assert asked_of(seen, tmp_path) == plain, "made now"
+    assert len(list((tmp_path / "encoded").glob("*.safetensors"))) == 2, "a file a batch"
+    assert asked_of(seen, tmp_path, Unseen()) == plain, "as kept"
+
+
+def test_an_encoded_batch_is_the_processors_own_without_pixels(seen, tmp_path):
+    backbone, _, processor, images, questions = seen
+    encoded = features.encodings(tmp_path, {}, processor, questions)
+    own = backbone.encode(processor, images[:3], questions[:3])
+    for _ in range(2):
+        found = encoded([0, 1, 2], lambda: backbone.encode(processor, images[:3], questions[:3]))
+        assert set(found) == set(own) - {"pixel_values"}
+        assert all(torch.equal(found[name], own[name]) and found[name].dtype == own[name].dtype for name in found)
+
+
+@pytest.mark.parametrize("change", ["items", "questions", "template", "damage"])
+def test_questions_are_encoded_again_when_anything_changed(seen, tmp_path, change):
+    processor, questions = seen[2], [*seen[4]]
+    asked_of(seen, tmp_path, identity={"items": "a"})
+    if change == "questions":
+        questions[0] += "?"
+    if change == "template":
+        processor.chat_template = processor.chat_template + " "
+    if change == "damage":
+        for file in (tmp_path / "encoded").glob("*.safetensors"):
+            file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(AssertionError, match="was looked at"):
+        asked_of(seen, tmp_path, Unseen(), {"items": "b" if change == "items" else "a"}, questions)

@@ -28,6 +28,7 @@ class Fakes:
             asking.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate)
         )
         monkeypatch.setattr(features, "kept", lambda *about: "features")
+        monkeypatch.setattr(features, "encodings", lambda *about: "encoded")
         monkeypatch.setattr(client, "prompts", self.prompts)
         monkeypatch.setattr(client, "evaluate", self.evaluate)
 
@@ -46,8 +47,8 @@ class Fakes:
         self.dtype = dtype
         return (folder / "model.safetensors").read_bytes(), None
 
-    def generate(self, model, processor, images, questions, max_new_tokens, features):
-        assert model == b"weights" and features == "features"
+    def generate(self, model, processor, images, questions, max_new_tokens, features, encoded):
+        assert model == b"weights" and (features, encoded) == ("features", "encoded")
         return [RIGHT for _ in questions]
 
     def prompts(self, data, column, seconds):

@@ -23,6 +23,8 @@ Images = Sequence[Image | None]
 Texts = Sequence[str]
 Batch = dict[str, torch.Tensor]
 Features = Callable[[int, int], torch.Tensor]  # image features of the items start … stop − 1
+Encoded = Callable[[Sequence[int], Callable[[], Batch]], Batch]  # a batch of these items: what is kept, or made now
+PIXELS = "pixel_values"  # what only a vision tower reads
 
 
 @dataclass
@@ -144,21 +146,27 @@ class Backbone(ABC):
         max_new_tokens: int,
         batch_size: int = 64,
         features: Features | None = None,
+        encoded: Encoded | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[str]:
         """Greedy answers to single-turn questions, in the order asked; special tokens are dropped.
 
-        ``features(start, stop)`` may supply cached :meth:`image_features` of those items. ``progress`` is told how many
-        items were just answered. Items are answered in order of question length, so that batches need little padding.
+        ``features(start, stop)`` may supply cached :meth:`image_features` of those items, with no row for an item
+        without an image, and ``encoded(items, encode)`` what :meth:`encode` makes of some items together, pixels left
+        out: an image is then not looked at. ``progress`` is told how many items were just answered. Items are answered
+        in order of question length, so that batches need little padding.
         """
+
+        def encode() -> Batch:
+            return self.encode(processor, [images[i] for i in rows], [questions[i] for i in rows])
+
         tokenizer = getattr(processor, "tokenizer", processor)
         order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
         answers = [""] * len(questions)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = self.encode(processor, [images[i] for i in rows], [questions[i] for i in rows])
-            seen = [i for i in rows if images[i] is not None]
-            known = None if features is None else [features(i, i + 1) for i in seen]
+            batch = encode() if encoded is None else encoded(rows, encode)
+            known = None if features is None else [part for i in rows if len(part := features(i, i + 1))]
             with passes(model, "answers", start, len(order)):
                 tokens = model.generate(
                     **self.asked(model, batch, known),
@@ -186,7 +194,7 @@ class ImageBackbone(Backbone):
     """A language model with a vision tower, whose image features stand in the place of an image's tokens."""
 
     AUTO = "AutoModelForImageTextToText"
-    VISION: tuple[str, ...] = ("pixel_values",)
+    VISION: tuple[str, ...] = (PIXELS,)
 
     @abstractmethod
     def tower(self, model: Any) -> torch.nn.Module:
@@ -275,7 +283,7 @@ class ImageBackbone(Backbone):
             of_images = [part.to(model.device, model.dtype) for part in features]
             found = BaseModelOutputWithPooling(pooler_output=self.pooled(model, of_images))
             given["mm_encoder_outputs"] = {"image": found}
-            del given["pixel_values"]
+            given.pop(PIXELS, None)
         return given
 
     def answer(self, text: str) -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from PIL.Image import Image
+
 from emkit import backbones
 from emkit.progress import report
 from eval import features, keys
@@ -16,9 +21,8 @@ def ask(merged: Merged, column: VLMEvalKit, judged: Judged) -> tuple[list[dict],
     data, limit = plan.data(merged.job.split), plan.protocol.request_seconds or client.REQUEST_SECONDS
     report("prompts from VLMEvalKit")
     prompts = client.prompts(data, column, limit)
-    images = [prompt.image for prompt in prompts]
-    questions = [prompt.text + column.suffix for prompt in prompts]
-    answers = merged.answers(images, questions, column.max_new_tokens, _image_features(merged, column, images))
+    images, questions = client.Pictures(prompts), [prompt.text + column.suffix for prompt in prompts]
+    answers = merged.answers(images, questions, column.max_new_tokens, **_kept(merged, column, images, questions))
     predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
     report("scored by VLMEvalKit")
     if not column.judge:
@@ -29,12 +33,16 @@ def ask(merged: Merged, column: VLMEvalKit, judged: Judged) -> tuple[list[dict],
     return result.items, {**result.harness, "judge": counts}
 
 
-def _image_features(merged: Merged, column: VLMEvalKit, images: list):
-    """The images' features where the protocol keeps them for all rows, else None: they come with each answer."""
+def _kept(merged: Merged, column: VLMEvalKit, images: Sequence[Image], questions: list[str]) -> dict[str, Any]:
+    """The images' features and the encoded questions, where the protocol keeps them for all rows; else nothing: they
+    are made with each answer."""
     plan, split = merged.plan, merged.job.split
     if not plan.protocol.keep_image_features:
-        return None
+        return {}
     backbone = plan.profile.backbone
     identity = {"items": plan.items_identity(split, column.name), "versions": keys.features(backbone)}
-    folder = plan.run / "features" / split / column.name
-    return features.kept(folder, identity, backbones.get(backbone), *merged.opened, images)
+    folder, (_, processor) = plan.run / "features" / split / column.name, merged.opened
+    return {
+        "features": features.kept(folder, identity, backbones.get(backbone), *merged.opened, images),
+        "encoded": features.encodings(folder / "encoded", identity, processor, questions),
+    }

@@ -7,6 +7,7 @@ import base64
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,34 @@ REQUEST_SECONDS = 1800.0  # for one request, unless the protocol gives another `
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question as VLMEvalKit puts it: the item's index, its picture (RGB) and the text."""
+    """One question as VLMEvalKit puts it: the item's index and the text; ``picture`` is as the TSV has it."""
 
     index: str
-    image: Image.Image
     text: str
+    picture: str
+    where: str
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture (RGB), decoded now; ``UserError`` for one that cannot be read."""
+        try:
+            return Image.open(io.BytesIO(base64.b64decode(self.picture, validate=True))).convert("RGB")
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.where} cannot be read; write the data again") from error
+
+
+class Pictures(Sequence[Image.Image]):
+    """The pictures of prompts, each decoded when it is asked for."""
+
+    def __init__(self, prompts: Sequence[Prompt]):
+        self._prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, at):
+        found = self._prompts[at]
+        return found.image if isinstance(found, Prompt) else [prompt.image for prompt in found]
 
 
 def prompts(data_dir: str | Path, column: VLMEvalKit, seconds: float = REQUEST_SECONDS) -> list[Prompt]:
@@ -49,7 +73,10 @@ def prompts(data_dir: str | Path, column: VLMEvalKit, seconds: float = REQUEST_S
         with atomic_write(kept) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]), encoding="utf-8")
     images = _images(tsv)
-    return [Prompt(line["index"], _decode(images, line["row"], tsv), line["text"]) for line in lines]
+    return [
+        Prompt(line["index"], line["text"], images[line["row"]], f"{tsv}: the image of row {line['row'] + 1}")
+        for line in lines
+    ]
 
 
 def evaluate(
@@ -96,13 +123,6 @@ def _images(tsv: Path) -> list[str]:
         rows = [(row["index"], row["image"]) for row in csv.DictReader(file, delimiter="\t")]
     by_index = dict(rows)
     return [by_index.get(image, image) if len(image) <= 64 else image for _, image in rows]
-
-
-def _decode(images: list[str], row: int, tsv: Path) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(base64.b64decode(images[row], validate=True))).convert("RGB")
-    except (ValueError, OSError) as error:
-        raise UserError(f"{tsv}: the image of row {row + 1} cannot be read; write the data again") from error
 
 
 # -------------------------------------------------------------------------------------------- worker
