@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,8 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str) -> i
     given = sys.argv[1:] if arguments is None else list(arguments)
     settings: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
     try:
-        status = command.main(given, prog_name=name, standalone_mode=False, obj=given, **settings)
+        with _ended_by_term():
+            status = command.main(given, prog_name=name, standalone_mode=False, obj=given, **settings)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -69,9 +73,30 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str) -> i
         return _wrong(str(error))
     except ModuleNotFoundError as error:
         return not_installed(error)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         _wrong("interrupted; the same command goes on from here")
-        return 130
+        return 128 + (signal.SIGTERM if _Ended in (type(error), type(error.__cause__)) else signal.SIGINT)
+
+
+class _Ended(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextlib.contextmanager
+def _ended_by_term() -> Iterator[None]:
+    """In the block SIGTERM, which `kill` and batch systems send, ends the command as Ctrl-C does: with what it started."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise _Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wrong(line: str) -> int:

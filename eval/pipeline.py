@@ -20,6 +20,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 from emkit.errors import UserError
 from emkit.files import atomic_write, unwritable
 from eval import committed, models, notebooks, remaining, scale, scores, table_files
@@ -182,12 +184,22 @@ def _snakemake(plan: Plan, how: Sequence[str], log: Path, lock: int, display: Di
                     process.wait(max(TICK, (time.monotonic() - began) / SHARE))
         except BaseException:
             display.clear()
-            process.terminate()
-            process.wait()
+            _end(process)
             raise
     display.update(last=True)
     if process.returncode:
         raise UserError(_what_broke(log))
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End Snakemake with its jobs, for which it would wait."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        jobs = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        for job in jobs:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                job.terminate()
+    process.wait()
 
 
 def _what_broke(log: Path) -> str:

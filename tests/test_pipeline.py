@@ -6,6 +6,7 @@ All three tables are run in one go, as `make reproduce-tables` does; between the
 
 import contextlib
 import csv
+import fcntl
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from emkit.files import read_json
 from eval import parameters, scores
 from eval.places import EVALUATION, VALIDATION, Job
 from eval.plan import Plan
+from eval.signs import running
 from eval.vlm import client
 from eval.workers import client as workers
 
@@ -245,6 +247,33 @@ def test_killed_while_a_cell_is_being_scored_it_ends_with_the_identical_table(un
     assert plan.csv.read_bytes() == (undisturbed / plan.csv).read_bytes()
     assert results(folder) == results(undisturbed)
     assert not list(plan.run.glob("tmp/**/*.safetensors"))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_ended_by_a_signal_to_itself_alone_it_ends_its_jobs_too(undisturbed, tmp_path, monkeypatch, how):
+    """As `kill` and batch systems do it: nobody tells Snakemake, which on its own would wait for its jobs."""
+    folder = shutil.copytree(undisturbed, tmp_path / "clone")
+    plan = plan_of(folder, monkeypatch)
+    job = Job("expert_merging", 0)
+    for path in (plan.cell(job, "VizWiz"), scores.items_path(plan.cell(job, "VizWiz"))):
+        path.unlink()
+    step = ("reproduce", str(RECIPE), "--profile", PROFILE, "--jobs", "2")
+    process, signs, began = start(folder, step), folder / plan.signs, time.monotonic()
+    try:
+        while not list(signs.rglob("*.sign")):
+            assert process.poll() is None and time.monotonic() - began < LIMIT, (folder / "output").read_text()
+            time.sleep(0.02)
+        os.kill(process.pid, how)
+        assert process.wait(timeout=60) == 128 + how
+        assert not running(signs), "a job outlived the run"
+        with open(folder / plan.run / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        stop(process)
+    assert "interrupted; the same command goes on from here" in (folder / "output").read_text()
+    finish(folder, step)
+    assert results(folder) == results(undisturbed)
 
 
 @pytest.mark.timeout(600)
