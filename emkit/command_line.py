@@ -84,7 +84,7 @@ class _Ended(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def _ended_by_term() -> Iterator[None]:
-    """In the block SIGTERM, which `kill` and batch systems send, ends the command as Ctrl-C does: with what it started."""
+    """In the block SIGTERM, of `kill` and batch systems, ends the command as Ctrl-C does: with what it started."""
     if threading.current_thread() is not threading.main_thread():  # which alone may say so
         yield
         return

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -158,8 +158,11 @@ def _locked(path: Path, waiting: Callable[[], None] = lambda: None) -> TextIO:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            waiting()
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.ExitStack() as kept:
+                kept.callback(handle.close)
+                waiting()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                kept.pop_all()
         with contextlib.suppress(FileNotFoundError):
             # who held the lock may have finished meanwhile, and this file be gone, with its folder or without
             if os.path.samestat(os.fstat(handle.fileno()), os.stat(path)):
@@ -255,6 +258,36 @@ def lock(path: str | Path, remove: bool = False, waiting: Callable[[], None] = l
         finally:
             if remove:
                 path.unlink(missing_ok=True)
+
+
+class _Busy(Exception):
+    """Another process holds the lock."""
+
+
+def _refuse() -> None:
+    raise _Busy
+
+
+def locks_in_turn(paths: Sequence[Path], waiting: Callable[[int], None] = lambda index: None) -> Iterator[int]:
+    """Hold each of ``paths`` locked once, free ones first: yields the index of the one that is held until the next.
+
+    ``waiting(index)`` is called when other processes hold all that are left, before this one is waited for. Close the
+    iterator (``contextlib.closing``), so that an error between two of them lets go.
+    """
+    left = list(range(len(paths)))
+    while left:
+        index, handle = _first_free(paths, left, waiting)
+        left.remove(index)
+        with handle:
+            yield index
+
+
+def _first_free(paths: Sequence[Path], left: Sequence[int], waiting: Callable[[int], None]) -> tuple[int, TextIO]:
+    for index in left:
+        with contextlib.suppress(_Busy):
+            return index, _locked(paths[index], _refuse)
+    waiting(left[0])
+    return left[0], _locked(paths[left[0]])
 
 
 def sha256_file(path: str | Path) -> str:

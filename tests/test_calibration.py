@@ -1,8 +1,11 @@
 """Calibration samples: packs of the experts' own responses with their teacher's targets, cached by content."""
 
+import contextlib
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import torch
 from conftest import open_task_vectors
 from PIL import Image
 
-from emkit import backbones
+from emkit import backbones, progress
 from emkit.alignment import teacher as teaching
 from emkit.alignment.calibration import calibrate
 from emkit.alignment.sources import JsonlSource, Samples, ZooSource
@@ -145,6 +148,37 @@ def test_more_samples_are_added_to_those_kept_and_fewer_need_no_expert(tiny_zoo,
             for part in ("final", "hidden", "features"):
                 pairs = zip(getattr(found, part), getattr(task, part)[:n], strict=True)
                 assert all(torch.equal(a, b) for a, b in pairs), (name, samples, part)
+
+
+def test_a_task_that_another_process_is_at_comes_last_and_nothing_differs(
+    calibration, tiny_zoo, base_model, tmp_path, monkeypatch
+):
+    """Two rows that need the same samples: each has another expert answer, and both end with the same set."""
+    folders = {name: tmp_path / "calibration" / key.split(",")[0] for name, key in calibration.keys.items()}
+    first, answered = next(iter(folders)), []
+    code = "import sys, time; from emkit.files import lock\nwith lock(sys.argv[1]): print(1, flush=True); time.sleep(2)"
+    held = [sys.executable, "-c", code, str(folders[first].with_suffix(".lock"))]
+    load = internvl.load
+    monkeypatch.setattr(internvl, "load", lambda path, *more: answered.append(path.name) or load(path, *more))
+    with subprocess.Popen(held, stdout=subprocess.PIPE) as process, told() as said:
+        process.stdout.readline()
+        found = made(tiny_zoo, base_model, tmp_path)
+    assert answered == [*list(folders)[1:], first]
+    assert [text for text in said if "waiting" in text] == [
+        f"waiting for another fit, which has the expert {first} answer its samples"
+    ]
+    assert list(found.tasks) == list(calibration.tasks) and found.keys == calibration.keys
+    for name, task in calibration.tasks.items():
+        assert found.tasks[name].rows == task.rows
+        assert all(torch.equal(a, b) for a, b in zip(found.tasks[name].final, task.final, strict=True))
+
+
+@contextlib.contextmanager
+def told():
+    """What is reported in the block."""
+    texts = []
+    with progress.told(lambda what, done, total: texts.append(what)):
+        yield texts
 
 
 def test_a_damaged_sample_alone_is_made_again(tiny_zoo, base_model, tmp_path, capfd):

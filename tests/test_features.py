@@ -82,6 +82,9 @@ def test_they_are_made_again_when_anything_changed(model, items, tmp_path, monke
 class Unseen:
     """Pictures that nobody may look at."""
 
+    def __len__(self):
+        return 6
+
     def __getitem__(self, at):
         raise AssertionError(f"picture {at} was looked at")
 
@@ -100,11 +103,12 @@ def seen(request, tiny_zoo, items):
 def asked_of(seen, folder, pictures=None, identity=None, questions=None):
     backbone, model, processor, images, texts = seen
     texts = questions or texts
+    images = images if pictures is None else pictures
     known = {
         "features": features.kept(folder, identity or {}, backbone, model, processor, images),
         "encoded": features.encodings(folder / "encoded", identity or {}, processor, texts),
     }
-    return backbone.generate(model, processor, images if pictures is None else pictures, texts, 8, batch_size=4, **known)
+    return backbone.generate(model, processor, images, texts, 8, batch_size=4, **known)
 
 
 def test_answers_from_encoded_questions_are_those_without_and_look_at_no_picture(seen, tmp_path):

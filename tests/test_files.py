@@ -1,9 +1,13 @@
 """Nothing half-written under a final name, whatever goes wrong."""
 
+import contextlib
+import fcntl
 import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -150,3 +154,50 @@ def test_a_lock_is_released_when_its_holder_is_killed(tmp_path):
     os.waitpid(pid, 0)
     with lock(tmp_path / "lock"):
         pass
+
+
+# ---- locks in turn
+@contextlib.contextmanager
+def held_by_another(paths, seconds=None):
+    """A process that holds the locks ``paths``, until the block ends or for ``seconds``."""
+    wait = "input()" if seconds is None else f"time.sleep({seconds})"
+    code = "import contextlib, sys, time; from emkit.files import lock\nwith contextlib.ExitStack() as held:\n"
+    code += f"    [held.enter_context(lock(p)) for p in sys.argv[1:]]\n    print('held', flush=True)\n    {wait}\n"
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_locks_are_taken_in_turn_free_ones_first(tmp_path):
+    paths, waited = [tmp_path / name for name in "abc"], []
+    with held_by_another(paths[:1], seconds=1):
+        assert list(files.locks_in_turn(paths, waited.append)) == [1, 2, 0] and waited == [0]
+    assert list(files.locks_in_turn(paths, waited.append)) == [0, 1, 2] and waited == [0]
+
+
+def test_a_lock_of_the_turn_is_held_and_then_let_go(tmp_path):
+    paths = [tmp_path / name for name in "ab"]
+    with contextlib.closing(files.locks_in_turn(paths)) as turns:
+        for index in turns:
+            for other, path in enumerate(paths):
+                assert is_held(path) == (other == index)
+    with pytest.raises(ZeroDivisionError), contextlib.closing(files.locks_in_turn(paths)) as turns:
+        for _ in turns:
+            raise ZeroDivisionError
+    with held_by_another(paths):
+        pass
+
+
+def is_held(path) -> bool:
+    """Whether a lock is held, by whichever process."""
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

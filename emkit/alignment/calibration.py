@@ -26,7 +26,7 @@ from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.content import side_files_sha256, surroundings
 from emkit.errors import UserError
-from emkit.files import atomic_dir, lock, read_kept, sha256_json
+from emkit.files import atomic_dir, locks_in_turn, read_kept, sha256_json
 from emkit.progress import report, section
 from emkit.task_vectors import TaskVectors
 
@@ -68,28 +68,52 @@ def calibrate(
     ``UserError`` for a calibration set that is empty or too small for the samples asked; ``base_model`` is then left
     on the CPU, wherever it was.
     """
-    tasks, keys = {}, {}
-    for task, expert in task_vectors.checkpoints.items():
-        key = sha256_json(
-            {
-                "format": FORMAT,
-                "backbone": backbone.name,
-                "base": task_vectors.base.sha256(),
-                "expert": expert.sha256(),
-                "side_files": [side_files_sha256(checkpoint.path) for checkpoint in (task_vectors.base, expert)],
-                "surroundings": surroundings(base_model.device, __name__, f"emkit.backbones.{backbone.name}"),
-                "source": source.identity(task),
-                "settings": {name: value for name, value in vars(settings).items() if name != "samples"},
-                "seed": seed,
-                **({} if base_model.dtype == torch.float32 else {"dtype": str(base_model.dtype)}),
-            }
-        )
-        keys[task] = f"{key}, samples {settings.samples}"
-        folder = Path(cache) / "calibration" / key
-        with lock(folder.with_suffix(".lock")), contextlib.ExitStack() as stack:
-            teacher = partial(_teacher, stack, backbone, base_model, expert, settings, source.items(task, seed))
-            tasks[task] = join(_samples(task, folder, Path(cache) / "heads", settings, teacher, progress))
-    return Calibration(tasks, settings.hidden_layer, keys)
+    experts = task_vectors.checkpoints
+    keys = {task: _key(backbone, base_model, task_vectors, task, source, settings, seed) for task in experts}
+    folders = [Path(cache) / "calibration" / key for key in keys.values()]
+    locks = [folder.with_suffix(".lock") for folder in folders]
+    names, tasks = list(experts), {}
+
+    def wait(index: int) -> None:
+        report(f"waiting for another fit, which has the expert {names[index]} answer its samples")
+
+    # rows that need the same samples share the work: each makes those of another task
+    with contextlib.closing(locks_in_turn(locks, wait)) as turns:
+        for index in turns:
+            task, folder = names[index], folders[index]
+            with contextlib.ExitStack() as stack:
+                made_by = (stack, backbone, base_model, experts[task], settings, source.items(task, seed))
+                teacher = partial(_teacher, *made_by)
+                tasks[task] = join(_samples(task, folder, Path(cache) / "heads", settings, teacher, progress))
+    described = {task: f"{key}, samples {settings.samples}" for task, key in keys.items()}
+    return Calibration({task: tasks[task] for task in experts}, settings.hidden_layer, described)
+
+
+def _key(
+    backbone: Backbone,
+    base_model: torch.nn.Module,
+    task_vectors: TaskVectors,
+    task: str,
+    source: ZooSource | TextZooSource | JsonlSource,
+    settings: Recording,
+    seed: int,
+) -> str:
+    """What a task's samples depend on, which is not how many there are."""
+    base, expert = task_vectors.base, task_vectors.checkpoints[task]
+    return sha256_json(
+        {
+            "format": FORMAT,
+            "backbone": backbone.name,
+            "base": base.sha256(),
+            "expert": expert.sha256(),
+            "side_files": [side_files_sha256(checkpoint.path) for checkpoint in (base, expert)],
+            "surroundings": surroundings(base_model.device, __name__, f"emkit.backbones.{backbone.name}"),
+            "source": source.identity(task),
+            "settings": {name: value for name, value in vars(settings).items() if name != "samples"},
+            "seed": seed,
+            **({} if base_model.dtype == torch.float32 else {"dtype": str(base_model.dtype)}),
+        }
+    )
 
 
 def _samples(
