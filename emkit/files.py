@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -268,7 +268,9 @@ def _refuse() -> None:
     raise _Busy
 
 
-def locks_in_turn(paths: Sequence[Path], waiting: Callable[[int], None] = lambda index: None) -> Iterator[int]:
+def locks_in_turn(
+    paths: Sequence[Path], waiting: Callable[[int], None] = lambda index: None
+) -> Generator[int, None, None]:
     """Hold each of ``paths`` locked once, free ones first: yields the index of the one that is held until the next.
 
     ``waiting(index)`` is called when other processes hold all that are left, before this one is waited for. Close the

@@ -1,6 +1,5 @@
 """Calibration samples: packs of the experts' own responses with their teacher's targets, cached by content."""
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -125,9 +124,9 @@ def test_more_samples_are_added_to_those_kept_and_fewer_need_no_expert(tiny_zoo,
     asked: list[list[str]] = []
     generate = internvl.generate
 
-    def noting(*given):
+    def noting(*given, features):
         asked.append([f"{image.tobytes()} {question}" for image, question in zip(given[2], given[3], strict=True)])
-        return generate(*given)
+        return generate(*given, features=features)
 
     monkeypatch.setattr(internvl, "generate", noting)
     made(tiny_zoo, base_model, tmp_path / "grown", settings[1])
@@ -155,14 +154,15 @@ def test_a_task_that_another_process_is_at_comes_last_and_nothing_differs(
 ):
     """Two rows that need the same samples: each has another expert answer, and both end with the same set."""
     folders = {name: tmp_path / "calibration" / key.split(",")[0] for name, key in calibration.keys.items()}
-    first, answered = next(iter(folders)), []
-    code = "import sys, time; from emkit.files import lock\nwith lock(sys.argv[1]): print(1, flush=True); time.sleep(2)"
+    first, answered, said = next(iter(folders)), [], []
+    code = "import sys; from emkit.files import lock\nwith lock(sys.argv[1]): print(1, flush=True); input()"
     held = [sys.executable, "-c", code, str(folders[first].with_suffix(".lock"))]
     load = internvl.load
     monkeypatch.setattr(internvl, "load", lambda path, *more: answered.append(path.name) or load(path, *more))
-    with subprocess.Popen(held, stdout=subprocess.PIPE) as process, told() as said:
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
-        found = made(tiny_zoo, base_model, tmp_path)
+        with progress.told(lambda what, done, total: (said.append(what), "waiting" in what and process.kill())):
+            found = made(tiny_zoo, base_model, tmp_path)
     assert answered == [*list(folders)[1:], first]
     assert [text for text in said if "waiting" in text] == [
         f"waiting for another fit, which has the expert {first} answer its samples"
@@ -171,14 +171,6 @@ def test_a_task_that_another_process_is_at_comes_last_and_nothing_differs(
     for name, task in calibration.tasks.items():
         assert found.tasks[name].rows == task.rows
         assert all(torch.equal(a, b) for a, b in zip(found.tasks[name].final, task.final, strict=True))
-
-
-@contextlib.contextmanager
-def told():
-    """What is reported in the block."""
-    texts = []
-    with progress.told(lambda what, done, total: texts.append(what)):
-        yield texts
 
 
 def test_a_damaged_sample_alone_is_made_again(tiny_zoo, base_model, tmp_path, capfd):

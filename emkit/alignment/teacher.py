@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
@@ -33,6 +34,14 @@ class Recording:
     max_new_tokens: int = 64
 
 
+class Answered(NamedTuple):
+    """An item with the expert's response to each of its questions, and what its tower makes of the image."""
+
+    item: Item
+    answers: list[str]
+    seen: torch.Tensor
+
+
 class Teacher:
     """One task's expert, which makes its samples.
 
@@ -54,6 +63,7 @@ class Teacher:
         self._items, self._number = items, -1
         self._round: list[Item] = []
         self._answers: list[list[str]] | None = None
+        self._seen: list[torch.Tensor] = []
         with headless(model) as head:
             self.head = head
         self._head_checked = False
@@ -71,7 +81,7 @@ class Teacher:
             answered = self._answered(first + len(made.sequences))
             if answered is None:
                 return None
-            found = self._add(made, features, *answered)
+            found = self._add(made, features, answered)
             tell(min(found, self.settings.response_tokens - tokens))
             tokens += found
         for final, hidden in self._states(made, features):
@@ -79,7 +89,7 @@ class Teacher:
             made.hidden.append(hidden)
         return made
 
-    def _answered(self, index: int) -> tuple[Item, list[str]] | None:
+    def _answered(self, index: int) -> Answered | None:
         """Image ``index`` with the expert's greedy responses; None where there are not so many."""
         number, place = divmod(index, ROUND)
         assert number >= self._number, "the source is read forwards only"
@@ -89,13 +99,32 @@ class Teacher:
         if place >= len(self._round):
             return None
         if self._answers is None:
-            images = [item.image for item in self._round for _ in item.questions]
-            questions = [question for item in self._round for question in item.questions]
-            limit = self.settings.max_new_tokens
-            found = iter(self.backbone.generate(self.model, self.processor, images, questions, limit))
-            self._answers = [list(itertools.islice(found, len(item.questions))) for item in self._round]
+            self._seen = [self._features(self.model, item) for item in self._round]
+            self._answers = self._generated()
         self.images = index + 1
-        return self._round[place], self._answers[place]
+        return Answered(self._round[place], self._answers[place], self._seen[place])
+
+    def _generated(self) -> list[list[str]]:
+        """The greedy responses about each image of the round; an image is looked at once for all of its questions."""
+        asked = [(place, question) for place, item in enumerate(self._round) for question in item.questions]
+        found = iter(
+            self.backbone.generate(
+                self.model,
+                self.processor,
+                [self._round[place].image for place, _ in asked],
+                [question for _, question in asked],
+                self.settings.max_new_tokens,
+                features=lambda start, stop: torch.cat([self._seen[place] for place, _ in asked[start:stop]]),
+            )
+        )
+        return [list(itertools.islice(found, len(item.questions))) for item in self._round]
+
+    def _features(self, model: torch.nn.Module, item: Item) -> torch.Tensor:
+        """What ``model``'s tower makes of an item's image; empty where it has none."""
+        if item.image is None:
+            return self.backbone.image_features(model)
+        encoded = self.backbone.encode(self.processor, [item.image], [""])
+        return self.backbone.image_features(model, *(encoded[name].to(model.device) for name in self.backbone.VISION))
 
     @cached_property
     def one_tower(self) -> bool:
@@ -103,20 +132,16 @@ class Teacher:
         towers = [self.backbone.vision_state(model) for model in (self.base_model, self.model)]
         return all(torch.equal(tensor.cpu(), towers[1][name].cpu()) for name, tensor in towers[0].items())
 
-    def _add(self, made: TaskSamples, teacher_features: list, item: Item, answers: list[str]) -> int:
+    def _add(self, made: TaskSamples, teacher_features: list, answered: Answered) -> int:
         """Append one image's sequence; returns the number of its response tokens."""
+        item, answers, seen = answered
         encoded = self.backbone.encode(self.processor, [item.image] * len(answers), list(item.questions), answers)
         folded, lengths = _folded(encoded, self.settings.tokens)
-        seen = [] if item.image is None else [encoded[name] for name in self.backbone.VISION]
-        seen = [of_rows[: len(of_rows) // len(answers)] for of_rows in seen]
         made.sequences.append(folded)
         made.sample_of.append(0)
-        features = [
-            self.backbone.image_features(model, *(part.to(model.device) for part in seen)).cpu()
-            for model in ((self.model,) if self.one_tower else (self.model, self.base_model))
-        ]
-        teacher_features.append(features[0])
-        made.features.append(features[-1].float())
+        teacher_features.append(seen.cpu())
+        of_base = seen if self.one_tower else self._features(self.base_model, item)
+        made.features.append(of_base.float().cpu())
         rows = zip(item.questions, answers, lengths, strict=True)
         origin = {"subtask": item.subtask, "key": item.key}
         made.rows.append([{**origin, "question": q, "response": a, "tokens": n} for q, a, n in rows])
