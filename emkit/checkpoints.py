@@ -77,6 +77,11 @@ class Checkpoint:
         raise UserError(f"no checkpoint at {path}: neither {SINGLE} nor {INDEX} is in that folder")
 
     @property
+    def configured(self) -> Path:
+        """The folder with the configuration, tokenizer and templates that go with these tensors."""
+        return self.path
+
+    @property
     def names(self) -> list[str]:
         """Tensor names, sorted."""
         return sorted(self._files)

@@ -48,7 +48,7 @@ def write_checkpoint(
 
     with atomic_dir(out) if key is None else resumable_dir(out, _written_key(key, planned), allowed) as part:
         shards.write(part, planned, checked)
-        copy_side_files(like.path, part)
+        copy_side_files(like.configured, part)
         if card is not None:
             (part / "README.md").write_text(card, encoding="utf-8")
         if finish is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from emkit.job import Job as Merging
 from emkit.job import save_learned
 from emkit.merging import Context
 from emkit.methods import VALIDATION, Method
+from emkit.own.adapters import with_adapters
 from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
+from eval.checkpoints import base_and_experts
 from eval.places import Job
 from eval.plan import Plan
 
@@ -37,8 +40,7 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
     if method.scale_from == VALIDATION and scale is None:
         raise UserError(f"row '{row}' needs a scale: choose it on the validation items first")
     backbone = backbones.get(profile.backbone)
-    base = Checkpoint.open(profile.models.base)
-    experts = {name: Checkpoint.open(folder) for name, folder in profile.models.experts.items()}
+    base, experts = base_and_experts(profile.models, backbone)
     task_vectors = TaskVectors(base, layouts.aligned(base, experts, backbone), backbone.merged_names)
     context: Context[Any] = Context(
         task_vectors=task_vectors,
@@ -46,23 +48,27 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
         scale=scale,
         seed=job.seed,
         device=profile.device,
-        backbone=backbone,
+        backbone=with_adapters(backbone, experts),
         calibration=plan.calibration(row),
         first=plan.first(row, use.like),
         cache=cache,
         progress=progress,
         engine=use,
-        model=_model(plan, row, method, task_vectors),
+        model=_model(plan, row, method, base, experts, task_vectors),
     )
     return Merging(method, context)
 
 
-def _model(plan: Plan, row: str, method: Method, task_vectors: TaskVectors) -> Checkpoint | None:
+def _model(
+    plan: Plan, row: str, method: Method, base: Checkpoint, experts: Mapping[str, Checkpoint], vectors: TaskVectors
+) -> Checkpoint | None:
     """The one model that a row without a merge is: an expert under the base's names, or any model as it lies there."""
-    name = plan.entry(row).model
+    name = str(plan.entry(row).model)
     if "expert" in method.needs:
-        return task_vectors.checkpoints[str(name)]
-    return Checkpoint.open(plan.profile.checkpoints[str(name)]) if "model" in method.needs else None
+        return vectors.checkpoints[name]
+    if "model" not in method.needs:
+        return None
+    return {"base": base, **experts}.get(name) or Checkpoint.open(plan.profile.checkpoints[name])
 
 
 def merge(

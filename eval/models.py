@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 from emkit import backbones, layouts
-from emkit.checkpoints import Checkpoint, check_finite, check_same_headers
+from emkit.checkpoints import Checkpoint, check_same_headers
 from emkit.errors import UserError
 from emkit.files import atomic_write
+from emkit.own.adapter_files import CONFIG
+from emkit.own.adapters import is_adapter
+from eval.checkpoints import opened
 from eval.plan import Plan
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,8 +26,12 @@ def folders(plan: Plan) -> list[Path]:
 
 
 def are_there(plan: Plan) -> bool:
-    """Whether every folder holds a finished model."""
-    return all((folder / "config.json").is_file() for folder in folders(plan))
+    """Whether every folder holds a finished model, or an adapter."""
+    return all(_is_there(folder) for folder in folders(plan))
+
+
+def _is_there(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", CONFIG))
 
 
 def check(plan: Plan) -> None:
@@ -33,7 +40,7 @@ def check(plan: Plan) -> None:
     ``UserError`` for a missing, pickled or truncated checkpoint, for merged tensors that differ from the base's in name
     or shape, for NaN, and for a task without calibration samples.
     """
-    missing = [folder for folder in folders(plan) if not (folder / "config.json").is_file()]
+    missing = [folder for folder in folders(plan) if not _is_there(folder)]
     if missing and plan.profile.zoo is None:
         committed = missing[0].is_relative_to("results/zoo")
         how = (
@@ -42,17 +49,19 @@ def check(plan: Plan) -> None:
             else f"correct models in {plan.profile_path}"
         )
         raise UserError(f"there is no model at {missing[0]}: {how}")
-    names = [str(folder) for folder in folders(plan) if folder not in missing]
-    opened = {name: Checkpoint.open(name) for name in names}
-    base = opened.get(str(Path(plan.profile.models.base)))
+    there = [folder for folder in folders(plan) if folder not in missing]
+    base = Checkpoint.open(plan.profile.models.base) if Path(plan.profile.models.base) in there else None
     backbone = backbones.get(plan.profile.backbone)
-    for name, checkpoint in opened.items():
-        if base is not None:
-            label = Path(name).name
-            own = layouts.aligned(base, {label: checkpoint}, backbone)[label]
-            check_same_headers(base, own, label, backbone.merged_names(base.names))
-        for tensor in checkpoint.names:
-            check_finite(tensor, checkpoint.read(tensor), name)
+    for folder in there:
+        label = folder.name
+        if base is None:  # to be trained: an adapter cannot be read without it
+            if not is_adapter(folder):
+                Checkpoint.open(folder).scan(str(folder))
+            continue
+        checkpoint = opened({label: str(folder)}, base, backbone)[label]
+        own = layouts.aligned(base, {label: checkpoint}, backbone)[label]
+        check_same_headers(base, own, label, backbone.merged_names(base.names))
+        checkpoint.scan(str(folder))
     if any(plan.method(job.row).learned for job in plan.jobs):
         profile = plan.profile
         for expert in profile.models.experts:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from emkit.errors import UserError
 from emkit.files import read_json, sha256_json
+from emkit.own.adapter_files import CONFIG as ADAPTER
 from eval import keys, scores
 from eval import profile as profiles
 from eval import table as tables
@@ -107,8 +108,10 @@ class Plan(Configured):
     def model_names(self, row: str) -> dict[str, str]:
         """The checkpoints that a row reads: folder or hub id by role."""
         entry, profile, method = self.entry(row), self.profile, self.method(row)
-        roles = ["base", *profile.models.experts] if method.merges else ["base"] if "expert" in method.needs else []
-        return {role: profile.checkpoints[role] for role in [*roles, *([entry.model] if entry.model else [])]}
+        own = [entry.model] if entry.model else []
+        on_base = "expert" in method.needs or any((Path(profile.checkpoints[m]) / ADAPTER).is_file() for m in own)
+        roles = ["base", *profile.models.experts] if method.merges else ["base"] if on_base else []
+        return {role: profile.checkpoints[role] for role in [*roles, *own]}
 
     def expected(self, job: Job, benchmark: str) -> dict:
         """The hashes that a valid score file of this cell carries; ``data_sha256`` is None before the data exist."""

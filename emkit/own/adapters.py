@@ -50,6 +50,10 @@ class AdapterCheckpoint(Checkpoint):
         self._factors = _reader(weights_file(folder, label))
         self.adapted, self.beyond = parts(self._factors, self.config, base, layout, label)
 
+    @property
+    def configured(self) -> Path:
+        return self.base.path
+
     def info(self, name: str) -> TensorInfo:
         info = self.base.info(name)
         return TensorInfo(_wide(info.dtype), info.shape) if name in self.adapted else info
@@ -90,6 +94,12 @@ class AdapterCheckpoint(Checkpoint):
         }
         factors = sha256_tensors((name, self._factors.get_tensor(name)) for name in names)
         return sha256_json({"base": self.base.sha256(), "factors": factors, "rule": rule})
+
+
+def with_adapters(backbone: Backbone, experts: Mapping[str, Checkpoint]) -> Backbone:
+    """``backbone`` as it loads ``experts``, adapters among them."""
+    adapters = {label: expert for label, expert in experts.items() if isinstance(expert, AdapterCheckpoint)}
+    return WithAdapters(backbone, adapters) if adapters else backbone
 
 
 def check_base(adapter: AdapterCheckpoint, base_name: str, base_folder: Path) -> None:

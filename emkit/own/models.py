@@ -12,7 +12,7 @@ from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.own import checks, hub, resources
-from emkit.own.adapters import AdapterCheckpoint, WithAdapters, check_base, is_adapter
+from emkit.own.adapters import AdapterCheckpoint, check_base, is_adapter, with_adapters
 from emkit.task_vectors import TaskVectors
 
 AUTO = "auto"
@@ -92,9 +92,8 @@ def open_models(described: Described, say: Callable[[str], None]) -> Models:
     backbone = _named(base, layout)
     aligned = layouts.aligned(base, experts, layout.backbone, layout)
     vectors = _vectors(base, aligned, partial(_names, base, backbone, described.tensors), described.tensors)
-    adapters = {label: expert for label, expert in experts.items() if isinstance(expert, AdapterCheckpoint)}
     remarks = _compare_weights(vectors, "identical" in allow)
-    backbone = WithAdapters(backbone, adapters) if adapters else backbone
+    backbone = with_adapters(backbone, experts)
     return Models(described, folders, layout, backbone, vectors, experts, tuple(remarks))
 
 
