@@ -47,8 +47,8 @@ def ran_with(plan: Plan) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"row": row.label, "method": str(row.method), "options": _options(own, plain)}
         if plan.calibration(name) != plan.profile.calibration or "calibration" in _swept(plan):
             line |= {
-                "samples of each task": str(plan.calibration(name).samples),
-                "response tokens": _tokens(plan, name),
+                "samples of each task": _calibrated(plan, name, "samples"),
+                "response tokens": _calibrated(plan, name, "response_tokens"),
             }
         if plan.method(name).learned:
             line[MOVED] = _moved(plan, name)
@@ -89,13 +89,13 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _tokens(plan: Plan, row: str) -> str:
-    """The response tokens of each task in the first seed's calibration set: all tasks' range."""
+def _calibrated(plan: Plan, row: str, what: str) -> str:
+    """``samples`` or ``response_tokens`` in the first seed's calibration set: what all tasks have, or their range."""
     path = plan.cells(Job(row, plan.seeds(row)[0])) / "merge.json"
     if not path.is_file():
         return NOT_RUN
-    found = [task["response_tokens"] for task in read_json(path)["calibration"].values()]
-    return f"{min(found):,} to {max(found):,}"
+    found = [task[what] for task in read_json(path)["calibration"].values()]
+    return f"{min(found):,}" if min(found) == max(found) else f"{min(found):,} to {max(found):,}"
 
 
 # ---- drawn

@@ -251,6 +251,8 @@ def test_a_jsonl_source(jsonl, tiny_zoo, base_model, tmp_path):
         made(tiny_zoo, base_model, tmp_path / "cache", replace(settings, samples=9), given=given)
     with pytest.raises(UserError, match="task 'VQA' fills only 3 samples"):  # all of them kept now
         made(tiny_zoo, base_model, tmp_path / "cache", replace(settings, samples=9), given=given)
+    few = made(tiny_zoo, base_model, tmp_path / "cache", replace(settings, samples=9, fewer=True), given=given)
+    assert few.described["VQA"]["samples"] == 3 and few.tasks["VQA"].rows[:2] == found.tasks["VQA"].rows
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ def calibrate(
     ``base_model`` is used for its image features only. A kept sample's key is the content of everything that it
     depends on, which is not how many there are: more samples add to those kept, a killed run goes on at its first
     missing sample, and an expert is loaded only where a sample is missing. One that cannot be read is made again.
-    ``UserError`` for a calibration set that is empty or too small for the samples asked; ``base_model`` is then left
-    on the CPU, wherever it was.
+    ``UserError`` for a calibration set that is empty or, unless fewer will do, too small for the samples asked;
+    ``base_model`` is then left on the CPU, wherever it was.
     """
     experts = task_vectors.checkpoints
     keys = {task: _key(backbone, base_model, task_vectors, task, source, settings, seed) for task in experts}
@@ -109,7 +109,7 @@ def _key(
             "side_files": [side_files_sha256(checkpoint.path) for checkpoint in (base, expert)],
             "surroundings": surroundings(base_model.device, __name__, f"emkit.backbones.{backbone.name}"),
             "source": source.identity(task),
-            "settings": {name: value for name, value in vars(settings).items() if name != "samples"},
+            "settings": {name: value for name, value in vars(settings).items() if name not in ("samples", "fewer")},
             "seed": seed,
             **({} if base_model.dtype == torch.float32 else {"dtype": str(base_model.dtype)}),
         }
@@ -131,6 +131,8 @@ def _samples(
                 with section(f"calibration {task}, sample {number + 1} of {settings.samples}"):
                     expert = expert or teacher()
                     made = expert.sample(task, images, bar.update)
+                if made is None and found and settings.fewer:
+                    break
                 if made is None:
                     raise UserError(_too_few(task, number, images + expert.images, settings))
                 with atomic_dir(place) as part:
@@ -147,7 +149,7 @@ def _too_few(task: str, samples: int, images: int, settings: Recording) -> str:
     filled = f"fills only {samples} samples of {settings.response_tokens} response tokens"
     return (
         f"the calibration set of task '{task}' {filled if images else 'is empty'}, {settings.samples} are wanted: give "
-        "more questions, or lower calibration.samples or calibration.response_tokens"
+        "more questions, lower calibration.samples or calibration.response_tokens, or set calibration.fewer"
     )
 
 

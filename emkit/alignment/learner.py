@@ -84,13 +84,13 @@ class Learner:
         layer = blocks // 2 if isinstance(hidden_layer, str) else hidden_layer  # "middle"
         if not 1 <= layer <= blocks:
             raise UserError(f"hidden_layer is block {layer}, the model has blocks 1 to {blocks}")
-        lengths = {"response_tokens": self.samples.response_tokens, "max_new_tokens": self.samples.max_new_tokens}
+        asked = self.samples.model_dump(include={"samples", "response_tokens", "max_new_tokens", "fewer"})
         return calibrate(
             self.backbone,
             self._model,
             self.task_vectors,
             self.samples.drawn_from(self.backbone.name),
-            Recording(samples=self.samples.samples, hidden_layer=layer, tokens=tokens, **lengths),
+            Recording(hidden_layer=layer, tokens=tokens, **asked),
             self.seed,
             self.cache,
             self.progress,

@@ -187,6 +187,7 @@ class Samples(Settings):
     max_new_tokens: int = option(
         128, "longest response", "ours: the length of the experts' responses is unpublished", ge=1
     )
+    fewer: bool = option(False, "whether a task with too few prompts for its samples gives as many as it fills")
 
     def drawn_from(self, backbone: str) -> ZooSource | TextZooSource | JsonlSource:
         """Where they come from, for models of ``backbone``."""

@@ -25,13 +25,15 @@ TEACHER_TOKENS = 8192  # padded tokens in one pass of a teacher
 @dataclass(frozen=True)
 class Recording:
     """``samples`` per task of at least ``response_tokens`` tokens each (end tokens included); greedy responses of at
-    most ``max_new_tokens``; the hidden state after block ``hidden_layer``; losses over ``tokens`` (response, all)."""
+    most ``max_new_tokens``; the hidden state after block ``hidden_layer``; losses over ``tokens`` (response, all).
+    ``fewer``: whether a task that has not so many samples gives all it has."""
 
     samples: int
     response_tokens: int
     hidden_layer: int
     tokens: str = "response"
     max_new_tokens: int = 64
+    fewer: bool = False
 
 
 class Answered(NamedTuple):
