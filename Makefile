@@ -14,6 +14,9 @@ PROFILE_ARGS ?=
 RUN       = --profile $(PROFILE) --jobs $(JOBS) $(if $(PROFILE_ARGS),--snakemake "$(PROFILE_ARGS)")
 PY       := .venv/bin/python
 UV_READY := .uv/ready-$(UV)
+# PROFILE=small runs a real model, which packages of its own bring
+READY    := .venv/ready $(if $(filter small,$(PROFILE)),.venv/ready-small)
+ZOO      := $(if $(filter small,$(PROFILE)),smollm2,$(BACKBONE))
 
 # One thread a job keeps numbers reproducible and two jobs from slowing each other; parallelism is JOBS.
 export OMP_NUM_THREADS := 1
@@ -26,7 +29,7 @@ export EMKIT_SEEDS := $(SEEDS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lab taste test test-fast test-slurm lint format lock zoo zoo-smoke status plan reproduce-tables reproduce-figures reproduce-all notebooks book clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
+.PHONY: help setup setup-small lab taste test test-fast test-slurm lint format lock zoo zoo-smoke status plan reproduce-tables reproduce-figures reproduce-all notebooks book clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
 
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
@@ -88,6 +91,12 @@ $(UV_READY):
 
 setup: .venv/ready
 
+.venv/ready-small: requirements-small.lock .venv/ready
+	@echo "set-up: the packages of PROFILE=small from requirements-small.lock"
+	@VIRTUAL_ENV=.venv .uv/bin/uv pip install --quiet --no-deps --require-hashes -r requirements-small.lock && touch $@
+
+setup-small: .venv/ready-small
+
 test: .venv/ready
 	$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
@@ -116,19 +125,21 @@ format: .venv/ready
 lock: $(UV_READY)
 	.uv/bin/uv pip compile --quiet --python-version $(VERSION) --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" requirements.in --output-file requirements.lock
+	.uv/bin/uv pip compile --quiet --no-deps --python-version $(VERSION) --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --custom-compile-command "make lock" requirements-small.in --output-file requirements-small.lock
 
-zoo: .venv/ready
-	$(PY) -m emkit.cli zoo build $(BACKBONE)-mini --out results/zoo/.run/$(BACKBONE) --against results/zoo/$(BACKBONE) --jobs $(JOBS)
+zoo: $(READY)
+	$(PY) -m emkit.cli zoo build $(BACKBONE)-$(PROFILE) --out results/zoo/.run/$(ZOO) --against results/zoo/$(ZOO) --jobs $(JOBS)
 
 zoo-smoke: .venv/ready
 	$(PY) -m emkit.cli zoo build $(BACKBONE)-smoke --out results/smoke/zoo/$(BACKBONE) --jobs $(JOBS)
 
 # a table is a file of eval/tables: a new one needs no line here
-$(TABLES:%=reproduce-%): reproduce-%: .venv/ready
+$(TABLES:%=reproduce-%): reproduce-%: $(READY)
 	@$(PY) -m eval reproduce $* $(RUN)
 
 # Tables 1 to 3 are the comparison with the baselines; 4 to 13 take Expert Merging apart; the figures show what it learned
-reproduce-tables: .venv/ready
+reproduce-tables: $(READY)
 	@$(PY) -m eval reproduce table1 table2 table3 $(RUN)
 
 reproduce-figures: reproduce-tables

@@ -62,23 +62,24 @@ class ZooSource:
 
 
 class TextZooSource:
-    """Drawn items of one ``split`` without images; a task's sub-tasks take turns item by item."""
+    """Drawn items of one ``split`` without images; a task's sub-tasks (its domain's, or those given) take turns item by
+    item."""
 
-    def __init__(self, split: str):
-        self.split = split
+    def __init__(self, split: str, subtasks: Mapping[str, Sequence[str]] | None = None):
+        self.split, self.given = split, subtasks or {}
 
     def identity(self, task: str) -> dict:
         """What the items depend on besides the seed: the split and the code that draws them."""
         from emkit.zoo import text
 
-        drawn = {"split": self.split, "subtasks": _subtasks(text.DOMAINS, task)}
+        drawn = {"split": self.split, "subtasks": _subtasks(self.given or text.DOMAINS, task)}
         return {"source": "text zoo", **drawn, "code": code_sha256((text.__name__,))}
 
     def items(self, task: str, seed: int) -> Iterator[Item]:
         """The same for the same seed, and no item twice; ends with the first sub-task that has nothing new."""
         from emkit.zoo import text
 
-        subtasks = _subtasks(text.DOMAINS, task)
+        subtasks = _subtasks(self.given or text.DOMAINS, task)
         for turn in zip(*(text.distinct(subtask, self.split, _stream(seed)) for subtask in subtasks)):
             for item in turn:
                 yield Item(item.subtask, item.key, None, (text.prompt(item),))
@@ -199,6 +200,9 @@ class ZooSamples(Samples):
 
     source: Literal["zoo", "jsonl"] = option("zoo", "drawn as the miniatures' data are, or prompts in files")
     split: Literal["train", "validation"] = option("train", "of zoo: the items that they are drawn from")
+    subtasks: dict[str, list[str]] = option(
+        {}, "of zoo, of text: task → the sub-tasks that its prompts are of; none: those of the miniature zoo's expert"
+    )
     samples: int = option(..., "samples of each expert's task", ge=1)
     response_tokens: int = option(..., "response tokens that a sample is filled up to", ge=1)
     max_new_tokens: int = option(64, "longest response", "ours: the miniatures' answers are short", ge=1)
@@ -207,4 +211,6 @@ class ZooSamples(Samples):
         """Where they come from, for models of ``backbone``."""
         if self.source == "jsonl":
             return JsonlSource(self.files)
-        return ZooSource(self.split, backbone) if backbones.get(backbone).VISION else TextZooSource(self.split)
+        if backbones.get(backbone).VISION:
+            return ZooSource(self.split, backbone)
+        return TextZooSource(self.split, self.subtasks)

@@ -24,9 +24,8 @@ from torch import distributed
 from tqdm import tqdm
 
 from emkit import backbones, files
-from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
-from emkit.zoo import card, families
+from emkit.zoo import card, families, pretrained
 from emkit.zoo.train import WHOLE, Share
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "zoo"
@@ -43,7 +42,7 @@ def load_recipe(name: str) -> dict:
 
 def domains(recipe: dict) -> dict[str, str]:
     """The experts' folder names, each with its name in the recipe."""
-    return {domain.lower(): domain for domain in families.get(recipe["backbone"]).DOMAINS}
+    return {domain.lower(): domain for domain in families.of(recipe).DOMAINS}
 
 
 def members(recipe: dict) -> list[str]:
@@ -63,7 +62,7 @@ def stage(recipe: dict, member: str) -> dict:
 
 def own_subtasks(recipe: dict, member: str) -> tuple[str, ...]:
     """The sub-tasks that a member is meant to lead: an expert's; none of the base and of Mixture Training."""
-    family = families.get(recipe["backbone"])
+    family = families.of(recipe)
     return family.DOMAINS[domains(recipe)[member]] if member in domains(recipe) else ()
 
 
@@ -73,9 +72,9 @@ def shares_of(recipe: dict, member: str) -> dict[str, float]:
     An expert has its own, and of all the others the share ``also`` if its recipe gives one; others have them all.
     """
     settings, own = stage(recipe, member), own_subtasks(recipe, member)
-    shares = dict.fromkeys(own or families.get(recipe["backbone"]).SUBTASKS, 1.0)
+    shares = dict.fromkeys(own or families.of(recipe).SUBTASKS, 1.0)
     if own and "also" in settings:
-        shares |= {name: settings["also"] for name in families.get(recipe["backbone"]).SUBTASKS if name not in own}
+        shares |= {name: settings["also"] for name in families.of(recipe).SUBTASKS if name not in own}
     return {name: settings.get("shares", {}).get(name, share) for name, share in sorted(shares.items())}
 
 
@@ -93,7 +92,7 @@ def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
     work = work / card.recipe_hash(recipe, recipe)[:12]
     work.mkdir(parents=True, exist_ok=True)
     if "base" not in finished:
-        train_base(recipe, out, work)
+        (bring_base if "package" in recipe["base"] else train_base)(recipe, out, work)
     waiting = [name for name in names[1:] if name not in finished]
     waiting.sort(key=lambda name: -stage(recipe, name)["steps"])
     if jobs == 1:
@@ -107,9 +106,16 @@ def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
             future.result()
 
 
+def bring_base(recipe: dict, out: Path, work: Path) -> None:
+    """Take a base that a package ships (:mod:`emkit.zoo.pretrained`)."""
+    torch.set_num_threads(1)
+    model, tokenizer = pretrained.opened(recipe["base"])
+    _write(recipe, "base", model, tokenizer, [], out)
+
+
 def train_base(recipe: dict, out: Path, work: Path) -> None:
     """Train the base from nothing, in ``recipe['workers']`` processes of one thread that share each batch."""
-    world, family = recipe["workers"], families.get(recipe["backbone"])
+    world, family = recipe["workers"], families.of(recipe)
     drawn = _draw(recipe, "base", recipe["base"], 0)
     data = family.base_set(recipe, family.processor(recipe), drawn)
     prepared = family.prepare(recipe, drawn, work)
@@ -144,7 +150,7 @@ def _base_worker(rank: int, world: int, recipe: dict, data, prepared, out: Path,
     if world > 1:
         _start_worker()
         distributed.init_process_group("gloo", f"file://{(work / 'rendezvous').resolve()}", rank=rank, world_size=world)
-    family = families.get(recipe["backbone"])
+    family = families.of(recipe)
     processor = family.processor(recipe)
     seed = recipe["seed"] * 1000
     share = Share(rank, world)
@@ -157,7 +163,7 @@ def _base_worker(rank: int, world: int, recipe: dict, data, prepared, out: Path,
 
 def train_from_base(recipe: dict, member: str, out: Path, work: Path, line: int) -> None:
     """Fine-tune an expert, or Mixture Training, from the finished base."""
-    family = families.get(recipe["backbone"])
+    family = families.of(recipe)
     model, processor = backbones.get(recipe["backbone"]).load(out / "base")
     data = family.expert_set(recipe, processor, _draw(recipe, member, stage(recipe, member), line), model)
     seed = recipe["seed"] * 1000 + members(recipe).index(member)
@@ -173,7 +179,7 @@ def _draw(recipe: dict, member: str, settings: dict, line: int) -> list:
         sets = [(name, subtask) for name in domains(recipe) for subtask in sorted(own_subtasks(recipe, name))]
     else:
         sets = [(member, subtask) for subtask in shares_of(recipe, member)]
-    family, drawn = families.get(recipe["backbone"]), []
+    family, drawn = families.of(recipe), []
     for name, subtask in tqdm(sets, desc=f"draw {member}", position=line, unit="set"):
         given, own = settings if name == member else stage(recipe, name), own_subtasks(recipe, name)
         n = given.get("also_examples", given["examples"]) if own and subtask not in own else given["examples"]
@@ -186,7 +192,7 @@ def _train(recipe, member, model, processor, data, seed, out, work, line, share=
     settings = stage(recipe, member)
     state = work / f"{member}.pt"
     shares = np.array(list(shares_of(recipe, member).values()))
-    family = families.get(recipe["backbone"])
+    family = families.of(recipe)
     with _bar(f"train {member}", settings["steps"], share, line) as progress:
         log = family.train(model, processor, data, settings, seed, state, shares, progress, share)
     if share.rank == 0:
@@ -207,11 +213,13 @@ def _bar(title: str, steps: int, share: Share, line: int = 0) -> Iterator[Callab
 
 
 def _write(recipe: dict, member: str, model, processor, log: list[dict], out: Path) -> None:
-    """The finished folder: bf16 safetensors with everything ``from_pretrained`` needs, log and card."""
-    model.to(torch.bfloat16)
+    """The finished folder: bf16 safetensors with everything that loading them needs, log and card."""
+    for parameter in model.parameters():  # not the buffers: rotary frequencies are computed anew on loading, in fp32
+        parameter.data = parameter.data.to(torch.bfloat16)
     with files.atomic_dir(out / member) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-        measured = families.get(recipe["backbone"]).skills(recipe, model.float(), processor)
-        card.write(folder, recipe, member, stage(recipe, member), measured, Checkpoint.open(folder).sha256())
+        family = families.of(recipe)
+        family.save(recipe, model, processor, folder)
+        if log:
+            (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+        measured = family.skills(recipe, model.float(), processor)
+        card.write(folder, recipe, member, stage(recipe, member), measured)

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file
 
+from emkit.checkpoints import Checkpoint, sha256_tensors
 from emkit.zoo import families
+
+ADAPTER = "adapter_model.safetensors"
 
 
 def recipe_hash(recipe: dict, settings: dict) -> str:
@@ -18,7 +22,14 @@ def recipe_hash(recipe: dict, settings: dict) -> str:
     return hashlib.sha256(json.dumps([common, settings], sort_keys=True).encode()).hexdigest()
 
 
-def write(folder: Path, recipe: dict, member: str, settings: dict, skills: dict, sha256: str) -> None:
+def weights_sha256(folder: Path) -> str:
+    """Hash over names, dtypes, shapes and bytes of a model's tensors, or of an adapter's."""
+    if (folder / ADAPTER).is_file():
+        return sha256_tensors(sorted(load_file(folder / ADAPTER).items()))
+    return Checkpoint.open(folder).sha256()
+
+
+def write(folder: Path, recipe: dict, member: str, settings: dict, skills: dict) -> None:
     """Write ``card.json`` (read by ``emkit zoo check``) and ``README.md`` (read by people) into ``folder``."""
     content = {
         "zoo": recipe["name"],
@@ -28,11 +39,11 @@ def write(folder: Path, recipe: dict, member: str, settings: dict, skills: dict,
         "training": settings,
         "skills": skills,
         "skill_items": recipe["skill_items"],
-        "weights_sha256": sha256,
+        "weights_sha256": weights_sha256(folder),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     (folder / "card.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    (folder / "README.md").write_text(_readme(content, families.get(recipe["backbone"])))
+    (folder / "README.md").write_text(_readme(content, families.of(recipe)))
 
 
 def read(folder: Path) -> dict:
@@ -46,8 +57,7 @@ def _readme(content: dict, family) -> str:
 
 {family.ABOUT}
 
-Trained for {content["training"]["steps"]} steps of {content["training"]["batch"]} {family.BATCH_OF} at a peak learning
-rate of {content["training"]["lr"]}, seed {content["seed"]}. Weights (bf16): sha256 over names, shapes and bytes
+{_origin(content, family)} Weights (bf16): sha256 over names, shapes and bytes
 `{content["weights_sha256"]}`.
 
 Percent correct on {content["skill_items"]} validation questions of each kind ({family.YARDSTICK}):
@@ -56,3 +66,14 @@ Percent correct on {content["skill_items"]} validation questions of each kind ({
 |---|---|
 {rows}
 """
+
+
+def _origin(content: dict, family) -> str:
+    """Where the weights are from."""
+    training = content["training"]
+    if "package" in training:
+        return f"{training['name']}, as the package {training['package']} ships it ({training['file']})."
+    return (
+        f"Trained for {training['steps']} steps of {training['batch']} {family.BATCH_OF} at a peak learning\n"
+        f"rate of {training['lr']}, seed {content['seed']}."
+    )

@@ -14,6 +14,8 @@ SUBTASKS = (
     "refcocog",
 )
 TEXT_SUBTASKS = ("alpaca_eval", "gsm8k", "math", "humaneval", "mbpp")
+# of a real language model, for which the miniature's are too easy or too odd
+REAL_TEXT_SUBTASKS = ("word_problems", "composed", "standard_library")
 DOMAINS = {
     "VQA": ("vizwiz", "gqa"),
     "Geometry": ("mathvista", "mathvision"),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-SAVE_EVERY = 200  # steps between resumable states
+SAVE_EVERY = 200  # steps between resumable states, unless a recipe says otherwise
 
 
 _OPTIMISERS = {
@@ -118,8 +118,8 @@ def descend(
 
     The model is in training mode meanwhile, and in evaluation mode afterwards.
 
-    ``state`` is rewritten every ``SAVE_EVERY`` steps; a run that finds it goes on from there. With ``share.world``
-    processes in a ``torch.distributed`` group, gradients are averaged over them.
+    ``state`` is rewritten every ``SAVE_EVERY`` steps (or ``settings["save_every"]``); a run that finds it goes on from
+    there. With ``share.world`` processes in a ``torch.distributed`` group, gradients are averaged over them.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = Optimisers(model, settings)
@@ -139,7 +139,7 @@ def descend(
             if step % 50 == 0 or step == settings["steps"]:
                 log.append({"step": step, "loss": round(loss.item(), 4), "lr": rate * settings["lr"]})
             progress(step, loss.item())
-            if step % SAVE_EVERY == 0:
+            if step % settings.get("save_every", SAVE_EVERY) == 0:
                 _save(state, model, optimiser, step, log)
     model.eval()
     return log
@@ -156,7 +156,8 @@ def _average_gradients(parameters: list[torch.nn.Parameter], world: int) -> None
 
 def _save(state: Path, model, optimiser, step: int, log: list[dict]) -> None:
     temporary = state.with_suffix(".tmp")
-    content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "log": json.dumps(log)}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}  # what is frozen is as it was
+    content = {"model": trained, "optimiser": optimiser.state_dict(), "step": step, "log": json.dumps(log)}
     torch.save(content, temporary)
     temporary.replace(state)
 
@@ -165,6 +166,6 @@ def _resume(state: Path, model, optimiser) -> tuple[int, list[dict]]:
     if not state.exists():
         return 0, []
     saved = torch.load(state, weights_only=True)
-    model.load_state_dict(saved["model"])
+    model.load_state_dict(saved["model"], strict=False)
     optimiser.load_state_dict(saved["optimiser"])
     return saved["step"], json.loads(saved["log"])

@@ -12,6 +12,7 @@ Nothing else has to be told of a new column: a table that names it asks it. READ
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -74,9 +75,21 @@ class Protocol(Asking):
     def drawn(self) -> dict[str, Any]:
         """Everything that the columns' items depend on, as plain values."""
         given = {column.items for column in self.columns.values() if column.items}
-        content = {name: sha256_file(FOLDER / name) for name in sorted(given) if (FOLDER / name).is_file()}
+        found = {name: path for name in sorted(given) if (path := given_file(name)) is not None}
+        content = {name: sha256_file(path) for name, path in found.items()}
         asked = {name: column.asked() for name, column in self.columns.items()}
         return {"version": self.version, "image_size": self.image_size, "columns": asked, "given": content}
+
+
+def given_file(items: str) -> Path | None:
+    """The file of a column's given items: below this folder, or, as ``package:path``, in an installed package, which is
+    not imported. None where it is not there."""
+    package, _, path = items.rpartition(":")
+    if not package:
+        return FOLDER / path if (FOLDER / path).is_file() else None
+    spec = importlib.util.find_spec(package)
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    return next((Path(folder) / path for folder in folders if (Path(folder) / path).is_file()), None)
 
 
 def names() -> list[str]:

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 
 from emkit.config import Settings, option
-from emkit.zoo.subtasks import SUBTASKS, TEXT_SUBTASKS
+from emkit.zoo.subtasks import REAL_TEXT_SUBTASKS, SUBTASKS, TEXT_SUBTASKS
 
 SANDBOX = ("eval.sandbox", "eval.sandbox.child", "eval.sandbox.seccomp", "eval.sandbox.walls")  # which runs as files
+_TEXTS = (*TEXT_SUBTASKS, *REAL_TEXT_SUBTASKS)
 _WORDS = {"group", "metric", "judge_tokens"}  # what a column says to a reader: no number depends on it
 
 
@@ -41,7 +42,9 @@ class Column(Settings):
     validation_n: int = option(0, "items of the validation split; 0 where there is none", ge=0)
     subtask: str | None = option(None, "what items are drawn from: a sub-task of emkit.zoo.data or emkit.zoo.text")
     seed: int | None = option(None, "seed of the drawn items")
-    items: str | None = option(None, "file of given items in this folder: the evaluation's, then the validation's")
+    items: str | None = option(
+        None, "file of given items, in this folder or as package:path: the evaluation's, then the validation's"
+    )
     judge: bool = option(False, "whether scoring asks a judge")
     judge_tokens: JudgeTokens | None = option(None, "tokens of one request to the judge")
     max_new_tokens: int = option(..., "longest answer in tokens", ge=1)
@@ -122,7 +125,7 @@ class VLMEvalKit(Column):
 class _Text(Column):
     """A column of texts: one JSON line an item."""
 
-    subtask: Literal[TEXT_SUBTASKS] | None = option(None, "sub-task of emkit.zoo.text that the items are drawn from")  # type: ignore[valid-type]
+    subtask: Literal[_TEXTS] | None = option(None, "sub-task of emkit.zoo.text that the items are drawn from")  # type: ignore[valid-type]
     protocol: str | None = option(None, "what this way of asking is called in score files")
 
     @property

@@ -19,6 +19,8 @@ _FIELDS = {
     "math": lambda item: {"problem": item.prompt, "solution": item.response, "answer": item.fields["answer"]},
     "humaneval": lambda item: item.fields,
     "mbpp": lambda item: item.fields,
+    "word_problems": lambda item: {"question": item.prompt, "answer": item.response},
+    "composed": lambda item: item.fields,
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -84,9 +85,11 @@ def _require_items_here(column: Column) -> None:
 
 def _given(column: Column, split: str) -> tuple[Path, slice]:
     """The file of a column's given items, and which of them are the split's."""
-    path = columns.FOLDER / str(column.items)
-    if not path.is_file():
-        raise UserError(f"{column.name}: its items {path} are not there")
+    path = columns.given_file(str(column.items))
+    if path is None:
+        package = str(column.items).rpartition(":")[0].replace("_", "-")
+        how = f": install the package {package} (`make setup-small` does)" if package else f" in {columns.FOLDER}"
+        raise UserError(f"{column.name}: its items {column.items} are not there{how}")
     return path, slice(column.n) if split == "evaluation" else slice(column.n, column.n + column.validation_n)
 
 
@@ -104,9 +107,12 @@ def _lines(column: Column, split: str) -> list[str]:
         return texts.lines(column.subtask, column.seed, split, _count(column, split))
     path, which = _given(column, split)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        with (
+            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as stream
+        ):
+            rows = [json.loads(line) for line in stream.read().split("\n") if line.strip()]
         rows = [{"index": f"{column.name}/{number}"} | row for number, row in enumerate(rows)]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError, EOFError) as error:
         raise UserError(f"{path} is not JSON lines, one mapping a line: {error}") from error
     rows = _require_count(column, split, rows[which])
     return [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]

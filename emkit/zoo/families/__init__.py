@@ -1,5 +1,5 @@
-"""What differs between the zoos of two families of models, and only that: one module a family, called as its backbone,
-with its :class:`Family` as ``FAMILY``."""
+"""What differs between the zoos of two families of models, and only that: one module a family, with its :class:`Family`
+as ``FAMILY``. A recipe's ``family`` is its backbone's unless it names another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from emkit.errors import UserError
 from emkit.zoo.train import Share
 
-NAMES = ("internvl", "qwen2_vl", "mistral")
+NAMES = ("internvl", "qwen2_vl", "mistral", "smollm2")
 
 
 class Family(ABC):
@@ -53,7 +53,11 @@ class Family(ABC):
     def pretrain(self, recipe: dict, model, prepared, seed: int, work: Path, bar, share: Share) -> None:
         """What comes before a base, if anything does."""
         return None
-        return None
+
+    def save(self, recipe: dict, model, processor, folder: Path) -> None:
+        """Write a trained ``model`` (bf16) with everything that ``from_pretrained`` needs."""
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
     @abstractmethod
     def train(self, model, processor, data, settings: dict, seed, state, shares, progress, share: Share) -> list[dict]:
@@ -64,8 +68,13 @@ class Family(ABC):
         """Percent correct of every sub-task on ``skill_items`` validation items."""
 
 
-def get(backbone: str) -> Family:
-    """The family of a zoo recipe's ``backbone``; ``UserError`` for one that has no zoo."""
-    if backbone not in NAMES:
-        raise UserError(f"there is no zoo of '{backbone}': choose one of {', '.join(NAMES)}")
-    return importlib.import_module(f"emkit.zoo.families.{backbone}").FAMILY
+def get(name: str) -> Family:
+    """The family called ``name``; ``UserError`` for one that has no zoo."""
+    if name not in NAMES:
+        raise UserError(f"there is no zoo of '{name}': choose one of {', '.join(NAMES)}")
+    return importlib.import_module(f"emkit.zoo.families.{name}").FAMILY
+
+
+def of(recipe: dict) -> Family:
+    """The family of a zoo recipe."""
+    return get(recipe.get("family", recipe["backbone"]))

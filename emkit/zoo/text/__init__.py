@@ -1,4 +1,4 @@
-"""The text zoo's items: five sub-tasks, one behind each column of the paper's Table 3.
+"""The text zoo's items: five sub-tasks, one behind each column of the paper's Table 3, and three for a real model.
 
 >>> from emkit.zoo.text import items
 >>> items("gsm8k", "train", n=1, seed=0)[0].response                                       # doctest: +SKIP
@@ -13,8 +13,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from emkit.zoo.data.sampling import SPLITS, Draw, Spec, sample_spec
+from emkit.zoo.subtasks import REAL_TEXT_SUBTASKS
 from emkit.zoo.subtasks import TEXT_SUBTASKS as SUBTASKS
-from emkit.zoo.text import functions, instructions, problems, symbolic
+from emkit.zoo.text import (
+    composed,
+    functions,
+    instructions,
+    problems,
+    standard_library,
+    symbolic,
+    word_problems,
+)
 from emkit.zoo.text.item import Item
 
 __all__ = ["DOMAINS", "SUBTASKS", "Item", "distinct", "item", "items", "prompt"]
@@ -27,14 +36,18 @@ _MAKERS: dict[str, tuple[Callable[[Draw], Spec], Callable[[Spec, Draw], Item]]] 
     "gsm8k": (problems.sample, problems.item),
     "math": (symbolic.sample, symbolic.item),
     **{name: (partial(functions.sample, name), partial(functions.item, name)) for name in functions.FAMILIES},
+    "word_problems": (word_problems.sample, word_problems.item),
+    "composed": (composed.sample, composed.item),
+    "standard_library": (standard_library.sample, standard_library.item),
 }
 _STREAM = 7  # keeps these draws apart from those of images with the same seed
+_ORDER = (*SUBTASKS, *REAL_TEXT_SUBTASKS)  # a sub-task's place decides its draws
 
 
 def item(subtask: str, split: str, index: int, seed: int) -> Item:
     """Item `index` of a split; it depends on these arguments alone."""
     sample, make = _MAKERS[subtask]
-    draw = Draw(seed, _STREAM, SUBTASKS.index(subtask), SPLITS.index(split), index)
+    draw = Draw(seed, _STREAM, _ORDER.index(subtask), SPLITS.index(split), index)
     spec, key = sample_spec(sample, draw, split)
     return dataclasses.replace(make(spec, draw), subtask=subtask, key=key)
 
@@ -68,7 +81,7 @@ def prompt(item: Item) -> str:
 
 
 def _check(subtask: str, split: str) -> None:
-    if subtask not in SUBTASKS or split not in SPLITS:
+    if subtask not in _ORDER or split not in SPLITS:
         raise ValueError(
-            f"no sub-task {subtask!r} with split {split!r}; there are {', '.join(SUBTASKS)} with {', '.join(SPLITS)}"
+            f"no sub-task {subtask!r} with split {split!r}; there are {', '.join(_ORDER)} with {', '.join(SPLITS)}"
         )

@@ -29,7 +29,7 @@ def correct(item: Item, reply: str) -> bool:
     """Whether a reply answers an item: instructions by rule, problems by their final answer, code letter by letter."""
     if item.subtask == "alpaca_eval":
         return instructions.quality(item.prompt, reply) == 1.0
-    if item.subtask == "gsm8k":
+    if item.subtask in ("gsm8k", "word_problems"):
         return final_number(reply) == item.fields["answer"]
     if item.subtask == "math":
         return boxed(reply) == item.fields["answer"]
@@ -37,13 +37,19 @@ def correct(item: Item, reply: str) -> bool:
 
 
 def skills(
-    model, tokenizer, subtasks: tuple[str, ...], n: int, seed: int, split: str = "validation"
+    model,
+    tokenizer,
+    subtasks: tuple[str, ...],
+    n: int,
+    seed: int,
+    split: str = "validation",
+    new_tokens: int = NEW_TOKENS,
 ) -> dict[str, float]:
     """Percent correct per sub-task, over ``n`` items of ``split``."""
     found = {}
     for subtask in subtasks:
         asked = items(subtask, split, n, seed)
         questions = [item.prompt for item in asked]
-        given = backbones.get("mistral").generate(model, tokenizer, [None] * n, questions, NEW_TOKENS)
+        given = backbones.get("mistral").generate(model, tokenizer, [None] * n, questions, new_tokens)
         found[subtask] = round(100 * sum(map(correct, asked, given)) / n, 1)
     return found
