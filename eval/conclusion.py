@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import stats as distributions
@@ -15,13 +17,15 @@ from eval.render import AVERAGE, Entry
 from eval.table import published
 
 Pairs = Sequence[Sequence[str]]
+DRAWS = 4000  # of averages within their standard errors
 
 
 def text(plan: Plan, lines: Sequence[Entry], compared: Sequence[dict], pairs: Pairs) -> str:
     """The conclusion in Markdown, a list of short paragraphs, from a table's lines and its compared ``pairs``."""
     averages = {label: row[AVERAGE] for label, row in render.grid(lines).items()}
     parts = [standing(averages), leaders(plan, lines, averages), *shown(plan, compared, pairs)]
-    parts += [gains(plan, compared, pairs), order(plan, averages), above_mixture(plan, averages)]
+    parts += [gains(plan, compared, pairs), order(plan, averages), *carried(plan, averages)]
+    parts.append(above_mixture(plan, averages))
     return "\n".join(f"- {part}" for part in parts if part)
 
 
@@ -151,6 +155,48 @@ def order(plan: Plan, averages: Mapping[str, Entry]) -> str:
     said = _and(f"{labels[i]} ({paper[i]:g} there, {ours[i]:g} here)" for i in moved if ours[i] != paper[i])
     far = f" Furthest from their place in the paper: {said}." if said else ""
     return f"**The order of the {len(labels)} merges**, against the paper's: rank correlation {signed(rho, 2)}.{far}"
+
+
+def carried(plan: Plan, averages: Mapping[str, Entry]) -> list[str]:
+    """The same for each profile that this one names ``beside``: does the order of the merges carry over between models?
+
+    The interval is of other items: both sides' averages are drawn ``DRAWS`` times within their standard errors, each
+    row for itself.
+    """
+    found = []
+    for name in plan.profile.beside:
+        path = plan.home.parent / name / "tables" / f"{plan.name}.csv"
+        theirs = _averages(path) if path.is_file() else {}
+        labels = [label for label in merges(plan) if averages[label].score is not None and label in theirs]
+        if len(labels) >= 4:
+            here = np.array([[averages[label].score or 0.0, averages[label].stderr or 0.0] for label in labels])
+            there = np.array([theirs[label] for label in labels])
+            rho, low, high = _rank_correlation(here, there)
+            said = f"rank correlation {signed(rho, 2)} (95 % interval {signed(low, 2)} to {signed(high, 2)})"
+            found.append(f"**The order of the {len(labels)} merges**, against that of the profile `{name}`: {said}.")
+        else:
+            found.append(f"**The order of the merges** cannot be compared with the profile `{name}`: not run yet.")
+    return found
+
+
+def _averages(path: Path) -> dict[str, tuple[float, float]]:
+    """Label → the average and its standard error, in a table's CSV; rows that have one."""
+    with open(path, encoding="utf-8", newline="") as stream:
+        lines = [line for line in csv.DictReader(stream) if line["benchmark"] == AVERAGE and line["score"]]
+    return {line["method"]: (float(line["score"]), float(line["stderr"] or 0.0)) for line in lines}
+
+
+def _rank_correlation(here: np.ndarray, there: np.ndarray) -> tuple[float, float, float]:
+    """Spearman's ρ of two lists of (average, standard error) [rows, 2], and its 95 % interval."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.normal(side[:, 0], side[:, 1], (DRAWS, len(side))) for side in (here, there)]
+    ranks = [distributions.rankdata(side, axis=1) for side in drawn]
+    centred = [side - side.mean(axis=1, keepdims=True) for side in ranks]
+    spread = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
+    found = (centred[0] * centred[1]).sum(axis=1) / spread
+    rho = distributions.spearmanr(here[:, 0], there[:, 0]).statistic
+    low, high = np.percentile(found, (2.5, 97.5))
+    return float(rho), float(low), float(high)
 
 
 def above_mixture(plan: Plan, averages: Mapping[str, Entry]) -> str:

@@ -48,6 +48,7 @@ class Profile(Settings):
     leave_out: list[str] = option([], "rows of a table that are neither run nor shown")
     seeds: list[int] = option(..., "for rows with something random; the others run with the first", min_length=1)
     protocol: columns.Asking = option(..., "how the columns are asked")
+    beside: list[str] = option([], "profiles whose order of the merges a table's conclusion compares with its own")
     asked_as: str | None = option(None, "the profile of which the columns' files speak; none: its own name")
     methods: dict[str, dict[str, Any]] = option({}, "method → options that differ from its defaults")
     sources: dict[str, str] = option({}, "dotted key → where its value is from")

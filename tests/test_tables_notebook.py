@@ -1,5 +1,6 @@
 """The table notebook: its conclusion against the scores, what is asked for, a run under way, and how it is written."""
 
+import dataclasses
 import itertools
 import re
 import statistics
@@ -157,6 +158,28 @@ def test_who_leads_and_how_far_from_the_papers_order_against_an_independent_coun
         here = sum(merges[name] >= averages["Mixture Training"] for name in both)
         there = sum(paper[name] >= paper["Mixture Training"] for name in both)
         assert f"reached by {here} of {len(both)} merges here and by {there} of them" in line(said, "Mixture Training")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_order_of_the_merges_is_compared_with_that_on_another_profiles_models(turned):
+    """`small` names `mini` beside it: against itself, and against itself upside down."""
+    plan, (_, lines) = Plan("table3", "small"), committed(3)
+    mine = [dataclasses.replace(e, score=100 - e.score) if turned and e.score is not None else e for e in lines]
+    said = line(conclusion.text(plan, mine, [], []), "The order of the 12 merges**, against that of the profile `mini`")
+    rho, low, high = (float(x.replace("−", "-")) for x in re.findall(r"[+−]\d\.\d\d", said))
+    assert rho == (-1 if turned else 1)
+    merged = [e for e in lines if e.benchmark == "Avg" and e.method in conclusion.merges(plan)]
+    rng, drawn = np.random.default_rng(5), []
+    for _ in range(1500):
+        once, again = (rng.normal([e.score for e in merged], [e.stderr for e in merged]) for _ in range(2))
+        drawn.append(distributions.spearmanr(-once if turned else once, again).statistic)
+    assert (low, high) == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=0.04) and high - low > 0.02
+
+
+def test_a_profile_beside_that_was_not_run_says_so(tmp_path):
+    plan = Plan("table3", "small", tmp_path)
+    said = conclusion.text(plan, committed(3)[1], [], [])
+    assert "cannot be compared with the profile `mini`: not run yet" in said
 
 
 def comparison(plan, pair, deltas, holm):
