@@ -8,6 +8,7 @@ tokens × width for every item). They belong to a tower or a processor, a file o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def encodings(folder: Path, identity: dict, processor: Any, questions: Sequence[
     template, these questions in this order and ``identity``; else made and written.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    reads = [processor.to_json_string(), tokenizer.backend_tokenizer.to_str(), tokenizer.padding_side]
+    reads = [processor.to_json_string(), _rules(tokenizer), tokenizer.padding_side]
     templates = [getattr(each, "chat_template", None) for each in (processor, tokenizer)]
     shared = sha256_json({**identity, "reads": reads, "templates": templates})
 
@@ -45,6 +46,12 @@ def encodings(folder: Path, identity: dict, processor: Any, questions: Sequence[
         return found
 
     return encoded
+
+
+def _rules(tokenizer: Any) -> dict:
+    """What a tokenizer does, without how its last call had it pad or cut, which its own text holds too."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: part for name, part in rules.items() if name not in ("padding", "truncation")}
 
 
 def kept(folder: Path, identity: dict, backbone: Backbone, model, processor, images: Sequence[Image]) -> Features:

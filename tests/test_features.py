@@ -119,6 +119,17 @@ def test_answers_from_encoded_questions_are_those_without_and_look_at_no_picture
     assert asked_of(seen, tmp_path, Unseen()) == plain, "as kept"
 
 
+def test_what_a_tokenizer_was_last_asked_does_not_matter(seen, tmp_path):
+    """Its own text changes with the padding of its last call: the first column of a process would be encoded anew."""
+    backbone, _, processor, images, questions = seen
+    made = []
+    for _ in range(2):
+        encoded = features.encodings(tmp_path, {}, processor, questions)
+        encoded([0, 1], lambda: made.append(1) or backbone.encode(processor, images[:2], questions[:2]))
+        processor.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=3, return_tensors="pt")
+    assert made == [1]
+
+
 def test_an_encoded_batch_is_the_processors_own_without_pixels(seen, tmp_path):
     backbone, _, processor, images, questions = seen
     encoded = features.encodings(tmp_path, {}, processor, questions)
