@@ -1,9 +1,10 @@
 """What rows whose models see and read alike share of a benchmark's items: image features, and encoded questions.
 
-Merging leaves the vision tower alone, so every merge of a zoo gives an image the same features up to the projector;
-on a small machine they are half the price of an answer, and on Qwen2-VL resizing, cutting and tokenising the same
-pictures and questions again is up to a quarter of the rest. A protocol asks for both with ``keep_image_features`` (features take space: tiles ×
-tokens × width for every item). They belong to a tower or a processor, a file of items and a state of the code.
+Merging leaves the vision tower alone, so every merge of a zoo gives an image the same features up to the projector; on
+a small machine they are half the price of an answer, and on Qwen2-VL resizing, cutting and tokenising the same pictures
+and questions again is up to a quarter of the rest. A protocol asks for both with ``keep_image_features`` (features take
+space: tiles × tokens × width for every item). They belong to a tower or a processor, a file of items and a state of the
+code.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from emkit.checkpoints import Checkpoint, sha256_tensors
 from emkit.zoo import families
-
-ADAPTER = "adapter_model.safetensors"
+from emkit.zoo.subtasks import ADAPTER
 
 
 def recipe_hash(recipe: dict, settings: dict) -> str:

@@ -1,5 +1,7 @@
-"""The names of the sub-tasks, ten of images and five of text, and of the images' domains, for those who draw nothing
-(drawing imports matplotlib)."""
+"""Names for those who draw nothing (drawing imports matplotlib): the sub-tasks, of images and of text, the images'
+domains, and the file of an adapter's weights."""
+
+ADAPTER = "adapter_model.safetensors"  # PEFT's name
 
 SUBTASKS = (
     "vizwiz",

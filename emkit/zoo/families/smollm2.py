@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from emkit import backbones
-from emkit.zoo.card import ADAPTER
 from emkit.zoo.families import Family
 from emkit.zoo.lora import injected
+from emkit.zoo.subtasks import ADAPTER
 from emkit.zoo.text import Item, items, skills, training
 from emkit.zoo.text.training import TextSet, text_set
 from emkit.zoo.train import WHOLE
