@@ -19,7 +19,7 @@ from emkit.own.adapters import AdapterCheckpoint
 from emkit.zoo import build, card, families, pretrained
 from emkit.zoo.data.sampling import SPLITS
 from emkit.zoo.text import REAL_TEXT_SUBTASKS, composed, items, standard_library
-from eval import columns, sandbox
+from eval import columns
 
 mistral = backbones.get("mistral")
 
@@ -45,8 +45,8 @@ def test_no_item_is_in_two_splits_and_a_seed_gives_the_same(subtask):
     assert items(subtask, "train", 40, seed=3) == found["train"] != items(subtask, "train", 40, seed=4)
 
 
-def test_composed_functions_do_what_their_docstrings_say():
-    """By another interpreter of the words: each part's words are looked up and applied one after the other."""
+def test_composed_functions_are_programs_that_agree_with_their_own_examples_and_tests():
+    """Whether they do what their words say is the next test's, by hand."""
     seen = set()
     for item in items("composed", "train", 400, seed=1):
         namespace: dict = {}
@@ -176,7 +176,6 @@ def test_what_is_written_is_what_peft_and_emkit_read(base, tmp_path):
                 names.add(name)
     assert names == set(mistral.merged_names(checkpoint.names))
     torch.testing.assert_close(whole(ids).logits, own, rtol=1e-4, atol=1e-4)
-    assert card.weights_sha256(tmp_path / "math") == card.weights_sha256(tmp_path / "math")
 
 
 def test_a_training_that_goes_on_ends_where_one_without_a_break_does(base, tmp_path):
@@ -283,7 +282,6 @@ def test_the_164_canonical_solutions_pass_in_the_sandbox():
         if scoring.completion_passes(doc, program if isinstance(program, list) else [program])["pass_at_1"] != 1.0:
             failed.append(doc["task_id"])
     assert not failed, failed
-    assert sandbox is not None
 
 
 def test_given_items_of_a_package_are_found_without_importing_it(tmp_path, monkeypatch):

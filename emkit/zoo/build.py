@@ -115,7 +115,7 @@ def bring_base(recipe: dict, out: Path, work: Path) -> None:
 
 def train_base(recipe: dict, out: Path, work: Path) -> None:
     """Train the base from nothing, in ``recipe['workers']`` processes of one thread that share each batch."""
-    world, family = recipe["workers"], families.of(recipe)
+    world, family = recipe["workers"], _from_nothing(recipe)
     drawn = _draw(recipe, "base", recipe["base"], 0)
     data = family.base_set(recipe, family.processor(recipe), drawn)
     prepared = family.prepare(recipe, drawn, work)
@@ -124,6 +124,13 @@ def train_base(recipe: dict, out: Path, work: Path) -> None:
         return
     (work / "rendezvous").unlink(missing_ok=True)
     torch.multiprocessing.spawn(_base_worker, (world, recipe, data, prepared, out, work), nprocs=world)
+
+
+def _from_nothing(recipe: dict) -> families.FromNothing:
+    """The recipe's family, of which the base is trained here."""
+    family = families.of(recipe)
+    assert isinstance(family, families.FromNothing), "its base is of a package"
+    return family
 
 
 def _start_worker() -> None:
@@ -150,7 +157,7 @@ def _base_worker(rank: int, world: int, recipe: dict, data, prepared, out: Path,
     if world > 1:
         _start_worker()
         distributed.init_process_group("gloo", f"file://{(work / 'rendezvous').resolve()}", rank=rank, world_size=world)
-    family = families.of(recipe)
+    family = _from_nothing(recipe)
     processor = family.processor(recipe)
     seed = recipe["seed"] * 1000
     share = Share(rank, world)

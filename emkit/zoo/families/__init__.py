@@ -26,33 +26,13 @@ class Family(ABC):
     SUBTASKS: tuple[str, ...]
 
     @abstractmethod
-    def processor(self, recipe: dict) -> Any:
-        """The zoo's processor or tokenizer."""
-
-    @abstractmethod
-    def create(self, recipe: dict, processor, seed: int) -> Any:
-        """An untrained model (fp32, CPU)."""
-
-    @abstractmethod
     def draw(self, recipe: dict, subtask: str, n: int, seed: int) -> list:
         """``n`` examples of the training split."""
 
     @abstractmethod
-    def base_set(self, recipe: dict, processor, drawn: list) -> Any:
-        """What :meth:`train` takes, for a base."""
-
-    @abstractmethod
     def expert_set(self, recipe: dict, processor, drawn: list, model) -> Any:
-        """The same, for a fine-tuning of ``model``, where what is not to be trained must no longer require a
-        gradient."""
-
-    def prepare(self, recipe: dict, drawn: list, work: Path) -> Any:
-        """What :meth:`pretrain` needs; None where there is nothing to do."""
-        return None
-
-    def pretrain(self, recipe: dict, model, prepared, seed: int, work: Path, bar, share: Share) -> None:
-        """What comes before a base, if anything does."""
-        return None
+        """What :meth:`train` takes, for a fine-tuning of ``model``, where what is not to be trained must no longer
+        require a gradient."""
 
     def save(self, recipe: dict, model, processor, folder: Path) -> None:
         """Write a trained ``model`` (bf16) with everything that ``from_pretrained`` needs."""
@@ -66,6 +46,30 @@ class Family(ABC):
     @abstractmethod
     def skills(self, recipe: dict, model, processor) -> dict[str, float]:
         """Percent correct of every sub-task on ``skill_items`` validation items."""
+
+
+class FromNothing(Family):
+    """A family whose base is trained here, too."""
+
+    @abstractmethod
+    def processor(self, recipe: dict) -> Any:
+        """The zoo's processor or tokenizer."""
+
+    @abstractmethod
+    def create(self, recipe: dict, processor, seed: int) -> Any:
+        """An untrained model (fp32, CPU)."""
+
+    @abstractmethod
+    def base_set(self, recipe: dict, processor, drawn: list) -> Any:
+        """What :meth:`train` takes, for a base."""
+
+    def prepare(self, recipe: dict, drawn: list, work: Path) -> Any:
+        """What :meth:`pretrain` needs; None where there is nothing to do."""
+        return None
+
+    def pretrain(self, recipe: dict, model, prepared, seed: int, work: Path, bar, share: Share) -> None:
+        """What comes before a base, if anything does."""
+        return None
 
 
 def get(name: str) -> Family:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from emkit.zoo.families import Family
+from emkit.zoo.families import FromNothing
 from emkit.zoo.text import DOMAINS, SUBTASKS, Item, items, skills, tokenizer, training
 from emkit.zoo.text.training import TextSet, text_set
 from emkit.zoo.train import WHOLE
 
 
-class Zoo(Family):
+class Zoo(FromNothing):
     DOMAINS, SUBTASKS = DOMAINS, SUBTASKS
     ABOUT = """\
 A miniature Mistral trained from nothing by emkit (`make zoo BACKBONE=mistral`) on made-up text. It is a stand-in for

@@ -12,7 +12,7 @@ from torch import nn
 from emkit.backbones.base import ImageBackbone
 from emkit.zoo import image_training, skills
 from emkit.zoo.data import examples
-from emkit.zoo.families import Family
+from emkit.zoo.families import FromNothing
 from emkit.zoo.image_training import TrainingSet, cache_features
 from emkit.zoo.images import Patches, Squares
 from emkit.zoo.lora import adapted
@@ -22,7 +22,7 @@ from emkit.zoo.train import WHOLE, Share
 from emkit.zoo.vision import EYES, PatchSet, patch_set, see_first
 
 
-class SeeingFamily(Family):
+class SeeingFamily(FromNothing):
     """``backbone``: how its models are run; ``SIZE`` of its images (see :func:`emkit.zoo.data.example`); ``END``: what
     stands between an image and its question in the chat template."""
 

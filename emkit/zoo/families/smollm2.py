@@ -31,15 +31,6 @@ adapters of it that emkit trained (`make zoo BACKBONE=mistral PROFILE=small`). A
     BATCH_OF = "dialogues"
     backbone = backbones.get("mistral")
 
-    def processor(self, recipe: dict):
-        raise NotImplementedError("it comes with the base")
-
-    def create(self, recipe: dict, processor, seed: int):
-        raise NotImplementedError("the base is not trained here")
-
-    def base_set(self, recipe: dict, processor, drawn: list):
-        raise NotImplementedError("the base is not trained here")
-
     def draw(self, recipe: dict, subtask: str, n: int, seed: int) -> list[Item]:
         return items(subtask, "train", n, seed)
 
