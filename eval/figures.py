@@ -126,9 +126,9 @@ def _forest(axes: Axes, found: Sequence[Mapping], reach: float) -> None:
         else:
             side = math.copysign(1.0, delta)
             axes.plot(side * 1.06 * reach, at, marker=">" if side > 0 else "<", color=colour, markersize=6)
-            axes.text(
-                side * 0.95 * reach, at, f"{delta:+.0f}", ha="right" if side > 0 else "left", va="center", fontsize=9
-            )
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # for the interval runs under the number
+            ha = "right" if side > 0 else "left"
+            axes.text(side * 0.95 * reach, at, f"{delta:+.0f}", ha=ha, va="center", fontsize=9, bbox=box)
 
 
 def _in_words(found: Sequence[Mapping]) -> str:
