@@ -101,7 +101,7 @@ def zoo_check(folder: Path) -> None:
         print(f"{found}: weights are those of its card")
 
 
-for command in (own.init, own.merge, own.chat, own.coefficients, explain):
+for command in (own.init, own.merge, own.chat, own.export, own.coefficients, explain):
     app.under("Merge your own models", command)
 app.under("The miniature models", zoo)
 app.under("Speed and memory", bench.bench)

@@ -302,13 +302,6 @@ def test_a_kind_of_model_that_no_backbone_reads(models, tmp_path, refuses):
     refuses(own.flags(damaged, tmp_path / "out"), "emkit runs no model's own code")
 
 
-def test_learned_methods_need_a_layout_that_transformers_runs(models, tmp_path, refuses):
-    damaged = own.copied(models, tmp_path)
-    for name in ("base", *own.EXPERTS):
-        own.set_json(damaged / name / "config.json", model_type="internvl_chat")
-    refuses(own.flags(damaged, tmp_path / "out", "expert_merging"), "a internvl_chat needs its own code for that")
-
-
 def test_outputs_that_would_destroy_something(models, tmp_path, refuses):
     damaged = own.copied(models, tmp_path)
     refuses([*own.flags(damaged, damaged / "math"), "--overwrite"], "is one of the models to merge")

@@ -103,7 +103,7 @@ def test_bad_input_is_one_line(models, tmp_path, capsys):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "config.json").write_text('{"model_type": "internvl_chat"}')
+    (tmp_path / "own" / "config.json").write_text('{"model_type": "internlm2"}')
     (tmp_path / "bare").mkdir()
     for file in (models / "text").glob("[!t]*"):
         (tmp_path / "bare" / file.name).write_bytes(file.read_bytes())

@@ -38,15 +38,14 @@ class Output:
 class Backbone(ABC):
     """A family of models: which tensors are merged, and how a model is loaded, given samples, run and asked.
 
-    ``kinds``: the ``model_type`` of the configurations that it reads; ``own_code``: those among them whose modules only
-    a checkpoint's own code can build, which is never run. ``MERGED`` matches the merged tensors' names, with the number
-    of the block as group ``block``. ``VISION`` names what :meth:`encode` gives of images, each with one row (or an
-    equal number of rows) an image, in the order in which :meth:`image_features` takes them: nothing for a language
-    model, whose image features are empty. ``AUTO`` names the class of transformers that opens a checkpoint.
+    ``kinds``: the ``model_type`` of the configurations that it reads, once converted where only their own code opens
+    them (:mod:`emkit.originals`). ``MERGED`` matches the merged tensors' names, with the number of the block as group
+    ``block``. ``VISION`` names what :meth:`encode` gives of images, each with one row (or an equal number of rows) an
+    image, in the order in which :meth:`image_features` takes them: nothing for a language model, whose image features
+    are empty. ``AUTO`` names the class of transformers that opens a checkpoint.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
-    own_code: ClassVar[tuple[str, ...]] = ()
     AUTO: ClassVar[str]
     MERGED: ClassVar[re.Pattern[str]]
     VISION: tuple[str, ...] = ()

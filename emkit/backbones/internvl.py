@@ -29,7 +29,6 @@ class InternVL(ImageBackbone):
     """7 × blocks + 3 merged tensors; ``pixel_values`` fp32 [images, 3, H, W]."""
 
     kinds = ("internvl", "internvl_chat")
-    own_code = ("internvl_chat",)
     MERGED = re.compile(
         rf"(?:language_model\.model|model\.language_model)\.{BLOCK}"
         r"|mlp1\.[013]\.weight|(?:model\.)?multi_modal_projector\.(?:layer_norm|linear_[12])\.weight"

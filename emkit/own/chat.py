@@ -68,7 +68,7 @@ def load(name: str, image: Path | None = None, device: str | None = None, dtype:
         raise UserError(f"{name} is a LoRA adapter: merge it first (`emkit merge`), and give the merged model's folder")
     kind = checks.config(folder, _THE_MODEL).kind
     reading = backbones.reading(kind)
-    if not reading or kind in backbones.get(reading[0]).own_code:
+    if not reading:
         raise UserError(f"{name} is a '{kind}', which only a model's own code can run: emkit runs none")
     backbone = backbones.get(reading[0])
     if picture is not None and not backbone.VISION:

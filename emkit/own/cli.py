@@ -239,6 +239,25 @@ def chat(model: str, image: Path | None, ask: tuple[str, ...], max_new_tokens: i
         print(answer, flush=True)
 
 
+@click.command
+@click.argument("model", type=PATH)
+@click.option("--like", required=True, metavar="ORIGINAL", help="The model whose layout is wanted, such as the base.")
+@click.option("--out", type=PATH, required=True, metavar="FOLDER", help="Where it is written.")
+@click.option("--shard-size", default="5GB", show_default=True, help="Largest file of weights.")
+def export(model: Path, like: str, out: Path, shard_size: str) -> None:
+    """Write a merged model in its original's layout (InternVL's), for the authors' code and harnesses.
+
+    `emkit merge` writes transformers' layout. ORIGINAL's other files, its code among them, are copied as they are.
+    """
+    from emkit import originals
+    from emkit.own import hub, resources
+
+    _quieten()
+    resources.check_writable(resources.place(out), False, [model])
+    written = originals.export(model, hub.stored(like, "the original"), out, parse_bytes(shard_size))
+    print(f"{out}: {written} tensors in the layout of {like}")
+
+
 @click.group(cls=Groups)
 def coefficients() -> None:
     """Show what a learned method weighted each expert with."""

@@ -1,10 +1,14 @@
-"""Models by folder or hub id: safetensors and what comes with them are fetched, never code and never pickles."""
+"""Models by folder or hub id: safetensors and what comes with them are fetched, never code and never pickles.
+
+A model in a layout that only its own code opens is given as the folder it is converted to (:mod:`emkit.originals`).
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from emkit import originals
 from emkit.checkpoints import SIDE_FILES, TEMPLATES
 from emkit.errors import UserError
 
@@ -21,11 +25,17 @@ def is_id(name: str) -> bool:
 
 
 def folder(name: str, label: str, patterns: tuple[str, ...]) -> Path:
-    """The local folder of a model whose files of ``patterns`` are there: ``name`` itself, or the hub's download.
+    """The local folder of a model whose files of ``patterns`` are there: ``name`` itself, the hub's download, or what
+    either is converted to.
 
     A hub id may end in ``@revision``. What was downloaded before is not downloaded again, and serves without a network.
     ``UserError`` if there is neither such a folder nor such a model.
     """
+    return originals.readable(stored(name, label, patterns), weights=any(pattern in patterns for pattern in WEIGHTS))
+
+
+def stored(name: str, label: str, patterns: tuple[str, ...] = (*SMALL, *WEIGHTS)) -> Path:
+    """The same as :func:`folder`, but in whatever layout the model is stored."""
     if not is_id(name):
         path = Path(name).expanduser()
         if not path.is_dir():

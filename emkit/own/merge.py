@@ -114,8 +114,7 @@ def _write(
         if merge.learned is not None:
             save_learned(merge.learned, part)
         say("checking it")
-        kind = prepared.models.described.configs["base"].kind
-        report["checked"] = verify(part, like, vectors.names, prepared.models.backbone, kind, recipe.device)
+        report["checked"] = verify(part, like, vectors.names, prepared.models.backbone, recipe.device)
         report["model_sha256"] = Checkpoint.open(part).sha256()
         write_json(part / resources.REPORT, report)
         for file in filter(Path.is_file, part.rglob("*")):

@@ -133,10 +133,10 @@ def _fit_together(
     resources.check_writable(resources.place(given["out"]), overwrite, folders.values(), needed=needed)
     asked = given.get("backbone", AUTO), given.get("tensors", "backbone"), given.get("allow", ())
     described = describe(names, folders, *asked)
-    recipe, config = MergeRecipe(given, described.backbone), described.configs["base"]
+    recipe = MergeRecipe(given, described.backbone)
     _check_device(recipe.device)
     remarks = [*described.remarks, *_compare_tokenizers(recipe, folders, described.vocabulary("base"))]
-    return _check_calibration(recipe, config), described, remarks
+    return _check_calibration(recipe), described, remarks
 
 
 def _compare_tokenizers(recipe: MergeRecipe, folders: Mapping[str, Path], rows: int | None) -> list[str]:
@@ -158,18 +158,13 @@ def _check_device(device: str) -> None:
         raise UserError(f"device: torch has no '{device}' here ({reason}): leave it out") from error
 
 
-def _check_calibration(recipe: MergeRecipe, config: checks.Config) -> MergeRecipe:
+def _check_calibration(recipe: MergeRecipe) -> MergeRecipe:
     """The recipe with its number of samples, once a learned method's prompts were found to be there and to be enough.
 
     Where the recipe does not say how many, there are at most as many as every expert has prompts.
     """
     if not recipe.method.learned:
         return recipe
-    if config.kind in backbones.get(recipe.backbone).own_code:
-        raise UserError(
-            f"{recipe.method.name} has to run the models, and a {config.kind} needs its own code for that, which emkit "
-            "never runs: convert them to transformers' layout, or use a method that needs no prompts"
-        )
     given, samples = recipe.given["calibration"], recipe.calibration
     number = enough(samples, "samples" in given, recipe.backbone)
     return replace(recipe, given={**recipe.given, "calibration": {**given, "samples": number}})
