@@ -80,11 +80,13 @@ class Merged:
         backbone, dtype = backbones.get(self.plan.profile.backbone), getattr(torch, self.plan.dtype)
         return backbone.load(self.folder, dtype=dtype, device=self.plan.profile.device)
 
-    def answers(self, images: Sequence, questions: list[str], max_new_tokens: int, **kept: Any) -> list[str]:
-        """Its greedy answers to ``questions``, each about its image (or None); ``kept``: what
+    def answers(
+        self, processor: Any, images: Sequence, questions: list[str], max_new_tokens: int, **kept: Any
+    ) -> list[str]:
+        """Its greedy answers to ``questions``, each about its image (or None), read by ``processor``; ``kept``: what
         :meth:`emkit.backbones.base.Backbone.generate` takes of :mod:`eval.features`."""
         backbone = backbones.get(self.plan.profile.backbone)
-        found = backbone.generate(*self.opened, images, questions, max_new_tokens, **kept)
+        found = backbone.generate(self.opened[0], processor, images, questions, max_new_tokens, **kept)
         return [whole(text) for text in found]
 
 

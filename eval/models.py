@@ -38,8 +38,10 @@ def check(plan: Plan) -> None:
     """Look at the models that are here and at the calibration sets, before anything long starts.
 
     ``UserError`` for a missing, pickled or truncated checkpoint, for merged tensors that differ from the base's in name
-    or shape, for NaN, and for a task without calibration samples.
+    or shape, for NaN, for a task without calibration samples, and for a column that says of pictures what this family
+    has no setting for.
     """
+    _check_pictures(plan)
     missing = [folder for folder in folders(plan) if not _is_there(folder)]
     if missing and plan.profile.zoo is None:
         committed = missing[0].is_relative_to("results/zoo")
@@ -66,6 +68,16 @@ def check(plan: Plan) -> None:
         profile = plan.profile
         for expert in profile.models.experts:
             next(profile.calibration.drawn_from(profile.backbone).items(expert, profile.seeds[0]))
+
+
+def _check_pictures(plan: Plan) -> None:
+    backbone = backbones.get(plan.profile.backbone)
+    for name, column in plan.protocol.columns.items():
+        for key in getattr(column, "pictures", {}):
+            if key not in backbone.PICTURES:
+                raise UserError(
+                    f"{name}: nothing of {backbone.name} reads '{key}': leave it out of the column or profile"
+                )
 
 
 def provide(plan: Plan, stamp: Path) -> None:

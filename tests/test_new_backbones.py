@@ -34,7 +34,8 @@ import re
 
 import torch
 
-from emkit.backbones.base import BLOCK, ImageBackbone
+from emkit.backbones.base import BLOCK
+from emkit.backbones.images import ImageBackbone
 
 
 class Llava(ImageBackbone):

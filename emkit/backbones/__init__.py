@@ -10,7 +10,8 @@ causal_lm   any transformers causal language model of blocks         every weigh
 =========== ======================================================== ===========================================
 
 All other tensors (embeddings, heads, norms, biases, vision towers) stay at the base's values. What a backbone offers
-and what all share is :class:`emkit.backbones.base.Backbone`.
+and what all share is :class:`emkit.backbones.base.Backbone`, what
+those that see share is in :mod:`emkit.backbones.images`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from emkit.backbones.base import Backbone
 
 # by file, so that the names are known without importing torch
-NAMES = tuple(sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "base"}))
+NAMES = tuple(sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "base", "images"}))
 GENERAL = "causal_lm"  # reads every language model
 
 

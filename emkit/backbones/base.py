@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from PIL.Image import Image
 
+from emkit.errors import UserError
 from emkit.progress import passes
 
 # the 7 matrices of a block of Llama, Mistral and Qwen2
@@ -49,6 +50,7 @@ class Backbone(ABC):
     AUTO: ClassVar[str]
     MERGED: ClassVar[re.Pattern[str]]
     VISION: tuple[str, ...] = ()
+    PICTURES: ClassVar[tuple[str, ...]] = ()  # settings of :meth:`seeing`
 
     @property
     def name(self) -> str:
@@ -90,7 +92,21 @@ class Backbone(ABC):
         model = self.auto().from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
+        model.generation_config = _greedy(model.generation_config)
         return model.to(device).eval(), self.processor(folder)
+
+    def seeing(self, processor: Any, **settings: int) -> Any:
+        """The processor with other ``settings`` of how pictures are cut or scaled, those that ``PICTURES`` names; the
+        one given stays as it is. ``UserError`` for a setting that this family has not."""
+        for name in settings:
+            if name not in self.PICTURES:
+                known = f"it has {', '.join(self.PICTURES)}" if self.PICTURES else "it has none"
+                raise UserError(f"{self.name} has no setting '{name}' of pictures: {known}")
+        return self._seeing(processor, settings) if settings else processor
+
+    def _seeing(self, processor: Any, settings: dict[str, int]) -> Any:
+        """:meth:`seeing` of a family that has settings."""
+        raise NotImplementedError(f"{self.name} names settings of pictures and sets none")
 
     def blocks(self, model: Any) -> int:
         """Transformer blocks of the language model."""
@@ -189,104 +205,11 @@ class Backbone(ABC):
         return text
 
 
-class ImageBackbone(Backbone):
-    """A language model with a vision tower, whose image features stand in the place of an image's tokens."""
-
-    AUTO = "AutoModelForImageTextToText"
-    VISION: tuple[str, ...] = (PIXELS,)
-
-    @abstractmethod
-    def tower(self, model: Any) -> torch.nn.Module:
-        """The part of the model that sees, and that stays the base's."""
-
-    @abstractmethod
-    def trainable_image_features(self, model: Any, *inputs: torch.Tensor) -> torch.Tensor:
-        """:meth:`image_features` with gradients, for training a base."""
-
-    def projected(self, model: Any, features: torch.Tensor) -> torch.Tensor:
-        """What image features are to the language model: [image tokens of all images, width], or [B, tokens, width]."""
-        return features
-
-    def pooled(self, model: Any, features: list[torch.Tensor]) -> Any:
-        """The features of each image, in the form in which the model's own ``get_image_features`` returns them."""
-        return tuple(features)
-
-    def processor(self, folder: str | Path) -> Any:
-        from transformers import AutoProcessor
-
-        return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-    def prompt(self, processor: Any, question: str, image: bool = True) -> str:
-        """The chat template's text of one question, and one image before it, up to where the assistant begins."""
-        content = [{"type": "image"}] * image + [{"type": "text", "text": question}]
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-
-    def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:
-        seen = [image for image in images if image is not None]
-        texts = [self.prompt(processor, q, image is not None) for q, image in zip(questions, images, strict=True)]
-        side, end = "left" if responses is None else "right", processor.tokenizer.eos_token
-        ends = [] if responses is None else [text + end for text in responses]
-        if responses is not None:
-            texts = [start + end for start, end in zip(texts, ends, strict=True)]
-        batch = dict(processor(images=seen or None, text=texts, return_tensors="pt", padding=True, padding_side=side))
-        if responses is not None:
-            tokens = processor.tokenizer(ends, add_special_tokens=False)["input_ids"]
-            batch["response_mask"] = last(batch["attention_mask"], [len(response) for response in tokens])
-        return batch
-
-    @torch.no_grad()
-    def image_features(self, model: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
-        given = [part for part in inputs if part is not None]
-        return self.trainable_image_features(model, *given) if given else torch.zeros(0)
-
-    def vision_state(self, model: Any) -> dict[str, torch.Tensor]:
-        return self.tower(model).state_dict()
-
-    def forward(
-        self,
-        model: Any,
-        batch: Batch,
-        features: torch.Tensor | None = None,
-        hidden_layer: int | None = None,
-        positions: torch.Tensor | None = None,
-    ) -> Output:
-        if features is None:
-            features = self.image_features(model, *(batch.get(name) for name in self.VISION))
-        if len(features):
-            features = self.projected(model, features)
-        embeddings = model.get_input_embeddings()(batch["input_ids"])  # [B, S, d]
-        place = (batch["input_ids"] == model.config.image_token_id).unsqueeze(-1)  # [B, S, 1]
-        tokens = features.shape[:-1].numel() if len(features) else 0
-        if int(place.sum()) != tokens:
-            raise ValueError(f"{int(place.sum())} image tokens in the text, {tokens} features")
-        if tokens:
-            embeddings = embeddings.masked_scatter(place, features.to(embeddings.dtype))
-        outputs = model.get_decoder()(
-            inputs_embeds=embeddings,
-            attention_mask=batch["attention_mask"],
-            position_ids=batch.get("position_ids"),
-            use_cache=False,
-            output_hidden_states=hidden_layer is not None,
-        )
-        final = outputs.last_hidden_state if positions is None else outputs.last_hidden_state[positions]
-        hidden = None if hidden_layer is None else outputs.hidden_states[hidden_layer]
-        return Output(model.get_output_embeddings()(final), hidden)
-
-    def asked(self, model: Any, batch: Batch, features: list[torch.Tensor] | None) -> dict[str, Any]:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        given = super().asked(model, batch, features)
-        if features:
-            of_images = [part.to(model.device, model.dtype) for part in features]
-            found = BaseModelOutputWithPooling(pooler_output=self.pooled(model, of_images))
-            given["mm_encoder_outputs"] = {"image": found}
-            given.pop(PIXELS, None)
-        return given
-
-    def answer(self, text: str) -> str:
-        return text.strip()
+def _greedy(folder: Any) -> Any:
+    """Of a folder's settings of generation the tokens alone: its penalties and samplings are for chats, and the
+    harnesses' own wrappers pass others."""
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return type(folder)(**{name: getattr(folder, name, None) for name in ids})
 
 
 def last(mask: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from emkit import backbones
-from emkit.backbones.base import Backbone, ImageBackbone
+from emkit.backbones.base import Backbone
+from emkit.backbones.images import ImageBackbone
 from emkit.zoo.images import Patches, Squares
 from emkit.zoo.packing import Chat, Packed, Prefix, pack
 from emkit.zoo.train import WHOLE, Share, batch_rows, descend

@@ -107,11 +107,16 @@ class VLMEvalKit(Column):
     prompt_rule: Literal["dataset", "qwen2_vl"] = option(
         "dataset", "who puts the question: the data set's class, or VLMEvalKit's Qwen2-VL model where it has a prompt"
     )
-    # on record: what the paper's evaluation did, which the model's own processor decides here
-    prompt: str | None = option(None, "the question as the paper's own evaluation puts it")
-    max_tiles: int | None = option(None, "most tiles of an image")
-    min_pixels: int | None = option(None, "fewest pixels of an image")
-    max_pixels: int | None = option(None, "most pixels of an image")
+    # in place of what the model's own processor says
+    max_tiles: int | None = option(None, "most tiles of an image (InternVL)", ge=1)
+    min_pixels: int | None = option(None, "fewest pixels of an image (Qwen2-VL)", ge=1)
+    max_pixels: int | None = option(None, "most pixels of an image (Qwen2-VL)", ge=1)
+
+    @property
+    def pictures(self) -> dict[str, int]:
+        """What the column says of how pictures are cut or scaled (:meth:`emkit.backbones.base.Backbone.seeing`)."""
+        said = {key: getattr(self, key) for key in ("max_tiles", "min_pixels", "max_pixels")}
+        return {key: value for key, value in said.items() if value is not None}
 
     @property
     def file(self) -> str:

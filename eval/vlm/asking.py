@@ -22,7 +22,9 @@ def ask(merged: Merged, column: VLMEvalKit, judged: Judged) -> tuple[list[dict],
     report("prompts from VLMEvalKit")
     prompts = client.prompts(data, column, limit)
     images, questions = client.Pictures(prompts), [prompt.text + column.suffix for prompt in prompts]
-    answers = merged.answers(images, questions, column.max_new_tokens, **_kept(merged, column, images, questions))
+    processor = backbones.get(plan.profile.backbone).seeing(merged.opened[1], **column.pictures)
+    kept = _kept(merged, column, processor, images, questions)
+    answers = merged.answers(processor, images, questions, column.max_new_tokens, **kept)
     predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
     report("scored by VLMEvalKit")
     if not column.judge:
@@ -33,7 +35,9 @@ def ask(merged: Merged, column: VLMEvalKit, judged: Judged) -> tuple[list[dict],
     return result.items, {**result.harness, "judge": counts}
 
 
-def _kept(merged: Merged, column: VLMEvalKit, images: Sequence[Image], questions: list[str]) -> dict[str, Any]:
+def _kept(
+    merged: Merged, column: VLMEvalKit, processor: Any, images: Sequence[Image], questions: list[str]
+) -> dict[str, Any]:
     """The images' features and the encoded questions, where the protocol keeps them for all rows; else nothing: they
     are made with each answer."""
     plan, split = merged.plan, merged.job.split
@@ -41,8 +45,8 @@ def _kept(merged: Merged, column: VLMEvalKit, images: Sequence[Image], questions
         return {}
     backbone = plan.profile.backbone
     identity = {"items": plan.items_identity(split, column.name), "versions": keys.features(backbone)}
-    folder, (_, processor) = plan.run / "features" / split / column.name, merged.opened
+    folder, model = plan.run / "features" / split / column.name, merged.opened[0]
     return {
-        "features": features.kept(folder, identity, backbones.get(backbone), *merged.opened, images),
+        "features": features.kept(folder, identity, backbones.get(backbone), model, processor, images),
         "encoded": features.encodings(folder / "encoded", identity, processor, questions),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from emkit.backbones.base import ImageBackbone
+from emkit.backbones.images import ImageBackbone
 from emkit.zoo import image_training, skills
 from emkit.zoo.data import examples
 from emkit.zoo.families import FromNothing
