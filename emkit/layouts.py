@@ -188,6 +188,9 @@ class Wrapped(Backbone):
     def processor(self, folder: str | Path) -> Any:
         return self.backbone.processor(folder)
 
+    def _seeing(self, processor: Any, settings: dict[str, int]) -> Any:
+        return self.backbone._seeing(processor, settings)
+
     def encode(self, *args: Any, **kwargs: Any) -> Batch:
         return self.backbone.encode(*args, **kwargs)
 
@@ -205,6 +208,17 @@ class Wrapped(Backbone):
 
     def answer(self, text: str) -> str:
         return self.backbone.answer(text)
+
+
+class Asked(Wrapped):
+    """A backbone that asks every model with the tokenizer, or processor, and the chat template of one ``folder``."""
+
+    def __init__(self, backbone: Backbone, folder: Path):
+        super().__init__(backbone)
+        self.folder = folder
+
+    def processor(self, folder: str | Path) -> Any:
+        return self.backbone.processor(self.folder)
 
 
 class Named(Wrapped):

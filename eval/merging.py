@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from emkit.job import Job as Merging
 from emkit.job import save_learned
 from emkit.merging import Context
 from emkit.methods import VALIDATION, Method
+from emkit.own import tokens
 from emkit.own.adapters import with_adapters
 from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
@@ -33,7 +35,7 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
     row, entry, profile = job.row, plan.entry(job.row), plan.profile
     if entry.method is None:
         raise UserError(f"row '{row}' has no method yet: its cells are shown as not run")
-    use, method = engine or EngineOptions(), plan.method(row)
+    use, method = engine or profile.fits.engine, plan.method(row)
     check_method(use.like, method.name)
     given = plan.given_scale(row)
     scale = job.scale if given is None else given
@@ -41,6 +43,7 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
         raise UserError(f"row '{row}' needs a scale: choose it on the validation items first")
     backbone = backbones.get(profile.backbone)
     base, experts = base_and_experts(profile.models, backbone)
+    owner = _tokenizer(plan)
     task_vectors = TaskVectors(base, layouts.aligned(base, experts, backbone), backbone.merged_names)
     context: Context[Any] = Context(
         task_vectors=task_vectors,
@@ -48,7 +51,7 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
         scale=scale,
         seed=job.seed,
         device=profile.device,
-        backbone=with_adapters(backbone, experts),
+        backbone=with_adapters(backbone if owner is None else layouts.Asked(backbone, owner), experts),
         calibration=plan.calibration(row),
         first=plan.first(row, use.like),
         cache=cache,
@@ -57,6 +60,12 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
         model=_model(plan, row, method, base, experts, task_vectors),
     )
     return Merging(method, context)
+
+
+def _tokenizer(plan: Plan) -> Path | None:
+    """The folder of the model whose tokenizer all are asked with."""
+    models = plan.profile.models
+    return None if models.tokenizer is None else Path(plan.profile.checkpoints[models.tokenizer])
 
 
 def _model(
@@ -89,8 +98,13 @@ def merge(
     made = merging(plan, job, cache, progress, engine)
     context = made.context
     options, like, sha256 = context.options.model_dump(), context.engine.like, row_sha256(plan, job.row)
-    result = made.run()
-    made.write(result, out, _card(plan, job, sha256, options, like), shard_bytes=shard_bytes)
+    result, owner = made.run(), _tokenizer(plan)
+    with tempfile.TemporaryDirectory() as name:
+        side = result.like
+        if owner is not None:
+            tokens.side_files(side.configured, owner, Path(name))
+            side = side.with_side_files(Path(name))
+        made.write(result, out, _card(plan, job, sha256, options, like), side, shard_bytes)
     report = {
         "row": job.row,
         "method": made.method.name,
@@ -111,7 +125,8 @@ def row_sha256(plan: Plan, row: str) -> str:
     """Hash of the values that a row is merged with, wherever they were written."""
     profile, samples = plan.profile, plan.calibration(row).model_dump()
     models = {"base": profile.models.base, **profile.models.experts}
-    return sha256_json([plan.entry(row).content, plan.settings(row).model_dump(), models, samples, profile.device])
+    given = [plan.entry(row).content, plan.settings(row).model_dump(), models, samples, profile.device]
+    return sha256_json([*given, profile.models.tokenizer, profile.fits.model_dump()])
 
 
 def _card(plan: Plan, job: Job, sha256: str, options: dict[str, Any], like: str | None) -> str:

@@ -111,7 +111,8 @@ class Plan(Configured):
         own = [entry.model] if entry.model else []
         on_base = "expert" in method.needs or any((Path(profile.checkpoints[m]) / ADAPTER).is_file() for m in own)
         roles = ["base", *profile.models.experts] if method.merges else ["base"] if on_base else []
-        return {role: profile.checkpoints[role] for role in [*roles, *own]}
+        asked = [profile.models.tokenizer] if profile.models.tokenizer else []
+        return {role: profile.checkpoints[role] for role in [*roles, *own, *asked]}
 
     def expected(self, job: Job, benchmark: str) -> dict:
         """The hashes that a valid score file of this cell carries; ``data_sha256`` is None before the data exist."""
@@ -128,6 +129,8 @@ class Plan(Configured):
             "calibration": self._calibration_identity(job.row) if method.learned else None,
             "device": profile.device,
             "dtype": self.dtype,
+            "tokenizer": profile.models.tokenizer,
+            "fits": profile.fits.model_dump() if method.learned else None,
             "judge_upstream": protocol.judge_upstream if asked.judge else None,
             "judge_model": protocol.judge_model if asked.judge else None,
             "benchmark": asked.asked(),

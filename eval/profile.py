@@ -11,10 +11,11 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from emkit import backbones
 from emkit.alignment.like import imposed, layer
+from emkit.alignment.options import EngineOptions
 from emkit.alignment.sources import ZooSamples
 from emkit.config import Settings, option, parse
 from emkit.errors import UserError
@@ -32,6 +33,22 @@ class Models(Settings):
     base: str = option(..., "the model that the experts were trained from")
     experts: dict[str, str] = option(..., "expert → checkpoint, in the order of the task vectors", min_length=1)
     mixture: str | None = option(None, "the model trained on the experts' data together; none: it is not public")
+    tokenizer: str | None = option(
+        None, "whose tokenizer and chat template all models are asked with: base or an expert; none: each its own"
+    )
+
+
+class Fitting(Settings):
+    """What fits may use of the machine (:class:`emkit.alignment.options.EngineOptions`)."""
+
+    dtype: Literal["float32", "bfloat16"] = option("float32", "the merged weights while coefficients are fitted")
+    checkpointing: bool = option(False, "whether activations are computed again instead of kept")
+    micro_tokens: int = option(EngineOptions.micro_tokens, "padded tokens in one pass", ge=1)
+
+    @property
+    def engine(self) -> EngineOptions:
+        """The same, as fits take it."""
+        return EngineOptions(dtype=self.dtype, checkpointing=self.checkpointing, micro_tokens=self.micro_tokens)
 
 
 class Profile(Settings):
@@ -43,6 +60,7 @@ class Profile(Settings):
     device: str = option("cpu", "where fits and answers run")
     models: Models = option(..., "the checkpoints")
     calibration: ZooSamples = option(..., "the samples of the learned methods")
+    fits: Fitting = option(Fitting(), "what fits may use of the machine")
     grid: list[float] = option(..., "the values of a free scale that are tried on validation items", min_length=1)
     scales: dict[str, float] = option({}, "row → its scale, given and not searched")
     leave_out: list[str] = option([], "rows of a table that are neither run nor shown")
@@ -101,6 +119,9 @@ def load(path: Path) -> Profile:
         raise fail(f"{where}backbone", f"unknown backbone '{profile.backbone}': {known}")
     for name, given in profile.methods.items():
         check_options(get(name), given, f"{where}methods.{name}", profile.models.experts)
+    owner, owners = profile.models.tokenizer, ("base", *profile.models.experts)
+    if owner is not None and owner not in owners:
+        raise fail(f"{where}models.tokenizer", f"'{owner}' is neither base nor an expert: {nearest(owner, owners)}")
     if profile.calibration.source == "jsonl":
         for name in profile.models.experts:
             if name not in profile.calibration.files:

@@ -1,6 +1,7 @@
 """What a published protocol says of pictures and generation is what is done, whatever a model's folder says."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import own_models as own
@@ -8,11 +9,16 @@ import pytest
 import torch
 from PIL import Image
 from published import internvl_chat
+from small_plan import write
+from transformers import AutoTokenizer
 
 from emkit import backbones, originals
+from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.zoo.tokenizer import create_qwen2_vl_processor
-from eval import columns, models
+from eval import columns, merging, models
+from eval.places import Job
+from eval.plan import Plan
 
 # width and height: tokens of VLMEvalKit's Qwen2-VL wrapper (256 · 28² to 1,280 · 28² pixels), tried with it
 WRAPPER = {(200, 150): 266, (1224, 1632): 1230, (4000, 3000): 1230}
@@ -74,3 +80,57 @@ def test_a_folders_penalties_and_samplings_do_not_change_answers(tmp_path):
         own.set_json(folder / "generation_config.json", **changes)
         said.append(causal_lm.generate(*causal_lm.load(folder), [None] * 2, ["Tell math number 1.", "Who?"], 12))
     assert said[0] == said[1]
+
+
+# ---- whose tokenizer and template; the precision of a fit
+def plan_of(home: Path, out: Path, **profile) -> Plan:
+    """Two rows of two experts that have chat templates over a base that has none."""
+    models = {"base": str(home / "base"), "experts": {name: str(home / name) for name in own.EXPERTS}}
+    calibration = {"source": "jsonl", "samples": 2, "response_tokens": 4, "max_new_tokens": 4}
+    calibration["files"] = {name: str(home / f"{name}.jsonl") for name in own.EXPERTS}
+    fit = {"beta": dict.fromkeys(own.EXPERTS, 1.0), "initial": 0.5, "optimiser": {"lr": 0.05, "steps": 2}}
+    said = {"name": "published", "backbone": "mistral", "calibration": calibration, "grid": [0.5], "seeds": [0]}
+    said |= {"protocol": {"judge_upstream": "rules"}, "methods": {"expert_merging": fit}, **profile}
+    said["models"] = models | profile.get("models", {})
+    rows = [{"id": "base", "label": "Base", "method": "checkpoint", "model": "base"}]
+    rows.append({"id": "em", "label": "Expert Merging", "method": "expert_merging"})
+    out.mkdir()
+    return Plan(*write(out, {"title": "T", "columns": ["MATH"], "rows": rows}, said), out / "results")
+
+
+@pytest.fixture
+def untemplated(tmp_path):
+    home = own.write_models(tmp_path / "models", dtype=torch.float32)
+    own.set_json(home / "base" / "tokenizer_config.json", chat_template=None)
+    (home / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    assert AutoTokenizer.from_pretrained(home / "base").chat_template is None
+    return home
+
+
+def test_all_models_are_asked_with_the_tokenizer_that_the_profile_names(untemplated, tmp_path):
+    plan, theirs = plan_of(untemplated, tmp_path / "run", models={"tokenizer": "math"}), {}
+    for row in plan.rows:
+        out = tmp_path / row / "model"
+        merging.merge(plan, Job(row, 0), out, tmp_path / "cache")
+        theirs[row] = AutoTokenizer.from_pretrained(out).chat_template
+    assert set(theirs.values()) == {AutoTokenizer.from_pretrained(untemplated / "math").chat_template} != {None}
+    assert set(plan.model_names("base")) == {"base", "math"}, "its score depends on whose template it is"
+
+
+def test_an_owner_who_is_nobody_is_one_line(untemplated, tmp_path):
+    with pytest.raises(UserError, match=r"models\.tokenizer: 'maths' is neither base nor an expert"):
+        plan_of(untemplated, tmp_path / "run", models={"tokenizer": "maths"})
+
+
+def test_a_fit_runs_in_the_precision_that_the_profile_says(untemplated, tmp_path):
+    """bfloat16 with recomputed activations: other coefficients than in fp32, near them, and another recipe."""
+    found, hashes = {}, set()
+    for name, fits in (("full", {}), ("half", {"dtype": "bfloat16", "checkpointing": True, "micro_tokens": 8})):
+        plan = plan_of(untemplated, tmp_path / name, models={"tokenizer": "math"}, fits=fits)
+        out = tmp_path / name / "em" / "model"
+        merging.merge(plan, Job("em", 0), out, tmp_path / name / "cache")
+        values = Coefficients.load(out.parent / "coefficients.json").values
+        found[name] = torch.cat([torch.as_tensor(values[key]).flatten() for key in sorted(values)])
+        hashes.add(plan.expected(Job("em", 0), "MATH")["recipe_sha256"])
+    assert not torch.equal(found["full"], found["half"]) and len(hashes) == 2
+    torch.testing.assert_close(found["full"], found["half"], rtol=0, atol=0.05)

@@ -25,7 +25,9 @@ class Fakes:
         self.merged, self.evaluated, self.broken, self.seconds = [], [], {}, set()
         monkeypatch.setattr(merging, "merge", self.merge)
         monkeypatch.setattr(
-            asking.backbones, "get", lambda name: SimpleNamespace(load=self.load, generate=self.generate)
+            asking.backbones,
+            "get",
+            lambda name: SimpleNamespace(load=self.load, generate=self.generate, seeing=lambda processor: processor),
         )
         monkeypatch.setattr(features, "kept", lambda *about: "features")
         monkeypatch.setattr(features, "encodings", lambda *about: "encoded")
