@@ -9,23 +9,23 @@ from emkit import layouts
 from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.own.adapters import AdapterCheckpoint, check_base, is_adapter
-from eval.profile import Models
 
 
-def base_and_experts(models: Models, backbone: Backbone) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+def base_and_experts(
+    base: Path, experts: Mapping[str, Path], backbone: Backbone
+) -> tuple[Checkpoint, dict[str, Checkpoint]]:
     """The base, and every expert as it is stored; an adapter reads as the base with the adapter merged in.
 
     Only headers are read. ``UserError`` for what is no checkpoint, and for an adapter of another base.
     """
-    base = Checkpoint.open(models.base)
-    return base, opened(models.experts, base, backbone)
+    found = Checkpoint.open(base)
+    return found, opened(experts, found, backbone)
 
 
-def opened(folders: Mapping[str, str], base: Checkpoint, backbone: Backbone) -> dict[str, Checkpoint]:
+def opened(folders: Mapping[str, Path], base: Checkpoint, backbone: Backbone) -> dict[str, Checkpoint]:
     """The models in ``folders``, by label."""
     layout, found = None, {}
-    for label, name in folders.items():
-        folder = Path(name)
+    for label, folder in folders.items():
         if not is_adapter(folder):
             found[label] = Checkpoint.open(folder)
             continue

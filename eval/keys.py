@@ -79,10 +79,11 @@ def versions(libraries: tuple[str, ...] = ()) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)}
 
 
-def model_identity(name: str) -> str:
-    """What names a model's content: a folder's files by hash, a hub id by itself."""
+def model_identity(name: str, fetched: str | None = None) -> str:
+    """What names a model's content: a folder's files by hash, a hub id by itself and the revision that was
+    ``fetched``."""
     folder = Path(name)
-    return _folder_identity(folder.resolve()) if folder.is_dir() else f"hub:{name}"
+    return _folder_identity(folder.resolve()) if folder.is_dir() else fetched or f"hub:{name}"
 
 
 @cache

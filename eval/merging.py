@@ -42,7 +42,7 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
     if method.scale_from == VALIDATION and scale is None:
         raise UserError(f"row '{row}' needs a scale: choose it on the validation items first")
     backbone = backbones.get(profile.backbone)
-    base, experts = base_and_experts(profile.models, backbone)
+    base, experts = base_and_experts(plan.folder("base"), {e: plan.folder(e) for e in profile.models.experts}, backbone)
     owner = _tokenizer(plan)
     task_vectors = TaskVectors(base, layouts.aligned(base, experts, backbone), backbone.merged_names)
     context: Context[Any] = Context(
@@ -65,7 +65,7 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
 def _tokenizer(plan: Plan) -> Path | None:
     """The folder of the model whose tokenizer all are asked with."""
     models = plan.profile.models
-    return None if models.tokenizer is None else Path(plan.profile.checkpoints[models.tokenizer])
+    return None if models.tokenizer is None else plan.folder(models.tokenizer)
 
 
 def _model(
@@ -77,7 +77,7 @@ def _model(
         return vectors.checkpoints[name]
     if "model" not in method.needs:
         return None
-    return {"base": base, **experts}.get(name) or Checkpoint.open(plan.profile.checkpoints[name])
+    return {"base": base, **experts}.get(name) or Checkpoint.open(plan.folder(name))
 
 
 def merge(

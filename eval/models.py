@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,24 +9,29 @@ from pathlib import Path
 from emkit import backbones, layouts
 from emkit.checkpoints import Checkpoint, check_same_headers
 from emkit.errors import UserError
-from emkit.files import atomic_write
+from emkit.files import atomic_write, read_json, read_kept, sha256_json, write_json
+from emkit.own import hub
 from emkit.own.adapter_files import CONFIG
 from emkit.own.adapters import is_adapter
+from eval import resolved
 from eval.checkpoints import opened
 from eval.plan import Plan
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def folders(plan: Plan) -> list[Path]:
     """The profile's models that are folders here; hub ids (``owner/name``, and no such folder) are not."""
-    names = plan.profile.checkpoints.values()
-    return [Path(name) for name in names if Path(name).is_dir() or not HUB_ID.fullmatch(name)]
+    return [Path(name) for name in plan.profile.checkpoints.values() if not hub.is_id(name)]
 
 
 def are_there(plan: Plan) -> bool:
-    """Whether every folder holds a finished model, or an adapter."""
-    return all(_is_there(folder) for folder in folders(plan))
+    """Whether every folder holds a finished model, or an adapter, and every hub id was fetched."""
+    return len(_here(plan)) == len(plan.profile.checkpoints)
+
+
+def _here(plan: Plan) -> dict[str, Path]:
+    """Role → the folder of each model that is here, as it is stored."""
+    found = {role: resolved.stored(name, plan.revisions) for role, name in plan.profile.checkpoints.items()}
+    return {role: folder for role, folder in found.items() if folder is not None and _is_there(folder)}
 
 
 def _is_there(folder: Path) -> bool:
@@ -51,23 +55,31 @@ def check(plan: Plan) -> None:
             else f"correct models in {plan.profile_path}"
         )
         raise UserError(f"there is no model at {missing[0]}: {how}")
-    there = [folder for folder in folders(plan) if folder not in missing]
-    base = Checkpoint.open(plan.profile.models.base) if Path(plan.profile.models.base) in there else None
-    backbone = backbones.get(plan.profile.backbone)
-    for folder in there:
-        label = folder.name
-        if base is None:  # to be trained: an adapter cannot be read without it
+    here = _here(plan)
+    base = Checkpoint.open(plan.folder("base")) if "base" in here else None
+    backbone, seen = backbones.get(plan.profile.backbone), plan.run / "checked.json"
+    for role, stored in here.items():
+        folder, label = plan.folder(role), stored.name
+        if base is None:  # to be trained or fetched: an adapter cannot be read without it
             if not is_adapter(folder):
-                Checkpoint.open(folder).scan(str(folder))
+                _scan(Checkpoint.open(folder), folder, seen)
             continue
-        checkpoint = opened({label: str(folder)}, base, backbone)[label]
+        checkpoint = opened({label: folder}, base, backbone)[label]
         own = layouts.aligned(base, {label: checkpoint}, backbone)[label]
         check_same_headers(base, own, label, backbone.merged_names(base.names))
-        checkpoint.scan(str(folder))
+        _scan(checkpoint, folder, seen)
     if any(plan.method(job.row).learned for job in plan.jobs):
         profile = plan.profile
         for expert in profile.models.experts:
             next(profile.calibration.drawn_from(profile.backbone).items(expert, profile.seeds[0]))
+
+
+def _scan(checkpoint: Checkpoint, folder: Path, seen: Path) -> None:
+    """Read every tensor, unless these very files were read before and found whole: published models take minutes."""
+    key, before = sha256_json(checkpoint.identity()), read_kept(seen, read_json) or []
+    if key not in before:
+        checkpoint.scan(str(folder))
+        write_json(seen, [*before, key])
 
 
 def _check_pictures(plan: Plan) -> None:
@@ -81,13 +93,14 @@ def _check_pictures(plan: Plan) -> None:
 
 
 def provide(plan: Plan, stamp: Path) -> None:
-    """Train the profile's zoo where models are missing, check that all can be opened, and leave ``stamp``."""
+    """Train the zoo where models are missing, fetch hub ids, check that all can be opened, and leave ``stamp``."""
     zoo = plan.profile.zoo
     if zoo is not None and not are_there(plan):
         out = Path(plan.profile.models.base).parent
         command = [sys.executable, "-m", "emkit.cli", "zoo", "build", zoo, "--out", str(out)]
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"training the zoo {zoo} failed")
+    resolved.fetch(plan.profile.checkpoints, plan.revisions)
     check(plan)
     with atomic_write(stamp) as part:
-        part.write_text("".join(f"{folder}\n" for folder in folders(plan)), encoding="utf-8")
+        part.write_text("".join(f"{folder}\n" for folder in _here(plan).values()), encoding="utf-8")

@@ -74,6 +74,11 @@ class Places:
         return self.run / "scale" / f"{row}.json"
 
     @property
+    def revisions(self) -> Path:
+        """Hub id → the revision that was fetched (:mod:`eval.resolved`)."""
+        return self.home / "models" / f"{self.backbone}.json"
+
+    @property
     def zoo_stamp(self) -> Path:
         """Stands when the profile's models are there (trained, for a profile that names a zoo)."""
         return self.run / "stamps" / "zoo.done"

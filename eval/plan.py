@@ -12,7 +12,7 @@ from pathlib import Path
 from emkit.errors import UserError
 from emkit.files import read_json, sha256_json
 from emkit.own.adapter_files import CONFIG as ADAPTER
-from eval import keys, scores
+from eval import keys, resolved, scores
 from eval import profile as profiles
 from eval import table as tables
 from eval.columns.kinds import Column
@@ -82,7 +82,7 @@ class Plan(Configured):
     def cache(self) -> Path:
         """Calibration sets and fits, apart for every state of the code, the libraries and the models' files."""
         names = {"base": self.profile.models.base, **self.profile.models.experts}
-        models = {role: keys.model_identity(name) for role, name in names.items()}
+        models = {role: self._identity(name) for role, name in names.items()}
         return self.run / "cache" / sha256_json([keys.fits(self.profile.backbone), models, self.profile.device])[:16]
 
     def _calibration_identity(self, row: str) -> dict:
@@ -109,10 +109,21 @@ class Plan(Configured):
         """The checkpoints that a row reads: folder or hub id by role."""
         entry, profile, method = self.entry(row), self.profile, self.method(row)
         own = [entry.model] if entry.model else []
-        on_base = "expert" in method.needs or any((Path(profile.checkpoints[m]) / ADAPTER).is_file() for m in own)
+        on_base = "expert" in method.needs or any(self._is_adapter(profile.checkpoints[model]) for model in own)
         roles = ["base", *profile.models.experts] if method.merges else ["base"] if on_base else []
         asked = [profile.models.tokenizer] if profile.models.tokenizer else []
         return {role: profile.checkpoints[role] for role in [*roles, *own, *asked]}
+
+    def folder(self, role: str) -> Path:
+        """Where the base, an expert or the mixture is read from; ``UserError`` where it is not here (yet)."""
+        return resolved.folder(self.profile.checkpoints[role], role, self.revisions)
+
+    def _identity(self, name: str) -> str:
+        return keys.model_identity(name, resolved.identity(name, self.revisions))
+
+    def _is_adapter(self, name: str) -> bool:
+        found = resolved.stored(name, self.revisions)
+        return found is not None and (found / ADAPTER).is_file()
 
     def expected(self, job: Job, benchmark: str) -> dict:
         """The hashes that a valid score file of this cell carries; ``data_sha256`` is None before the data exist."""
@@ -136,7 +147,7 @@ class Plan(Configured):
             "benchmark": asked.asked(),
             "image_features": "kept" if protocol.keep_image_features else "computed with each answer",
         }
-        models = {role: keys.model_identity(name) for role, name in self.model_names(job.row).items()}
+        models = {role: self._identity(name) for role, name in self.model_names(job.row).items()}
         return {
             "recipe_sha256": sha256_json(part),
             "model_sha256": sha256_json(models),

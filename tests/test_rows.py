@@ -335,7 +335,7 @@ def test_fits_and_calibration_sets_of_other_code_or_tokenizers_are_not_reused(tm
     monkeypatch.setattr(keys, "versions", lambda libraries=(): {"torch": "another"})
     assert plan.cache != before
     monkeypatch.undo()
-    monkeypatch.setattr(keys, "model_identity", lambda name: f"{name} with another tokenizer")
+    monkeypatch.setattr(keys, "model_identity", lambda name, fetched: f"{name} with another tokenizer")
     assert plan.cache != before
 
 

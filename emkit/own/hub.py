@@ -44,6 +44,17 @@ def stored(name: str, label: str, patterns: tuple[str, ...] = (*SMALL, *WEIGHTS)
     return Path(_download(name, label, patterns))
 
 
+def kept(name: str, revision: str) -> Path | None:
+    """The cached folder of a hub id at a revision, without a network; None where it is not there."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    repository = name.partition("@")[0]
+    place = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    found = place / "snapshots" / revision
+    return found if found.is_dir() else None
+
+
 def missing_bytes(name: str, label: str) -> int:
     """How much :func:`folder` would have to download for the weights of ``name``; 0 for a folder."""
     if not is_id(name):

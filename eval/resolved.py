@@ -1,0 +1,89 @@
+"""A profile's models as folders of this machine.
+
+A folder is taken as it is. A hub id is fetched once, by the models step; the revision that it had then is recorded in
+``results/<profile>/models/<backbone>.json``, and from then on that revision is read from the hub's cache, without a
+network. To go on to a newer one, or to begin anew, delete the file. Either may be in a layout that is converted
+(:mod:`emkit.originals`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from emkit.errors import UserError
+from emkit.files import read_json, sha256_file, write_json
+from emkit.own import hub
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def revisions(record: Path) -> dict[str, str]:
+    """Hub id → the revision that was recorded."""
+    if not record.is_file():
+        return {}
+    try:
+        return {str(name): str(revision) for name, revision in read_json(record).items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{record} is damaged ({error}): delete it, and models are looked up again") from error
+
+
+def folder(name: str, label: str, record: Path) -> Path:
+    """The folder to read the model ``name`` from; ``UserError`` for one that is not here, or not fetched yet."""
+    found = stored(name, record)
+    if found is not None:
+        return _readable(found)
+    if hub.is_id(name):
+        raise UserError(f"{label}: {name} is not fetched yet: the models step of a run does that, and needs a network")
+    raise UserError(f"{label}: there is no folder {name}, and it is no hub id (user/model): check the profile")
+
+
+def stored(name: str, record: Path) -> Path | None:
+    """The same in whatever layout the model is stored; None where it is not here."""
+    if not hub.is_id(name):
+        return Path(name) if Path(name).is_dir() else None
+    revision = revisions(record).get(name)
+    return None if revision is None else hub.kept(name, revision)
+
+
+@cache  # within a process; what it was converted from is looked at once
+def _readable(folder: Path) -> Path:
+    from emkit import originals  # torch, which a plan of what is to be done can do without
+
+    return originals.readable(folder)
+
+
+def identity(name: str, record: Path) -> str | None:
+    """What names a hub id's content: itself and its revision, once that is recorded; None for a folder."""
+    if not hub.is_id(name):
+        return None
+    revision = revisions(record).get(name)
+    return f"hub:{name}" if revision is None else f"hub:{name}@{revision}"
+
+
+def fetch(names: Mapping[str, str], record: Path) -> None:
+    """Fetch the hub ids among ``names`` (by label) that are not here, small files of all before the weights of any.
+
+    Records their revisions. ``UserError`` for one that is not there, asks for its terms, or came in pieces: a file of
+    weights is believed by its hash, which is its name in the hub's cache.
+    """
+    ids = {label: name for label, name in names.items() if hub.is_id(name)}
+    for patterns in (hub.SMALL, (*hub.SMALL, *hub.WEIGHTS)):
+        for label, name in ids.items():
+            known = revisions(record)
+            pinned = f"{name}@{known[name]}" if name in known else name
+            found = hub.stored(pinned, label, patterns)
+            if patterns != hub.SMALL:
+                _check_hashes(found, label)
+                write_json(record, known | {name: found.name})
+
+
+def _check_hashes(snapshot: Path, label: str) -> None:
+    for file in sorted(snapshot.glob("*.safetensors")):
+        blob = file.resolve()
+        if _SHA256.fullmatch(blob.name) and sha256_file(blob) != blob.name:
+            raise UserError(
+                f"{label}: {file.name} did not come whole, or was changed since: delete {blob}, and it is fetched again"
+            )
