@@ -170,10 +170,11 @@ def data(table: str, profile: str, results: str, split: str, out: Path | None) -
     """Write a split's benchmark files."""
     from emkit.files import atomic_write
     from eval.items.writer import write
+    from eval.vlm.published import place
 
     plan = _load(table, profile, results)
     out = out or plan.data(split)
-    write(plan.protocol, split, out)
+    write(plan.protocol, split, out, place)
     with atomic_write(out / "key") as part:
         part.write_text(plan.data_key(split), encoding="utf-8")
 

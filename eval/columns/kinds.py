@@ -101,6 +101,8 @@ class VLMEvalKit(Column):
     ] = option(..., "module of vlmeval.dataset and class in it (how each leaves its scores: eval.vlm.harness)")
     subtask: Literal[SUBTASKS] | None = option(None, "sub-task of emkit.zoo.data that the items are drawn from")  # type: ignore[valid-type]
     split: str | None = option(None, "value of the TSV's column `split`, where several columns share one TSV")
+    url: str | None = option(None, "of a published set: where its TSV is, in place of what VLMEvalKit says")
+    md5: str | None = option(None, "of that file, in place of what VLMEvalKit says", pattern="^[0-9a-f]{32}$")
     report: str = option("Overall", "the class's own number that is the mean over the items")
     parts: list[str] = option([], "the class's categories whose unweighted mean is the score; none: over items")
     suffix: str = option("", "text added to the harness's own prompt")

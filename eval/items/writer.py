@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -34,29 +34,39 @@ SPLITS = ("evaluation", "validation")
 _WHICH_QUESTION = 1  # keeps the choice of an item's question apart from the drawing of the item
 HASH_FOLDER = Path(__file__).parent
 
+Place = Callable[[VLMEvalKit, Path], str]
 
-def write(protocol: Protocol, split: str, out: str | Path) -> dict:
+
+def _nowhere(column: VLMEvalKit, folder: Path) -> str:
+    raise UserError(f"{column.name} is a published set, not one to draw: `python -m eval data` fetches it")
+
+
+def write(protocol: Protocol, split: str, out: str | Path, place: Place = _nowhere) -> dict:
     """Write every column's file of one split into the folder `out`, then `manifest.json`; returns the manifest.
 
     `split` is "evaluation" or "validation". The manifest gives for each column its file, its number of items and
     `sha256`, a hash of the items' content (every column of the table, and the images' pixels), which does not depend on
     how a library compresses PNG; `files` has the hash of each file's bytes. Every file appears under its name only when
-    it is complete, the manifest last. Raises `UserError` for a wrong split, a published set, or a folder it cannot
-    write to.
+    it is complete, the manifest last. `place` puts a published set there, which has no validation split, and returns
+    its items' hash. Raises `UserError` for a wrong split, a set that cannot be fetched, or a folder it cannot write to.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: benchmarks are written for {' or '.join(SPLITS)}")
-    for column in protocol.columns.values():
-        _require_items_here(column)
     out = Path(out)
     _require_writable(out)
+    for column in protocol.columns.values():
+        _require_items(column, split)
     entries: dict[str, dict] = {}
     tables: dict[str, list[Row]] = {}
     files: dict[str, str] = {}
     total = sum(_count(column, split) for column in protocol.columns.values())
     with tqdm(total=total, desc=f"benchmarks ({split})", unit="item", mininterval=0.5) as progress:
         for name, column in protocol.columns.items():
-            if isinstance(column, VLMEvalKit):
+            if isinstance(column, VLMEvalKit) and column.published:
+                sha256 = place(column, out)
+                files[column.file] = sha256_file(out / column.file)
+                progress.update(column.n)
+            elif isinstance(column, VLMEvalKit):
                 sha256 = _add_rows(tables.setdefault(column.file, []), column, split, protocol.image_size, progress)
             else:
                 _write_lines(out / column.file, _lines(column, split))
@@ -77,10 +87,13 @@ def _count(column: Column, split: str) -> int:
     return column.n if split == "evaluation" else column.validation_n
 
 
-def _require_items_here(column: Column) -> None:
-    if column.published:
-        owner = "VLMEvalKit" if column.harness == "vlmevalkit" else column.harness
-        raise UserError(f"{column.name} is a published set, not one to draw: {owner} downloads {column.source} itself")
+def _require_items(column: Column, split: str) -> None:
+    if not column.published:
+        return
+    if split != "evaluation":
+        raise UserError(f"{column.name} is a published set, which has no validation items: give the rows their scales")
+    if not isinstance(column, VLMEvalKit):
+        raise UserError(f"{column.name} is a published set, and those of {column.harness} cannot be fetched yet")
 
 
 def _given(column: Column, split: str) -> tuple[Path, slice]:
@@ -176,18 +189,18 @@ def _require_writable(folder: Path) -> None:
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:
-    _require_items(path, lines)
+    _require_some(path, lines)
     with atomic_write(path) as part:
         part.write_text("".join(lines), encoding="utf-8")
 
 
-def _require_items(path: Path, items: list) -> None:
+def _require_some(path: Path, items: list) -> None:
     if not items:
         raise UserError(f"{path.name} would be empty: the protocol asks for no item of this split")
 
 
 def _write_table(path: Path, rows: list[Row]) -> None:
-    _require_items(path, rows)
+    _require_some(path, rows)
     with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, fieldnames=list(rows[0]), delimiter="\t", lineterminator="\n")
         table.writeheader()

@@ -101,6 +101,18 @@ def evaluate(
     return Evaluation(**_ask(data_dir, request, seconds))
 
 
+def published(data_dir: str | Path, column: VLMEvalKit) -> tuple[str, str]:
+    """Address and MD5 of the column's published set: the column's own, else VLMEvalKit's.
+
+    Raises :class:`UserError` where neither says either.
+    """
+    found = _ask(data_dir, {"do": "published", "column": column.model_dump(mode="json")}, REQUEST_SECONDS)
+    for key in ("url", "md5"):
+        if not found[key]:
+            raise UserError(f"{column.name}: VLMEvalKit has no {key} of {column.dataset}: give the column one")
+    return found["url"], found["md5"]
+
+
 def versions(data_dir: str | Path) -> dict[str, str]:
     """Versions of the harness and its numerical packages, as the worker sees them."""
     return _ask(data_dir, {"do": "versions"}, REQUEST_SECONDS)

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from emkit.errors import UserError
 from eval import stats
@@ -16,6 +17,7 @@ from eval.workers.text import whole
 
 JUDGE_MODEL = "gpt-4o-mini"  # the harness asks for gpt-4o-mini-2024-07-18, as the paper's evaluation does
 _FILE = "predictions.tsv"
+_STOCK_MD5: dict[tuple[str, str], str | None] = {}
 JUDGE_THREADS = 64  # the harness waits up to 0.5 s before each call, so many must wait at once
 
 
@@ -28,13 +30,27 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("ms-vlmeval", "pandas", "numpy", "sympy")}
 
 
+def published(column: VLMEvalKit) -> dict[str, str | None]:
+    """Where VLMEvalKit has the column's set, and its MD5."""
+    module, cls = column.dataset_class.split(".")
+    found = getattr(modules()[module], cls)
+    stock = {"url": found.DATASET_URL.get(column.dataset), "md5": _stock_md5(found, column.dataset)}
+    return {key: getattr(column, key) or value for key, value in stock.items()}
+
+
+def _stock_md5(found: Any, name: str) -> str | None:
+    """The class's own hash of a published file, also after it was set aside."""
+    return _STOCK_MD5.setdefault((found.__name__, name), found.DATASET_MD5.get(name))
+
+
 @cache
 def _dataset(data_dir: str, dataset_class: str, name: str, tsv_mtime_ns: int):
     """The class's own object over the TSV as it is now (folder and time key the cache; LMUData names the folder)."""
     del data_dir, tsv_mtime_ns
     module, cls = dataset_class.split(".")
     found = getattr(modules()[module], cls)
-    found.DATASET_MD5[name] = None  # the TSV is ours; the stock hash is that of the published file
+    _stock_md5(found, name)
+    found.DATASET_MD5[name] = None  # the manifest says what the TSV is: drawn here, or found to be the published one
     TYPES[name] = found.TYPE
     try:
         return found(dataset=name)

@@ -30,7 +30,8 @@ where                                what it evaluates                          
 
 Housekeeping, without effect on a score: ``multiprocessing.Pool(16)`` (sixteen processes per call, never
 closed) maps in the process itself, and ``load_env`` no longer reads a ``.env`` file beside the package,
-which could bring a key into the worker.
+which could bring a key into the worker.  A table of more than a gigabyte is read as it is: the stock class first
+writes its pictures out and a second table, by a module that loads every model's wrapper.
 """
 
 import ast
@@ -126,3 +127,4 @@ def apply(modules: dict[str, Any]) -> None:
         modules[name].eval = literal  # shadows the builtin for every function of that module
     modules["image_vqa"].mp = SimpleNamespace(Pool=SerialPool)
     modules["judge_util"].load_env = lambda: None
+    modules["image_base"].file_size = lambda path, unit="GB": 0  # of a larger file it would write a second copy
