@@ -169,12 +169,12 @@ def zoo(table: str, profile: str, results: str, stamp: Path) -> None:
 def data(table: str, profile: str, results: str, split: str, out: Path | None) -> None:
     """Write a split's benchmark files."""
     from emkit.files import atomic_write
+    from eval.items.fetching import placing
     from eval.items.writer import write
-    from eval.vlm.published import place
 
     plan = _load(table, profile, results)
     out = out or plan.data(split)
-    write(plan.protocol, split, out, place)
+    write(plan.protocol, split, out, placing(plan.revisions))
     with atomic_write(out / "key") as part:
         part.write_text(plan.data_key(split), encoding="utf-8")
 

@@ -37,7 +37,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.partition("?")[0]
         self.asked.append(path)
-        name = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+        start = next(part for part in ("/api/models", "/api/datasets", "/datasets", "") if path.startswith(part))
+        name = "/".join(path.removeprefix(start).split("/")[1:3])
         rest, files = path.partition(name)[2], self.models.get(name, {})
         if files and rest == "/revision/none":
             return self.reply(404, b"", **{"X-Error-Code": "RevisionNotFound"})

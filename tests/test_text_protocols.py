@@ -107,7 +107,7 @@ def test_what_is_said_nearer_wins(folder):
 
 
 def test_published_sets_are_not_written(tmp_path):
-    with pytest.raises(UserError, match="AlpacaEval is a published set, not one to draw: alpaca_eval downloads"):
+    with pytest.raises(UserError, match="AlpacaEval is a published set, not one to draw"):
         writer.write(full("paper", "mistral"), "evaluation", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -44,6 +44,11 @@ def stored(name: str, label: str, patterns: tuple[str, ...] = (*SMALL, *WEIGHTS)
     return Path(_download(name, label, patterns))
 
 
+def dataset(name: str, label: str, patterns: tuple[str, ...]) -> Path:
+    """The hub's download of those files of a data set, whose name may end in ``@revision``; ``UserError`` for none."""
+    return Path(_download(name, label, patterns, kind="dataset"))
+
+
 def kept(name: str, revision: str) -> Path | None:
     """The cached folder of a hub id at a revision, without a network; None where it is not there."""
     from huggingface_hub import constants
@@ -73,26 +78,26 @@ def cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _download(name: str, label: str, patterns: tuple[str, ...], dry_run: bool = False):
+def _download(name: str, label: str, patterns: tuple[str, ...], dry_run: bool = False, kind: str = "model"):
     from huggingface_hub import errors, snapshot_download
 
     repository, _, revision = name.partition("@")
-    chosen = {"allow_patterns": list(patterns), "ignore_patterns": list(SECOND_COPIES)}
+    chosen = {"allow_patterns": list(patterns), "ignore_patterns": list(SECOND_COPIES) if kind == "model" else None}
     try:
-        return snapshot_download(repository, revision=revision or None, dry_run=dry_run, **chosen)
+        return snapshot_download(repository, repo_type=kind, revision=revision or None, dry_run=dry_run, **chosen)
     except errors.GatedRepoError as error:
         raise UserError(
             f"{label}: {name} asks for its terms to be accepted on its hub page, and `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{label}: there is no folder {name} here, and the hub has no public model of that name: check the spelling"
-        ) from error
+        here = f"there is no folder {name} here, and " if kind == "model" else f"{name}: "
+        raise UserError(f"{label}: {here}the hub has no public {kind} of that name: check the spelling") from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{label}: {repository} has no revision '{revision}' on the hub") from error
     except Exception as error:  # whatever the connection raised: the library changes its own from version to version
         reason = " ".join(str(error).split(". ")[0].split()) or type(error).__name__
+        here = f"there is no folder {name} here, and " if kind == "model" else f"{name}: "
         raise UserError(
-            f"{label}: there is no folder {name} here, and the hub cannot be reached to look for a model of that name "
-            f"({reason}): check the path or the connection"
+            f"{label}: {here}the hub cannot be reached to look for a {kind} of that name ({reason}): check the "
+            f"{'path or the ' if kind == 'model' else ''}connection"
         ) from error

@@ -24,6 +24,15 @@ class JudgeTokens(Settings):
     reply: float = option(..., "of the reply", ge=0)
 
 
+class HubSet(Settings):
+    """A published data set of texts on the hub: which of its files (Parquet, JSON, JSON lines) the items are in."""
+
+    path: str = option(..., "its repository", pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str | None = option(None, "its revision; none: that of the first time, which is recorded")
+    files: list[str] = option(..., "the items' files in it, in order, with * as in a shell", min_length=1)
+    shots: list[str] = option([], "the files of worked examples, for tasks with shots")
+
+
 class Column(Settings):
     """One benchmark as one backbone is asked it on one profile: what all harnesses need to know.
 
@@ -66,6 +75,11 @@ class Column(Settings):
     @abstractmethod
     def file(self) -> str:
         """The name of the file that holds its items in a data folder."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that it needs there."""
+        return (self.file,)
 
     @property
     @abstractmethod
@@ -134,10 +148,20 @@ class _Text(Column):
 
     subtask: Literal[_TEXTS] | None = option(None, "sub-task of emkit.zoo.text that the items are drawn from")  # type: ignore[valid-type]
     protocol: str | None = option(None, "what this way of asking is called in score files")
+    hub: HubSet | None = option(None, "where a published set is")
 
     @property
     def file(self) -> str:
         return f"{self.subtask or self.name}.jsonl"
+
+    @property
+    def shots_file(self) -> str | None:
+        """The name of the file of worked examples, for a task with shots."""
+        return f"{self.name}.shots.jsonl" if self.hub is not None and self.hub.shots else None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file,) if self.shots_file is None else (self.file, self.shots_file)
 
 
 class LMEval(_Text):
@@ -153,6 +177,7 @@ class LMEval(_Text):
         "begins with that task's, and '!function eval.lm.scoring.<name>' is a function of this project",
     )
     runs_programs: bool = option(False, "whether scoring runs what the model wrote, which takes the sandbox")
+    chat: bool = option(True, "whether a question is a turn of the model's chat template, or plain text")
     score: str | None = option(None, "the harness's number, as '<metric>,<filter>'; none: the task's first of each")
 
     @field_validator("judge")

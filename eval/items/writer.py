@@ -34,10 +34,10 @@ SPLITS = ("evaluation", "validation")
 _WHICH_QUESTION = 1  # keeps the choice of an item's question apart from the drawing of the item
 HASH_FOLDER = Path(__file__).parent
 
-Place = Callable[[VLMEvalKit, Path], str]
+Place = Callable[[Column, Path], str]
 
 
-def _nowhere(column: VLMEvalKit, folder: Path) -> str:
+def _nowhere(column: Column, folder: Path) -> str:
     raise UserError(f"{column.name} is a published set, not one to draw: `python -m eval data` fetches it")
 
 
@@ -62,9 +62,9 @@ def write(protocol: Protocol, split: str, out: str | Path, place: Place = _nowhe
     total = sum(_count(column, split) for column in protocol.columns.values())
     with tqdm(total=total, desc=f"benchmarks ({split})", unit="item", mininterval=0.5) as progress:
         for name, column in protocol.columns.items():
-            if isinstance(column, VLMEvalKit) and column.published:
+            if column.published:
                 sha256 = place(column, out)
-                files[column.file] = sha256_file(out / column.file)
+                files |= {file: sha256_file(out / file) for file in column.files}
                 progress.update(column.n)
             elif isinstance(column, VLMEvalKit):
                 sha256 = _add_rows(tables.setdefault(column.file, []), column, split, protocol.image_size, progress)
@@ -92,8 +92,6 @@ def _require_items(column: Column, split: str) -> None:
         return
     if split != "evaluation":
         raise UserError(f"{column.name} is a published set, which has no validation items: give the rows their scales")
-    if not isinstance(column, VLMEvalKit):
-        raise UserError(f"{column.name} is a published set, and those of {column.harness} cannot be fetched yet")
 
 
 def _given(column: Column, split: str) -> tuple[Path, slice]:

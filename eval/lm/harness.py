@@ -63,9 +63,9 @@ def evaluate(data_dir: str, columns: list[LMEval], model: str, dtype: str, devic
     starts, where programs are to be run without a sandbox; RuntimeError when the harness's log and its items disagree.
     """
     for column in columns:
-        path = Path(data_dir) / column.file
-        if not (column.published or path.is_file()):
-            raise UserError(f"no benchmark data {path}: write it with `python -m eval data RECIPE --split SPLIT`")
+        for path in (Path(data_dir) / file for file in column.files):
+            if not (_of_the_task(column) or path.is_file()):
+                raise UserError(f"no benchmark data {path}: write it with `python -m eval data RECIPE --split SPLIT`")
     executed = [column.name for column in columns if column.runs_programs]
     if executed and execution._execute is None:
         raise UserError(f"no sandbox: {' and '.join(executed)} run what a model wrote, which needs one")
@@ -76,13 +76,25 @@ def evaluate(data_dir: str, columns: list[LMEval], model: str, dtype: str, devic
             model=_model(model, dtype, device),
             tasks=list(tasks.values()),
             batch_size=BATCH,
-            apply_chat_template=True,
-            fewshot_as_multiturn=True,
+            apply_chat_template=_alike([column.chat for column in columns]),
+            fewshot_as_multiturn=_alike([column.chat for column in columns]),
             log_samples=True,
             bootstrap_iters=0,
             task_manager=TaskManager(include_defaults=False),
         )
     return {column.name: _scored(column, tasks[column.name], log) for column in columns}
+
+
+def _of_the_task(column: LMEval) -> bool:
+    """Whether the items are where the task itself says, and not in the data folder."""
+    return column.published and column.hub is None
+
+
+def _alike(values: list[bool]) -> bool:
+    """The one value of columns that are asked together."""
+    if len(set(values)) != 1:
+        raise UserError("columns that are asked as a chat and as plain text cannot be asked together")
+    return values[0]
 
 
 def settings(column: LMEval) -> dict:
@@ -92,9 +104,12 @@ def settings(column: LMEval) -> dict:
     if "include" in said:
         task |= _installed(said.pop("include"), column.name) | {"num_fewshot": 0}
     task |= _resolved(said) | {"task": f"emkit_{column.name}", "metadata": {"version": column.version}}
-    if not column.published:
+    if not _of_the_task(column):
         task |= dict.fromkeys(("dataset_name", "training_split", "validation_split", "fewshot_split"))
-        task |= {"dataset_path": "json", "test_split": "test", "dataset_kwargs": {"data_files": {"test": column.file}}}
+        files = {"test": column.file}
+        if column.shots_file is not None:
+            files, task["fewshot_split"] = files | {"train": column.shots_file}, "train"
+        task |= {"dataset_path": "json", "test_split": "test", "dataset_kwargs": {"data_files": files}}
     if task["output_type"] == "generate_until":
         task["generation_kwargs"] = task.get("generation_kwargs", {}) | {"max_gen_toks": column.max_new_tokens}
     return task

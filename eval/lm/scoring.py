@@ -59,6 +59,11 @@ def boxed_answer(references: list[str], predictions: list[str]) -> float:
     return float(given is not None and same_answer(given, references[0]))
 
 
+def solution_answer(doc: dict) -> str:
+    """MATH: the reference's answer, which stands in the last box of its solution."""
+    return box_of(doc["solution"]) or ""
+
+
 def completed_programs(resps: list[list[str]], docs: list[dict]) -> list[str]:
     """HumanEval: the prompt's function, which the reply gives whole or as its body (:mod:`.programs`)."""
     return [_completed(whole(reply), doc) for (reply,), doc in zip(resps, docs, strict=True)]
@@ -77,6 +82,16 @@ def written_programs(resps: list[list[str]], docs: list[dict]) -> list[str]:
 def _written(reply: str, doc: dict) -> str:
     found = programs.whole(reply, programs.called(doc.get("test_list", [])))
     return found if found is not None else programs.last(reply).strip() + "\n"
+
+
+def continued_programs(resps: list[list[str]], docs: list[dict]) -> list[str]:
+    """The prompt and what the model went on with, as the harness's own `humaneval` puts them together."""
+    return [doc["prompt"] + whole(reply) for (reply,), doc in zip(resps, docs, strict=True)]
+
+
+def replied_programs(resps: list[list[str]], docs: list[dict]) -> list[str]:
+    """The reply as it is, as the harness's own `mbpp` takes it."""
+    return [whole(reply) for (reply,) in resps]
 
 
 def completion_passes(doc: dict, results: list[str]) -> dict[str, float]:
