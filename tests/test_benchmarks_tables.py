@@ -246,8 +246,8 @@ def test_missing_columns_keys_splits_and_published_sets_are_refused(smoke, gqa, 
     with pytest.raises(UserError, match="unknown split 'test'"):
         write(smoke, "test", tmp_path)
     paper = smoke.columns["VizWiz"].model_copy(update={"subtask": None})
-    with pytest.raises(UserError, match="VizWiz is a published set, which has no validation items"):
-        write(smoke.model_copy(update={"columns": {"VizWiz": paper}}), "validation", tmp_path / "paper")
+    with pytest.raises(UserError, match="VizWiz is a published set, not one to draw"):
+        write(smoke.model_copy(update={"columns": {"VizWiz": paper}}), "evaluation", tmp_path / "paper")
     gqa.write_text("a: [1")
     with pytest.raises(UserError, match=r"GQA.yaml.*not valid YAML"):
         load("GQA")

@@ -37,11 +37,7 @@ HASH_FOLDER = Path(__file__).parent
 Place = Callable[[Column, Path], str]
 
 
-def _nowhere(column: Column, folder: Path) -> str:
-    raise UserError(f"{column.name} is a published set, not one to draw: `python -m eval data` fetches it")
-
-
-def write(protocol: Protocol, split: str, out: str | Path, place: Place = _nowhere) -> dict:
+def write(protocol: Protocol, split: str, out: str | Path, place: Place | None = None) -> dict:
     """Write every column's file of one split into the folder `out`, then `manifest.json`; returns the manifest.
 
     `split` is "evaluation" or "validation". The manifest gives for each column its file, its number of items and
@@ -52,17 +48,17 @@ def write(protocol: Protocol, split: str, out: str | Path, place: Place = _nowhe
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: benchmarks are written for {' or '.join(SPLITS)}")
+    for column in protocol.columns.values():
+        _require_items(column, split, place)
     out = Path(out)
     _require_writable(out)
-    for column in protocol.columns.values():
-        _require_items(column, split)
     entries: dict[str, dict] = {}
     tables: dict[str, list[Row]] = {}
     files: dict[str, str] = {}
     total = sum(_count(column, split) for column in protocol.columns.values())
     with tqdm(total=total, desc=f"benchmarks ({split})", unit="item", mininterval=0.5) as progress:
         for name, column in protocol.columns.items():
-            if column.published:
+            if column.published and place is not None:
                 sha256 = place(column, out)
                 files |= {file: sha256_file(out / file) for file in column.files}
                 progress.update(column.n)
@@ -87,9 +83,11 @@ def _count(column: Column, split: str) -> int:
     return column.n if split == "evaluation" else column.validation_n
 
 
-def _require_items(column: Column, split: str) -> None:
+def _require_items(column: Column, split: str, place: Place | None) -> None:
     if not column.published:
         return
+    if place is None:
+        raise UserError(f"{column.name} is a published set, not one to draw: `python -m eval data` fetches it")
     if split != "evaluation":
         raise UserError(f"{column.name} is a published set, which has no validation items: give the rows their scales")
 
