@@ -9,6 +9,7 @@ network. To go on to a newer one, or to begin anew, delete the file. Either may 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -69,15 +70,30 @@ def fetch(names: Mapping[str, str], record: Path) -> None:
     Records their revisions. ``UserError`` for one that is not there, asks for its terms, or came in pieces: a file of
     weights is believed by its hash, which is its name in the hub's cache.
     """
-    ids = {label: name for label, name in names.items() if hub.is_id(name)}
-    for patterns in (hub.SMALL, (*hub.SMALL, *hub.WEIGHTS)):
-        for label, name in ids.items():
-            known = revisions(record)
-            pinned = f"{name}@{known[name]}" if name in known else name
-            found = hub.stored(pinned, label, patterns)
-            if patterns != hub.SMALL:
-                _check_hashes(found, label)
-                write_json(record, known | {name: found.name})
+    ids = {label: _pinned(name, record) for label, name in names.items() if hub.is_id(name)}
+    for label, pinned in ids.items():
+        hub.stored(pinned, label, hub.SMALL)
+    _check_room(sum(hub.missing_bytes(pinned, label) for label, pinned in ids.items()))
+    for label, pinned in ids.items():
+        found = hub.stored(pinned, label)
+        _check_hashes(found, label)
+        write_json(record, revisions(record) | {names[label]: found.name})
+
+
+def _check_room(needed: int) -> None:
+    place = next(folder for folder in (hub.cache(), *hub.cache().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"fetching the models needs {needed / 1e9:.1f} GB in {hub.cache()}, where {free / 1e9:.1f} GB are free: "
+            "free some, or set HF_HOME to a folder on another disk"
+        )
+
+
+def _pinned(name: str, record: Path) -> str:
+    """The hub id at the revision that was recorded, else as it is."""
+    revision = revisions(record).get(name)
+    return name if revision is None else f"{name.partition('@')[0]}@{revision}"
 
 
 def _check_hashes(snapshot: Path, label: str) -> None:

@@ -1,6 +1,7 @@
 """A table whose models are hub ids: fetched once from a server made on the spot, read offline ever after."""
 
 import json
+import shutil
 
 import own_models as own
 import pytest
@@ -62,6 +63,25 @@ def test_a_model_that_changes_on_the_hub_stays_what_it_was(plan, monkeypatch):
     monkeypatch.setitem(Hub.models, "user/math", {**Hub.models["user/math"], "model.safetensors": b"others"})
     provided(plan)
     assert plan.expected(Job("em", 0), "MATH") == before and plan.folder("math") == folder
+
+
+def test_an_id_with_a_revision_of_its_own_is_fetched_at_it_and_once(plan, tmp_path, server):  # noqa: F811
+    experts = {"math": "user/math@v1", "code": "user/code"}
+    pinned = plan_of(tmp_path / "models", tmp_path / "pinned", models=MODELS | {"experts": experts})
+    provided(pinned)
+    assert json.loads(pinned.revisions.read_text())["user/math@v1"] == SHA
+    assert [path for path in Hub.asked if path.endswith("user/math/revision/v1")]
+    server.shutdown()
+    server.server_close()
+    provided(pinned)
+
+
+def test_no_room_is_said_before_weights_are_fetched(plan, monkeypatch):
+    usage = shutil.disk_usage(plan.home.parent.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(UserError, match=r"fetching the models needs .* set HF_HOME"):
+        provided(plan)
+    assert not [path for path in Hub.asked if path.endswith(".safetensors")]
 
 
 def test_small_files_of_all_come_before_any_weights(plan, monkeypatch):
