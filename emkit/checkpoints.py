@@ -108,7 +108,7 @@ class Checkpoint:
 
     def with_side_files(self, folder: Path) -> Checkpoint:
         """The same tensors with the configuration, tokenizer and templates of another ``folder``."""
-        return Checkpoint(folder, self._files)
+        return Beside(self, folder)
 
     def scan(self, where: str, look: Look | None = None) -> None:
         """Read every tensor once, for its hash, and raise ``UserError`` for NaN or infinity in one.
@@ -168,6 +168,23 @@ class Renamed(Checkpoint):
 
     def identity(self) -> list[list]:
         return self.stored.identity()
+
+    def sha256(self) -> str:
+        return self.stored.sha256()
+
+
+class Beside(Checkpoint):
+    """A checkpoint's tensors, however it makes them, beside the small files of another folder."""
+
+    def __init__(self, stored: Checkpoint, folder: Path):
+        super().__init__(folder, stored._files)
+        self.stored = stored
+
+    def info(self, name: str) -> TensorInfo:
+        return self.stored.info(name)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.stored.read(name)
 
     def sha256(self) -> str:
         return self.stored.sha256()

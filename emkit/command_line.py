@@ -8,10 +8,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from emkit.alignment.options import EngineOptions, parse_bytes
 from emkit.errors import UserError, not_installed
@@ -159,7 +161,13 @@ fits = together(
 )
 
 
-def engine(flags: Mapping[str, Any]) -> EngineOptions:
-    """What the options of :data:`fits` say; ``UserError`` for an amount of memory that is none."""
+def engine(flags: Mapping[str, Any], usual: EngineOptions | None = None) -> EngineOptions:
+    """What the options of :data:`fits` say, or where one was not typed ``usual`` does; ``UserError`` for an amount of
+    memory that is none."""
     known = {key: flags[key] for key in ("place", "dtype", "micro_tokens", "checkpointing", "like")}
-    return EngineOptions(memory=None if flags["memory"] is None else parse_bytes(flags["memory"]), **known)
+    asked = EngineOptions(memory=None if flags["memory"] is None else parse_bytes(flags["memory"]), **known)
+    if usual is None:
+        return asked
+    context = click.get_current_context()
+    typed = {key for key in vars(asked) if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
+    return replace(usual, **{key: getattr(asked, key) for key in typed})

@@ -19,6 +19,7 @@ import torch
 
 from emkit.backbones.base import Backbone, Batch, Output
 from emkit.checkpoints import Checkpoint
+from emkit.content import side_files_sha256
 from emkit.errors import UserError
 
 # buffers that older versions stored and that are computed from the configuration: positions and causal masks
@@ -168,10 +169,15 @@ class Wrapped(Backbone):
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
         self.VISION = backbone.VISION
+        self.PICTURES = backbone.PICTURES
 
     @property
     def name(self) -> str:
         return self.backbone.name
+
+    @property
+    def asked_as(self) -> str | None:
+        return self.backbone.asked_as
 
     def reads(self, kind: str) -> bool:
         return self.backbone.reads(kind)
@@ -217,8 +223,16 @@ class Asked(Wrapped):
         super().__init__(backbone)
         self.folder = folder
 
+    @property
+    def asked_as(self) -> str | None:
+        return side_files_sha256(self.folder)
+
     def processor(self, folder: str | Path) -> Any:
         return self.backbone.processor(self.folder)
+
+    def load(self, folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
+        """The model as the backbone loads it, an adapter's too, whatever tokenizer comes with it."""
+        return self.backbone.load(folder, dtype, device)[0], self.processor(folder)
 
 
 class Named(Wrapped):

@@ -142,7 +142,7 @@ def merge(table: str, row: str, profile: str, results: str, out: Path, seed: int
 
     plan, out = _load(table, profile, results), resources.place(out)
     seed = plan.seeds(_known(plan, row))[0] if seed is None else seed
-    cache, use = flags["cache"] or out.parent / ".cache", engine(flags)
+    cache, use = flags["cache"] or out.parent / ".cache", engine(flags, plan.profile.fits.engine)
     needed = [cache, plan.path, plan.profile_path]
     models = [Path(name) for name in plan.profile.checkpoints.values()]  # a hub id is no folder that could be lost
     resources.check_writable(out, True, models, resources.by_merge_row, needed)

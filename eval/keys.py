@@ -58,9 +58,9 @@ def scoring(column: Column) -> str:
     return code_sha256((*_SCORING, *column.code), aside)
 
 
-def drawing() -> str:
-    """Hash of the code that decides the columns' items."""
-    return code_sha256(("eval.items.writer",), _ASIDE)
+def drawing(published: bool = False) -> str:
+    """Hash of the code that decides the columns' items, ``published`` ones among them."""
+    return code_sha256(("eval.items.writer", *(("eval.items.fetching",) if published else ())), _ASIDE)
 
 
 def features(backbone: str) -> dict[str, str]:

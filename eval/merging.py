@@ -11,9 +11,11 @@ from typing import Any
 from emkit import backbones, layouts
 from emkit.alignment.like import check_method
 from emkit.alignment.options import EngineOptions
+from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
+from emkit.content import side_files_sha256
 from emkit.errors import UserError
-from emkit.files import sha256_json
+from emkit.files import atomic_dir, lock, sha256_json
 from emkit.job import Job as Merging
 from emkit.job import save_learned
 from emkit.merging import Context
@@ -42,8 +44,8 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
     if method.scale_from == VALIDATION and scale is None:
         raise UserError(f"row '{row}' needs a scale: choose it on the validation items first")
     backbone = backbones.get(profile.backbone)
-    base, experts = base_and_experts(plan.folder("base"), {e: plan.folder(e) for e in profile.models.experts}, backbone)
-    owner = _tokenizer(plan)
+    folders = {role: plan.folder(role) for role in ("base", *profile.models.experts)}
+    base, experts = base_and_experts(folders.pop("base"), folders, backbone, profile.models.base)
     task_vectors = TaskVectors(base, layouts.aligned(base, experts, backbone), backbone.merged_names)
     context: Context[Any] = Context(
         task_vectors=task_vectors,
@@ -51,7 +53,7 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
         scale=scale,
         seed=job.seed,
         device=profile.device,
-        backbone=with_adapters(backbone if owner is None else layouts.Asked(backbone, owner), experts),
+        backbone=_asking(plan, with_adapters(backbone, experts)),
         calibration=plan.calibration(row),
         first=plan.first(row, use.like),
         cache=cache,
@@ -62,10 +64,20 @@ def merging(plan: Plan, job: Job, cache: Path, progress: bool = False, engine: E
     return Merging(method, context)
 
 
-def _tokenizer(plan: Plan) -> Path | None:
-    """The folder of the model whose tokenizer all are asked with."""
-    models = plan.profile.models
-    return None if models.tokenizer is None else plan.folder(models.tokenizer)
+def _asking(plan: Plan, backbone: Backbone) -> Backbone:
+    """The backbone as it asks every model with the tokenizer of one, where the profile names one: that model's
+    tokenizer and template beside the base's configuration and whatever looks at pictures."""
+    owner = plan.profile.models.tokenizer
+    if owner is None:
+        return backbone
+    base, theirs = plan.folder("base"), plan.folder(owner)
+    name = sha256_json([side_files_sha256(folder) for folder in (base, theirs)])[:16]
+    folder = plan.run / "asked" / name
+    with lock(folder.with_name(f".{name}.lock"), remove=True):
+        if not folder.is_dir():
+            with atomic_dir(folder) as part:
+                tokens.side_files(base, theirs, part)
+    return layouts.Asked(backbone, folder)
 
 
 def _model(
@@ -96,13 +108,14 @@ def merge(
     merge that was killed goes on at its first unfinished shard. The same arguments give the same bytes.
     """
     made = merging(plan, job, cache, progress, engine)
-    context = made.context
-    options, like, sha256 = context.options.model_dump(), context.engine.like, row_sha256(plan, job.row)
-    result, owner = made.run(), _tokenizer(plan)
+    context, owner = made.context, plan.profile.models.tokenizer
+    options, like = context.options.model_dump(), context.engine.like
+    sha256 = row_sha256(plan, job.row, context.engine)
+    result = made.run()
     with tempfile.TemporaryDirectory() as name:
         side = result.like
         if owner is not None:
-            tokens.side_files(side.configured, owner, Path(name))
+            tokens.side_files(side.configured, plan.folder(owner), Path(name))
             side = side.with_side_files(Path(name))
         made.write(result, out, _card(plan, job, sha256, options, like), side, shard_bytes)
     report = {
@@ -121,12 +134,13 @@ def merge(
     return report | (save_learned(result.learned, out.parent) if result.learned is not None else {})
 
 
-def row_sha256(plan: Plan, row: str) -> str:
-    """Hash of the values that a row is merged with, wherever they were written."""
+def row_sha256(plan: Plan, row: str, engine: EngineOptions | None = None) -> str:
+    """Hash of the values that a row is merged with, wherever they were written; ``engine``: where not the profile's."""
     profile, samples = plan.profile, plan.calibration(row).model_dump()
     models = {"base": profile.models.base, **profile.models.experts}
     given = [plan.entry(row).content, plan.settings(row).model_dump(), models, samples, profile.device]
-    return sha256_json([*given, profile.models.tokenizer, profile.fits.model_dump()])
+    fits = (engine or profile.fits.engine).identity
+    return sha256_json([*given, profile.models.tokenizer, fits])
 
 
 def _card(plan: Plan, job: Job, sha256: str, options: dict[str, Any], like: str | None) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from emkit import backbones, layouts
 from emkit.checkpoints import Checkpoint, check_same_headers
 from emkit.errors import UserError
 from emkit.files import atomic_write, read_json, read_kept, sha256_json, write_json
-from emkit.own import hub
+from emkit.own import checks, hub, tokens
 from emkit.own.adapter_files import CONFIG
 from emkit.own.adapters import is_adapter
+from emkit.shards import INDEX, SINGLE
+from emkit.zoo.subtasks import ADAPTER
 from eval import resolved
 from eval.checkpoints import opened
 from eval.plan import Plan
@@ -31,11 +34,20 @@ def are_there(plan: Plan) -> bool:
 def _here(plan: Plan) -> dict[str, Path]:
     """Role → the folder of each model that is here, as it is stored."""
     found = {role: resolved.stored(name, plan.revisions) for role, name in plan.profile.checkpoints.items()}
-    return {role: folder for role, folder in found.items() if folder is not None and _is_there(folder)}
+    ids = {role for role, name in plan.profile.checkpoints.items() if hub.is_id(name)}
+    there = {role: folder for role, folder in found.items() if folder is not None and _is_there(folder)}
+    return {role: folder for role, folder in there.items() if role not in ids or _is_whole(folder)}
 
 
 def _is_there(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", CONFIG))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a hub's download has all its weights: a file that was deleted from the cache is fetched again."""
+    if (folder / CONFIG).is_file() or (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
+        return (folder / ADAPTER).is_file() or (folder / SINGLE).is_file()
+    return all((folder / name).is_file() for name in set(read_json(folder / INDEX)["weight_map"].values()))
 
 
 def check(plan: Plan) -> None:
@@ -59,15 +71,16 @@ def check(plan: Plan) -> None:
     base = Checkpoint.open(plan.folder("base")) if "base" in here else None
     backbone, seen = backbones.get(plan.profile.backbone), plan.run / "checked.json"
     for role, stored in here.items():
-        folder, label = plan.folder(role), stored.name
+        folder, label = plan.folder(role), stored.name if Path(plan.profile.checkpoints[role]).is_dir() else role
         if base is None:  # to be trained or fetched: an adapter cannot be read without it
             if not is_adapter(folder):
                 _scan(Checkpoint.open(folder), folder, seen)
             continue
-        checkpoint = opened({label: folder}, base, backbone)[label]
+        checkpoint = opened({label: folder}, base, backbone, plan.profile.models.base)[label]
         own = layouts.aligned(base, {label: checkpoint}, backbone)[label]
         check_same_headers(base, own, label, backbone.merged_names(base.names))
         _scan(checkpoint, folder, seen)
+    _check_tokenizer(plan, here)
     if any(plan.method(job.row).learned for job in plan.jobs):
         profile = plan.profile
         for expert in profile.models.experts:
@@ -80,6 +93,14 @@ def _scan(checkpoint: Checkpoint, folder: Path, seen: Path) -> None:
     if key not in before:
         checkpoint.scan(str(folder))
         write_json(seen, [*before, key])
+
+
+def _check_tokenizer(plan: Plan, here: Mapping[str, Path]) -> None:
+    """``UserError`` where the tokenizer that asks all models has tokens that the base has no row for."""
+    owner = plan.profile.models.tokenizer
+    if owner is not None and {owner, "base"} <= set(here):
+        rows = checks.config(plan.folder("base"), "the base").text.get("vocab_size")
+        tokens.check_rows(owner, plan.folder(owner), rows, False)
 
 
 def _check_pictures(plan: Plan) -> None:

@@ -45,7 +45,8 @@ class Plan(Configured):
 
     def data_key(self, split: str) -> str:
         """What a split's files are drawn from: the protocol and the code."""
-        return sha256_json([self.protocol.drawn(), split, keys.drawing()])
+        published = any(column.published for column in self.protocol.columns.values())
+        return sha256_json([self.protocol.drawn(), split, keys.drawing(published)])
 
     def items_identity(self, split: str, benchmark: str) -> str | None:
         """sha256 of a benchmark's items, None before they exist."""
@@ -119,7 +120,9 @@ class Plan(Configured):
         return resolved.folder(self.profile.checkpoints[role], role, self.revisions)
 
     def _identity(self, name: str) -> str:
-        return keys.model_identity(name, resolved.identity(name, self.revisions))
+        found = keys.model_identity(name, resolved.identity(name, self.revisions))
+        converted = resolved.conversion(name, self.revisions)
+        return found if converted is None else f"{found} converted by {converted}"
 
     def _is_adapter(self, name: str) -> bool:
         found = resolved.stored(name, self.revisions)
@@ -141,7 +144,7 @@ class Plan(Configured):
             "device": profile.device,
             "dtype": self.dtype,
             "tokenizer": profile.models.tokenizer,
-            "fits": profile.fits.model_dump() if method.learned else None,
+            "fits": profile.fits.engine.identity if method.learned else None,
             "judge_upstream": protocol.judge_upstream if asked.judge else None,
             "judge_model": protocol.judge_model if asked.judge else None,
             "benchmark": asked.asked(),

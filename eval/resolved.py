@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
-from emkit.files import read_json, sha256_file, write_json
+from emkit.files import lock, read_json, sha256_file, write_json
 from emkit.own import hub
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -29,6 +29,14 @@ def revisions(record: Path) -> dict[str, str]:
         return {str(name): str(revision) for name, revision in read_json(record).items()}
     except (ValueError, AttributeError) as error:
         raise UserError(f"{record} is damaged ({error}): delete it, and models are looked up again") from error
+
+
+def remember(record: Path, name: str, revision: str) -> None:
+    """Record the revision of a hub id; other steps of a run may record theirs at the same time."""
+    with lock(record.with_name(f".{record.name}.lock"), remove=True):
+        known = revisions(record)
+        if known.get(name) != revision:
+            write_json(record, known | {name: revision})
 
 
 def folder(name: str, label: str, record: Path) -> Path:
@@ -64,6 +72,14 @@ def identity(name: str, record: Path) -> str | None:
     return f"hub:{name}" if revision is None else f"hub:{name}@{revision}"
 
 
+def conversion(name: str, record: Path) -> str | None:
+    """The code that a model in an original layout is read by, as a hash; None for one in transformers' own."""
+    from emkit import originals
+
+    found = stored(name, record)
+    return originals.code() if found is not None and originals.kind(found) is not None else None
+
+
 def fetch(names: Mapping[str, str], record: Path) -> None:
     """Fetch the hub ids among ``names`` (by label) that are not here, small files of all before the weights of any.
 
@@ -77,7 +93,7 @@ def fetch(names: Mapping[str, str], record: Path) -> None:
     for label, pinned in ids.items():
         found = hub.stored(pinned, label)
         _check_hashes(found, label)
-        write_json(record, revisions(record) | {names[label]: found.name})
+        remember(record, names[label], found.name)
 
 
 def _check_room(needed: int) -> None:

@@ -1,11 +1,13 @@
 """What a published protocol says of pictures and generation is what is done, whatever a model's folder says."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import own_models as own
 import pytest
+import text_benchmarks
 import torch
 from PIL import Image
 from published import internvl_chat
@@ -17,6 +19,8 @@ from emkit.coefficients import Coefficients
 from emkit.errors import UserError
 from emkit.zoo.tokenizer import create_qwen2_vl_processor
 from eval import columns, merging, models
+from eval.__main__ import main as eval_main
+from eval.lm import client as lm_client
 from eval.places import Job
 from eval.plan import Plan
 
@@ -134,3 +138,50 @@ def test_a_fit_runs_in_the_precision_that_the_profile_says(untemplated, tmp_path
         hashes.add(plan.expected(Job("em", 0), "MATH")["recipe_sha256"])
     assert not torch.equal(found["full"], found["half"]) and len(hashes) == 2
     torch.testing.assert_close(found["full"], found["half"], rtol=0, atol=0.05)
+
+
+def test_samples_of_another_template_are_not_reused(untemplated, tmp_path):
+    """In one cache: a fit with another owner's template is another fit, and the first one's is found again."""
+    file = untemplated / "code" / "chat_template.jinja"
+    template = AutoTokenizer.from_pretrained(untemplated / "code").chat_template
+    file.write_text(template.replace("{{", "Please. {{", 1))
+    found = []
+    for number, owner in enumerate(("math", "code", "math")):
+        plan = plan_of(untemplated, tmp_path / f"run{number}", models={"tokenizer": owner})
+        merging.merge(plan, Job("em", 0), tmp_path / f"em{number}" / "model", tmp_path / "cache")
+        found.append((tmp_path / f"em{number}" / "coefficients.json").read_text())
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_merge_that_is_typed_fits_as_the_profile_says(untemplated, tmp_path, monkeypatch, capsys):
+    """And with another precision where that is typed, which its hash then says."""
+    plan = plan_of(untemplated, tmp_path / "run", models={"tokenizer": "math"}, fits={"dtype": "bfloat16"})
+    found = {}
+    for name, more in (("as said", []), ("typed", ["--dtype", "float32"])):
+        out = tmp_path / name.replace(" ", "-") / "model"
+        given = ["merge", str(plan.path), "em", "--profile", str(plan.profile_path), "--results", str(plan.home.parent)]
+        assert eval_main([*given, "--out", str(out), *more]) == 0
+        report = json.loads(capsys.readouterr().out)
+        found[name] = (out.parent / "coefficients.json").read_text(), report["recipe_sha256"]
+    assert found["as said"][0] != found["typed"][0] and found["as said"][1] != found["typed"][1]
+    assert found["as said"][1] == merging.row_sha256(plan, "em")
+
+
+def test_the_text_harness_does_not_obey_a_folders_penalties_either(tmp_path):
+    folder = own.write_models(tmp_path / "models", dtype=torch.float32) / "base"
+    asked = text_benchmarks.protocol({"GSM8K": 2}).columns["GSM8K"].model_copy(update={"max_new_tokens": 8})
+    text_benchmarks.write("evaluation", tmp_path / "data", {"GSM8K": 2})
+    said = []
+    for changes in ({}, {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1}):
+        own.set_json(folder / "generation_config.json", **changes)
+        found = lm_client.evaluate(tmp_path / "data", [asked], folder)["GSM8K"]
+        said.append([item["prediction"] for item in found.items])
+    assert said[0] == said[1] and any(said[0])
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_has_rows_is_one_line(untemplated, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(untemplated / "math")
+    tokenizer.add_tokens([f"<more-{i}>" for i in range(2000)])
+    tokenizer.save_pretrained(untemplated / "math")
+    with pytest.raises(UserError, match=r"the tokenizer of math .* tokens more than the merged model has rows"):
+        models.check(plan_of(untemplated, tmp_path / "run", models={"tokenizer": "math"}))

@@ -11,13 +11,14 @@ import pytest
 import test_own_hub
 import yaml
 from pyarrow import parquet
+from test_lm_harness import canned
 from test_own_hub import SHA, Hub, server  # noqa: F401 - a fixture
 from text_benchmarks import full
 
 from emkit.errors import UserError
 from eval.items import writer
 from eval.items.fetching import placing
-from eval.lm import client
+from eval.lm import client, execution, harness
 
 SUMS = [{"question": f"What is {i} and {i}?", "answer": f"Both.\n#### {2 * i}"} for i in range(6)]
 FUNCTION = {
@@ -101,17 +102,24 @@ def test_another_number_of_items_is_refused(sets, tmp_path):
         written(tmp_path, protocol(n=3))
 
 
-def test_a_set_that_is_not_there_and_a_file_that_is_not_in_it_are_one_line(sets, tmp_path, monkeypatch):
-    monkeypatch.setitem(Hub.models, "openai/gsm8k", {"main/test-0.parquet": table(SUMS[:2])})
-    with pytest.raises(UserError, match=r"GSM8K: there is no file main/train-\*\.parquet in the set"):
-        written(tmp_path, protocol())
+def only(name, **changes):
+    """The protocol with one column, changed."""
+    found = protocol()
+    return found.model_copy(update={"columns": {name: found.columns[name].model_copy(update=changes)}})
+
+
+def test_a_file_that_is_not_in_the_set_is_one_line(sets, tmp_path, monkeypatch):
+    monkeypatch.setitem(Hub.models, "google-research-datasets/mbpp", {"full/test-0.parquet": table(PROGRAMS[3:])})
+    with pytest.raises(UserError, match=r"MBPP: there is no file full/prompt-\*\.parquet in the set"):
+        written(tmp_path, only("MBPP"))
+
+
+def test_a_set_that_is_not_there_is_one_line(sets, tmp_path, monkeypatch):
     monkeypatch.delitem(Hub.models, "openai/openai_humaneval")
-    one = protocol().model_copy(update={"columns": {"HumanEval": protocol().columns["HumanEval"]}})
     with pytest.raises(UserError, match="openai/openai_humaneval: the hub has no public dataset of that name"):
-        written(tmp_path / "other", one)
-    lost = protocol().columns["HumanEval"].model_copy(update={"hub": None})
+        written(tmp_path, only("HumanEval"))
     with pytest.raises(UserError, match="does not say where: give it a `hub`"):
-        written(tmp_path / "third", one.model_copy(update={"columns": {"HumanEval": lost}}))
+        written(tmp_path, only("HumanEval", hub=None))
 
 
 @pytest.fixture
@@ -131,7 +139,7 @@ def test_the_harness_asks_and_scores_them_without_a_network(sets, tmp_path, mode
 
 
 def test_functions_and_programs_of_the_reference_pass_in_the_sandbox(sets, tmp_path):
-    from eval.lm import execution, scoring
+    from eval.lm import scoring
 
     execution.use(execution.sandbox())
     (program,) = scoring.continued_programs([[FUNCTION["canonical_solution"]]], [FUNCTION])
@@ -143,21 +151,56 @@ def test_functions_and_programs_of_the_reference_pass_in_the_sandbox(sets, tmp_p
     assert scoring.boxed_answer([scoring.solution_answer(PROBLEM)], [r"So \boxed{1.5}"]) == 1.0
 
 
-def test_questions_are_the_harness_s_own(sets, tmp_path):
-    """HumanEval's and GSM8K's, letter for letter, as the installed tasks have them; MBPP's with its three shots."""
+def test_questions_and_stop_words_are_the_harness_s_own(sets, tmp_path):
+    """HumanEval's and MBPP's, letter for letter, as the installed tasks have them."""
 
     class Plain(yaml.SafeLoader):
         """YAML whose functions are not looked up: humaneval's begin with a download."""
 
     Plain.add_constructor("!function", lambda loader, node: node.value)
     tasks = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
-    own_tasks = {name: yaml.load((tasks / name / f"{name}.yaml").read_text(), Plain) for name in ("humaneval", "mbpp")}
     for name, stock in (("HumanEval", "humaneval"), ("MBPP", "mbpp")):
-        task, theirs = protocol().columns[name].task, own_tasks[stock]
-        assert task["doc_to_text"] == theirs["doc_to_text"]
-        assert task["generation_kwargs"]["until"] == theirs["generation_kwargs"]["until"]
-        assert task.get("num_fewshot", 0) == theirs["num_fewshot"]
-    assert protocol().columns["GSM8K"].task == "gsm8k"
+        ours = protocol().columns[name].task
+        theirs = yaml.load((tasks / stock / f"{stock}.yaml").read_text(), Plain)
+        assert ours["doc_to_text"] == theirs["doc_to_text"]
+        assert ours["generation_kwargs"]["until"] == theirs["generation_kwargs"]["until"]
+        assert ours.get("num_fewshot", 0) == theirs["num_fewshot"]
+
+
+def test_what_a_model_is_given_to_read(sets, tmp_path, monkeypatch):
+    """A chat's turn or plain text; MBPP's three worked examples before its question, in the form of the harness's."""
+    written(tmp_path, protocol())
+    given = {}
+    for name in ("GSM8K", "MBPP", "HumanEval"):
+        replies = Heard()
+        monkeypatch.setattr(harness, "_model", lambda *about, replies=replies: canned(replies))
+        monkeypatch.setattr(execution, "_execute", lambda *about: False)
+        harness.evaluate(str(tmp_path / "data"), [protocol().columns[name]], "no folder", "float32", "cpu")
+        given[name] = replies.asked
+    assert given["GSM8K"] == [f"[INST] Question: {row['question']}\nAnswer: [/INST]" for row in SUMS[:2]]
+    assert given["HumanEval"] == [FUNCTION["prompt"]]
+
+    def question(row):
+        tests = "\n".join(row["test_list"])
+        return (
+            f"You are an expert Python programmer, and here is your task: {row['text']} Your code should pass these "
+            f"tests:\n\n{tests}\n[BEGIN]\n"
+        )
+
+    shots = "".join(f"{question(row)}{row['code']}\n[DONE]\n\n" for row in PROGRAMS[:3])
+    assert given["MBPP"] == [shots + question(row) for row in PROGRAMS[3:]]
+
+
+class Heard(dict):
+    """Replies nothing to whatever is asked, and remembers it in the order of the items."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __getitem__(self, text):
+        self.asked.append(text)
+        return ""
 
 
 def test_columns_of_two_ways_of_asking_are_not_asked_together(sets, tmp_path, model):

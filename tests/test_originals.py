@@ -109,7 +109,7 @@ def test_a_conversion_is_made_once_and_again_when_the_model_is_another(plain, tm
     assert second != first
     read = Checkpoint.open(second).read("multi_modal_projector.linear_1.bias")
     assert torch.equal(read, tensors["mlp1.1.bias"])
-    assert [path.name for path in cache.rglob("*.side")] == []  # nothing is left of the making
+    assert {path.name for path in originals.cache().iterdir()} == {first.name, second.name}  # nothing is left of it
 
 
 def test_what_is_written_back_is_what_there_was(plain, tmp_path):
@@ -176,6 +176,13 @@ def test_no_room_is_said_before_anything_is_written(plain, cache, monkeypatch):
     with pytest.raises(UserError, match="no room to convert"):
         originals.readable(plain)
     assert not list(cache.rglob("*.safetensors"))
+
+
+def test_a_code_file_that_the_configuration_names_has_to_be_there(plain, tmp_path):
+    lacking = internvl_chat(tmp_path / "lacking")
+    (lacking / "modeling_internvl_chat.py").unlink()
+    with pytest.raises(UserError, match=r"has no modeling_internvl_chat\.py, which its config\.json names"):
+        originals.export(originals.readable(plain), lacking, tmp_path / "back")
 
 
 @pytest.mark.parametrize("lost", ["vision_model.encoder.layers.1.attn.qkv.weight", "language_model.lm_head.weight"])

@@ -39,6 +39,9 @@ class Sets(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+        if wanted and start >= len(content):
+            self.send_error(416)
+            return
         self.send_response(206 if wanted else 200)
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -157,11 +160,21 @@ def test_a_copy_put_there_by_hand_is_believed_by_its_hash(sets, tmp_path):
     assert write(protocol(tmp_path, wanted), "evaluation", tmp_path / "data")["benchmarks"]["VizWiz"]["n"] == 3
 
 
-def test_a_file_in_the_data_folder_that_is_another_is_refused(sets, tmp_path):
+def test_a_file_in_the_data_folder_that_is_another_gives_way(sets, tmp_path):
+    """Such as one that an older version of the harness had, or that was copied in part."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "VizWiz.tsv").write_text("index\timage\n")
-    with pytest.raises(UserError, match=r"is not the published VizWiz .*: remove it"):
-        write(protocol(tmp_path, column("VizWiz", sets, n=3)), "evaluation", tmp_path / "data")
+    write(protocol(tmp_path, column("VizWiz", sets, n=3)), "evaluation", tmp_path / "data")
+    assert (tmp_path / "data" / "VizWiz.tsv").read_bytes() == Sets.files["VizWiz.tsv"]
+
+
+@pytest.mark.parametrize("more", [b"", b"and more"])
+def test_a_download_that_is_whole_but_not_renamed_yet_or_too_long(more, sets):
+    part = published.cache() / f"{md5('VizWiz.tsv')}-VizWiz.tsv.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(Sets.files["VizWiz.tsv"] + more)
+    found = published.fetch(f"{sets.url}/VizWiz.tsv", md5("VizWiz.tsv"), "VizWiz.tsv")
+    assert found.read_bytes() == Sets.files["VizWiz.tsv"] and len(Sets.asked) == (2 if more else 0)
 
 
 def test_another_number_of_items_than_the_column_says_is_refused(sets, tmp_path):

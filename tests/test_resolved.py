@@ -10,6 +10,7 @@ from published import internvl_chat
 from test_asked_as_published import plan_of
 from test_own_hub import SHA, Hub, server  # noqa: F401 - a fixture
 
+from emkit import cli
 from emkit.errors import UserError
 from eval import merging, models
 from eval.places import Job
@@ -76,12 +77,12 @@ def test_an_id_with_a_revision_of_its_own_is_fetched_at_it_and_once(plan, tmp_pa
     provided(pinned)
 
 
-def test_no_room_is_said_before_weights_are_fetched(plan, monkeypatch):
+def test_no_room_is_said_before_weights_are_fetched(plan, tmp_path, monkeypatch):
     usage = shutil.disk_usage(plan.home.parent.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     with pytest.raises(UserError, match=r"fetching the models needs .* set HF_HOME"):
         provided(plan)
-    assert not [path for path in Hub.asked if path.endswith(".safetensors")]
+    assert list((tmp_path / "hub").rglob("config.json")) and not list((tmp_path / "hub").rglob("*.safetensors"))
 
 
 def test_small_files_of_all_come_before_any_weights(plan, monkeypatch):
@@ -98,6 +99,27 @@ def test_weights_that_came_in_pieces_are_noticed(plan):
     plan.revisions.unlink()
     with pytest.raises(UserError, match=r"math: model\.safetensors did not come whole, or was changed since: delete "):
         provided(plan)
+
+
+def test_weights_that_are_gone_from_the_cache_are_fetched_again(plan):
+    provided(plan)
+    (plan.folder("math") / "model.safetensors").resolve().unlink()
+    models.check(plan)  # passes over it: the models step fetches it
+    assert not models.are_there(plan)
+    provided(plan)
+
+
+def test_the_export_of_a_merge_of_a_hub_id_has_its_code(server, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base = internvl_chat(tmp_path / "base")
+    offer(base, "base", monkeypatch)
+    expert = internvl_chat(tmp_path / "math", 1, like=base)
+    given = ["merge", "--base", "user/base", "--expert", str(expert), "--method", "task_arithmetic"]
+    assert cli.main([*given, "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["export", str(tmp_path / "out"), "--like", "user/base", "--out", str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back" / "modeling_internvl_chat.py").read_bytes() == (
+        base / "modeling_internvl_chat.py"
+    ).read_bytes()
 
 
 def test_a_damaged_record_is_one_line(plan):

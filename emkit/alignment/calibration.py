@@ -112,6 +112,7 @@ def _key(
             "settings": {name: value for name, value in vars(settings).items() if name not in ("samples", "fewer")},
             "seed": seed,
             **({} if base_model.dtype == torch.float32 else {"dtype": str(base_model.dtype)}),
+            **({} if backbone.asked_as is None else {"asked_as": backbone.asked_as}),
         }
     )
 

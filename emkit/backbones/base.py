@@ -50,12 +50,17 @@ class Backbone(ABC):
     AUTO: ClassVar[str]
     MERGED: ClassVar[re.Pattern[str]]
     VISION: tuple[str, ...] = ()
-    PICTURES: ClassVar[tuple[str, ...]] = ()  # settings of :meth:`seeing`
+    PICTURES: tuple[str, ...] = ()  # settings of :meth:`seeing`
 
     @property
     def name(self) -> str:
         """What recipes call it: the name of its file."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def asked_as(self) -> str | None:
+        """What names the tokenizer and template that all models are asked with; None: each has its own."""
+        return None
 
     def reads(self, kind: str) -> bool:
         """Whether it takes models of this ``model_type``."""
@@ -92,7 +97,7 @@ class Backbone(ABC):
         model = self.auto().from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
-        model.generation_config = _greedy(model.generation_config)
+        model.generation_config = greedy(model.generation_config)
         return model.to(device).eval(), self.processor(folder)
 
     def seeing(self, processor: Any, **settings: int) -> Any:
@@ -205,7 +210,7 @@ class Backbone(ABC):
         return text
 
 
-def _greedy(folder: Any) -> Any:
+def greedy(folder: Any) -> Any:
     """Of a folder's settings of generation the tokens alone: its penalties and samplings are for chats, and the
     harnesses' own wrappers pass others."""
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from emkit.checkpoints import Checkpoint
+from emkit.checkpoints import PICKLED, Checkpoint
 from emkit.errors import UserError
 from emkit.files import atomic_dir, lock, sha256_file, sha256_json
-from emkit.originals import internvl_chat
+from emkit.imports import code_sha256
+from emkit.originals import internvl_chat, relaid
 from emkit.originals.relaid import Relaid
 from emkit.saving import write_checkpoint
 from emkit.shards import INDEX, SHARD_BYTES
@@ -46,19 +47,24 @@ def kind(folder: Path) -> str | None:
     return found if isinstance(found, str) and found in LAYOUTS else None
 
 
+def code() -> str:
+    """Hash of the code that converts."""
+    return code_sha256(tuple(module.__name__ for module in (internvl_chat, relaid)))
+
+
 def readable(folder: Path, weights: bool = True, say: Say = _say) -> Path:
     """The folder that transformers opens: ``folder`` itself, or for one in an original layout what it is converted to.
 
     Without ``weights``, configuration, tokenizer and processor are enough, which takes no time. A conversion is found
-    again by the hash of the small files and by path, size and time of change of those with weights. ``UserError`` for a
-    variant that transformers' class cannot hold, and where there is no room.
+    again by the hashes of the code and of the small files, and by path, size and time of change of those with weights.
+    ``UserError`` for a variant that transformers' class cannot hold, and where there is no room.
     """
     found = kind(folder)
     if found is None:
         return folder
     layout, small = LAYOUTS[found], {file.name: sha256_file(file) for file in _small(folder)}
     stored = Checkpoint.open(folder) if weights else None
-    key = sha256_json([found, layout.VERSION, small, stored.identity() if stored is not None else None])
+    key = sha256_json([found, code(), small, stored.identity() if stored is not None else None])
     out = cache() / f"{_name(folder)}-{key[:16]}"
     if (out / RECORD).is_file():
         return out
@@ -107,6 +113,7 @@ def export(model: Path, original: Path, out: Path, shard_bytes: int = SHARD_BYTE
     found = kind(original)
     if found is None:
         raise UserError(f"{original} is in transformers' own layout: copy {model} as it is")
+    _check_code(original)
     ours, theirs = Checkpoint.open(model), Checkpoint.open(original)
     view = Relaid(ours, LAYOUTS[found].originals(ours.names), original)
     if view.names != theirs.names or any(view.info(n).shape != theirs.info(n).shape for n in theirs.names):
@@ -126,9 +133,21 @@ def export(model: Path, original: Path, out: Path, shard_bytes: int = SHARD_BYTE
 
 def _beside(folder: Path) -> list[Path]:
     """Files of a model but its weights, hidden ones left out."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    hidden = [file for file in files if any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    return [f for f in files if f not in hidden and f.suffix != ".safetensors" and f.name not in (INDEX, "README.md")]
+
+    def wanted(file: Path) -> bool:
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        return not hidden and file.suffix not in (".safetensors", *PICKLED) and file.name not in (INDEX, "README.md")
+
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and wanted(file)]
+
+
+def _check_code(original: Path) -> None:
+    """``UserError`` where a code file is missing that the configuration names, without which nobody could open it."""
+    named = json.loads((original / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    for entry in named.values():
+        file = f"{str(entry).rpartition('--')[2].partition('.')[0]}.py"
+        if not (original / file).is_file():
+            raise UserError(f"{original} has no {file}, which its config.json names: download the whole model first")
 
 
 def _small(folder: Path) -> list[Path]:

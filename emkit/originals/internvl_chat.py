@@ -20,7 +20,7 @@ from emkit.checkpoints import copy_side_files
 from emkit.errors import UserError
 from emkit.originals.relaid import Part
 
-KIND, VERSION = "internvl_chat", 1  # VERSION: of what is written, part of a converted folder's name
+KIND = "internvl_chat"
 IMAGE, IMAGE_START, IMAGE_END, END = "<IMG_CONTEXT>", "<img>", "</img>", "<|im_end|>"
 # system turns by the name of the conversation, as in the authors' code (MIT)
 SYSTEM = {
@@ -207,8 +207,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         "LoRA matrices are still apart in it": bool(raw["use_backbone_lora"] or raw["use_llm_lora"]),
         "its normalised queries have another epsilon": bool(vision["qk_normalization"])
         and vision["layer_norm_eps"] != 1e-6,
-        f"its conversation '{raw['template']}' is not known here": "system_message" not in raw
-        and raw["template"] not in SYSTEM,
+        f"its conversation '{raw['template']}' is not known here": raw["template"] not in SYSTEM,
     }
     for reason, wrong in reasons.items():
         if wrong:
@@ -217,7 +216,8 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _system(raw: Mapping[str, Any]) -> str:
-    return str(raw["system_message"]) if "system_message" in raw else SYSTEM[raw["template"]]
+    """What the conversation begins with; a configuration may have words of its own."""
+    return raw["system_message"] if isinstance(raw.get("system_message"), str) else SYSTEM[raw["template"]]
 
 
 def _tokenizer(folder: Path) -> Any:

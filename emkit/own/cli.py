@@ -254,7 +254,8 @@ def export(model: Path, like: str, out: Path, shard_size: str) -> None:
 
     _quieten()
     resources.check_writable(resources.place(out), False, [model])
-    written = originals.export(model, hub.stored(like, "the original"), out, parse_bytes(shard_size))
+    files = (*hub.SMALL, *hub.WEIGHTS, "*.py")  # the code is copied, never run
+    written = originals.export(model, hub.stored(like, "the original", files), out, parse_bytes(shard_size))
     print(f"{out}: {written} tensors in the layout of {like}")
 
 

@@ -5,7 +5,8 @@ What a file says first holds everywhere. What differs by profile or backbone is 
 1. the file's own keys;
 2. what the profile says of all its columns (``protocol.every_column`` of a profile file: "ten items each");
 3. the file's ``backbones: {<backbone>: …}``;
-4. its ``profiles: {<profile>: …}``, and within that ``backbones: {<backbone>: …}``.
+4. its ``profiles: {<profile>: …}``, and within that ``backbones: {<backbone>: …}``;
+5. what the profile says of this one (``protocol.of_column``: "GQA from a mirror").
 
 Nothing else has to be told of a new column: a table that names it asks it. README.md explains the ones there are.
 """
@@ -57,6 +58,7 @@ class Asking(Settings):
         None, "longest time that a harness may take over one column of one row; none: the harness's own", ge=1
     )
     every_column: dict[str, Any] = option({}, "what all its columns say, unless their files say it of this profile")
+    of_column: dict[str, dict[str, Any]] = option({}, "column → what it says, whatever its file says")
 
     @field_validator("image_size")
     @classmethod
@@ -97,10 +99,17 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load(name: str, backbone: str = "", profile: str = "", every: Mapping[str, Any] | None = None) -> Column:
+def load(
+    name: str,
+    backbone: str = "",
+    profile: str = "",
+    every: Mapping[str, Any] | None = None,
+    own: Mapping[str, Any] | None = None,
+) -> Column:
     """The column called ``name`` as ``backbone`` is asked it on ``profile``; ``UserError`` for a wrong file or none.
 
     ``every`` is what the profile says of all its columns; what a column's harness does not have is not said of it.
+    ``own`` is what it says of this one.
     """
     if name not in names():
         raise UserError(f"unknown benchmark '{name}': {nearest(name, names())}")
@@ -112,7 +121,7 @@ def load(name: str, backbone: str = "", profile: str = "", every: Mapping[str, A
     by_backbone, by_profile = (_layers(said, key, where) for key in (_BY_BACKBONE, _BY_PROFILE))
     there = dict(by_profile.get(profile, {}))
     within = _layers(there, _BY_BACKBONE, f"{where}{_BY_PROFILE}.{profile}.")
-    merged = said | every | by_backbone.get(backbone, {}) | there | within.get(backbone, {})
+    merged = said | every | by_backbone.get(backbone, {}) | there | within.get(backbone, {}) | dict(own or {})
     return parse(HARNESSES[_harness(merged, where)], merged | {"name": name}, where)
 
 
@@ -137,10 +146,13 @@ def protocol(profile: str, backbone: str, columns: Iterable[str], said: Any, whe
     for key in asking.every_column:
         if key not in known:
             raise fail(f"{where}.every_column", f"unknown key '{key}': {nearest(key, known)}")
+    for name in asking.of_column:
+        if name not in names():
+            raise fail(f"{where}.of_column", f"unknown benchmark '{name}': {nearest(name, names())}")
     loaded = {}
     for name in columns:
         try:
-            loaded[name] = load(name, backbone, profile, asking.every_column)
+            loaded[name] = load(name, backbone, profile, asking.every_column, asking.of_column.get(name))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
     shared = {key: getattr(asking, key) for key in Asking.model_fields}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from emkit.errors import UserError
-from emkit.files import atomic_write, sha256_file, sha256_json, write_json
+from emkit.files import atomic_write, sha256_file, sha256_json
 from emkit.own import hub
 from eval.columns.kinds import AlpacaEval, HubSet, LMEval
-from eval.resolved import revisions
+from eval.resolved import remember, revisions
 
 
 def place(column: LMEval | AlpacaEval, folder: Path, record: Path) -> str:
@@ -38,7 +38,7 @@ def _fetched(name: str, wanted: HubSet, record: Path) -> Path:
     at = wanted.path if revision is None else f"{wanted.path}@{revision}"
     found = hub.dataset(at, name, (*wanted.files, *wanted.shots))
     if wanted.revision is None:
-        write_json(record, revisions(record) | {key: found.name})
+        remember(record, key, found.name)
     return found
 
 
@@ -60,7 +60,9 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
             return parquet.read_table(file).to_pylist()
         text = file.read_text(encoding="utf-8")
-        rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
+        parts = [text] if file.suffix == ".json" else [line for line in text.split("\n") if line.strip()]
+        found = [json.loads(part) for part in parts]
+        rows = found[0] if file.suffix == ".json" else found
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as a table of items: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -173,11 +173,14 @@ def _model(folder: str, dtype: str, device: str):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from emkit.backbones.base import greedy
+
     _, HFLM, _ = modules()
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model.generation_config = greedy(model.generation_config)  # as the other harnesses' answers are
     return HFLM(pretrained=model.to(device).eval(), tokenizer=tokenizer, batch_size=BATCH, device=device)
 
 

@@ -113,6 +113,11 @@ def published(data_dir: str | Path, column: VLMEvalKit) -> tuple[str, str]:
     return found["url"], found["md5"]
 
 
+def count(data_dir: str | Path, column: VLMEvalKit) -> int:
+    """Items of the column in the data folder, as its class reads the table."""
+    return _ask(data_dir, {"do": "count", "column": column.model_dump(mode="json")}, REQUEST_SECONDS)
+
+
 def versions(data_dir: str | Path) -> dict[str, str]:
     """Versions of the harness and its numerical packages, as the worker sees them."""
     return _ask(data_dir, {"do": "versions"}, REQUEST_SECONDS)

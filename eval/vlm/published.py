@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import shutil
 from pathlib import Path
 
 from emkit.errors import UserError
-from emkit.files import lock, sha256_json
+from emkit.files import atomic_write, lock, sha256_json
 from eval.columns.kinds import VLMEvalKit
 from eval.vlm import client
 
-_BLOCK = 1 << 20
+RANGE_NOT_SATISFIABLE = 416
 
 
 def cache() -> Path:
@@ -33,8 +32,10 @@ def fetch(url: str, md5: str, name: str) -> Path:
                 raise UserError(f"{path} is not the published {name} (MD5 {md5}): remove it")
             return path
         part = path.with_name(f"{path.name}.part")
-        _download(url, part, name)
-        found = file_md5(part)
+        found = file_md5(part) if part.is_file() else None  # of a run that was killed before it could rename it
+        if found != md5:
+            _download(url, part, name)
+            found = file_md5(part)
         if found != md5:
             part.unlink()
             raise UserError(
@@ -52,6 +53,10 @@ def _download(url: str, part: Path, name: str) -> None:
         with open(part, "ab") as file:
             http_get(url, file, resume_size=file.tell(), displayed_filename=name)
     except Exception as error:  # whatever the connection raised
+        if getattr(getattr(error, "response", None), "status_code", None) == RANGE_NOT_SATISFIABLE and part.is_file():
+            part.unlink()  # it is longer than what is there: begin anew
+            _download(url, part, name)
+            return
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{name} could not be fetched from {url} ({reason}): the same command goes on; a copy may also be put at "
@@ -68,29 +73,24 @@ def file_md5(path: Path) -> str:
 def place(column: VLMEvalKit, folder: Path) -> str:
     """Put the set of a column into ``folder``, fetched where needed; returns the hash of the column's items.
 
-    Address and MD5 are the column's own, else VLMEvalKit's (:func:`eval.vlm.client.published`).
-
-    ``UserError`` where a copy that somebody put there is another file, or holds another number of items than the column
-    says.
+    Address and MD5 are the column's own, else VLMEvalKit's (:func:`eval.vlm.client.published`). ``UserError`` where the
+    set holds another number of items than the column says.
     """
     url, md5 = client.published(folder, column)
     target, kept = folder / column.file, fetch(url, md5, column.file)
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(kept, target)
-        except OSError:  # another disk
-            shutil.copyfile(kept, target)
-    if not target.samefile(kept) and file_md5(target) != md5:
-        raise UserError(f"{target} is not the published {column.dataset} (MD5 {md5}): remove it")
-    count, of = _count(target, column.split), f" of {column.split}" if column.split else ""
+    if not (target.is_file() and (target.samefile(kept) or file_md5(target) == md5)):
+        _put(kept, target)
+    count, of = client.count(folder, column), f" of {column.split}" if column.split else ""
     if count != column.n:
         raise UserError(f"{column.name}: {target} has {count} items{of}, and the column says n: {column.n}")
     return sha256_json([md5, column.split])
 
 
-def _count(path: Path, split: str | None) -> int:
-    csv.field_size_limit(2**31 - 1)
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        return sum(1 for row in rows if split is None or row.get("split") == split)
+def _put(kept: Path, target: Path) -> None:
+    """A link to the file, or where the disk is another a copy, in place of whatever is there."""
+    with atomic_write(target) as part:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(kept, part)
+        except OSError:
+            shutil.copyfile(kept, part)

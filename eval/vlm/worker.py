@@ -1,7 +1,7 @@
 """The scoring worker: loads VLMEvalKit once and answers many rows (see :mod:`eval.workers.server`).
 
-Started by :mod:`eval.vlm.client`; not called by hand.  A request is ``{"do": …}`` with ``published``, ``prompts``,
-``evaluate`` or ``versions``.
+Started by :mod:`eval.vlm.client`; not called by hand.  A request is ``{"do": …}`` with ``published``, ``count``,
+``prompts``, ``evaluate`` or ``versions``.
 """
 
 import sys
@@ -19,6 +19,8 @@ def answer(data_dir: str, request: dict):
         column = VLMEvalKit.model_validate(request["column"])
         if request["do"] == "published":
             return harness.published(column)
+        if request["do"] == "count":
+            return len(harness.open_dataset(data_dir, column)[1])
         if request["do"] == "prompts":
             return harness.prompts(data_dir, column)
         return harness.evaluate(data_dir, column, request["predictions"], request["judge_url"])
