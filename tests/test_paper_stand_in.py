@@ -28,6 +28,8 @@ COUNTS |= {"RefCOCO": 2, "RefCOCO+": 2, "RefCOCOg": 2}
 FILES = {"MATH-Vision": "MathVision_MINI", "RefCOCO+": "RefCOCO", "RefCOCOg": "RefCOCO", "OCRVQA": "OCRVQA_TESTCORE"}
 FILES |= {"GQA": "GQA_TestDev_Balanced", "ChartQA": "ChartQA_TEST", "TextVQA": "TextVQA_VAL"}
 FILES |= {"MathVista": "MathVista_MINI"}
+# of the two mathematical sets those of the categories whose mean the paper's value is
+SCORED = COUNTS | {"MathVista": 4, "MATH-Vision": 5}
 ROWS = [
     {"id": "base", "label": "Base", "method": "checkpoint", "model": "base"},
     {"id": "chart", "label": "Chart Expert", "method": "checkpoint", "model": "Chart"},
@@ -131,7 +133,8 @@ def test_from_download_to_executed_notebook_and_again_without_a_network(world, t
     plan = Plan(*paths, results)
     found = cells(plan)
     assert len(found) == 4 * 10 and {cell.status for cell in found.values()} == {"ok"}
-    assert all(cell.n == COUNTS[name] and cell.data_sha256 for (_, name), cell in found.items())
+    assert all(cell.data_sha256 for cell in found.values())
+    assert {name: cell.n for (_, name), cell in found.items()} == SCORED
     assert World.judged > 0 and "sk-stand-in" not in done.stdout + done.stderr
     assert len(set(json.loads(plan.revisions.read_text()))) == 6
     notebook = json.loads(plan.notebook.read_text())
