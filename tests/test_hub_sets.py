@@ -44,9 +44,9 @@ def table(rows) -> bytes:
     return out.getvalue()
 
 
-@pytest.fixture
-def sets(server, monkeypatch):  # noqa: F811
-    offered = {
+def offered():
+    """Repository → its files, as the published ones name them."""
+    return {
         "openai/gsm8k": {
             "main/test-00000-of-00001.parquet": table(SUMS[:2]),
             "main/train-00000-of-00001.parquet": table(SUMS[2:]),
@@ -64,7 +64,11 @@ def sets(server, monkeypatch):  # noqa: F811
         | {f"{part}/test-00000-of-00001.parquet": table([PROBLEM]) for part in ("prealgebra", "precalculus")},
         "tatsu-lab/alpaca_eval": {"alpaca_eval.json": json.dumps(REPLIES).encode(), "alpaca_eval.py": b"raise"},
     }
-    for name, files in offered.items():
+
+
+@pytest.fixture
+def sets(server, monkeypatch):  # noqa: F811
+    for name, files in offered().items():
         monkeypatch.setitem(Hub.models, name, files)
     return server
 
