@@ -40,13 +40,13 @@ def remember(record: Path, name: str, revision: str) -> None:
 
 
 def folder(name: str, label: str, record: Path) -> Path:
-    """The folder to read the model ``name`` from; ``UserError`` for one that is not here, or not fetched yet."""
+    """The folder to read the model ``name`` from; ``UserError`` for a hub id that is not fetched yet."""
+    if not hub.is_id(name):  # of one that is not here, whoever opens it says how to bring it back
+        return _readable(Path(name))
     found = stored(name, record)
-    if found is not None:
-        return _readable(found)
-    if hub.is_id(name):
+    if found is None:
         raise UserError(f"{label}: {name} is not fetched yet: the models step of a run does that, and needs a network")
-    raise UserError(f"{label}: there is no folder {name}, and it is no hub id (user/model): check the profile")
+    return _readable(found)
 
 
 def stored(name: str, record: Path) -> Path | None:
