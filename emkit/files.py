@@ -292,6 +292,22 @@ def _first_free(paths: Sequence[Path], left: Sequence[int], waiting: Callable[[i
     return left[0], _locked(paths[left[0]])
 
 
+def user_cache() -> Path:
+    """Where a user's caches are: of fits, converted layouts, published sets."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "emkit"
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes of the disk that ``path`` is on, or will be."""
+    return shutil.disk_usage(existing(path)).free
+
+
 def sha256_file(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

@@ -194,9 +194,6 @@ class Wrapped(Backbone):
     def processor(self, folder: str | Path) -> Any:
         return self.backbone.processor(folder)
 
-    def _seeing(self, processor: Any, settings: dict[str, int]) -> Any:
-        return self.backbone._seeing(processor, settings)
-
     def encode(self, *args: Any, **kwargs: Any) -> Batch:
         return self.backbone.encode(*args, **kwargs)
 

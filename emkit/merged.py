@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from emkit.coefficients import Coefficients
 from emkit.config import default
 from emkit.errors import UserError
 from emkit.experts import Experts
-from emkit.files import atomic_write, sha256_json
+from emkit.files import atomic_write, sha256_json, user_cache
 from emkit.job import Job
 from emkit.merging import Context, Merge
 from emkit.own import merge as own
@@ -135,7 +134,7 @@ def _context(experts: Experts, method: methods.Method, given: Mapping[str, Any])
         under = methods.get(method.inherits)
         part = {key: value for key, value in own.items() if key in under.options.model_fields}
         first = methods.resolved(under, part, backbone=experts.backbone, where=method.name)
-    cache = Path(given.get("cache") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "emkit")
+    cache = Path(given.get("cache") or user_cache())
     return Context(
         task_vectors=experts.vectors,
         options=methods.resolved(method, own, backbone=experts.backbone, where=method.name),

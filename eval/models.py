@@ -14,7 +14,6 @@ from emkit.files import atomic_write, read_json, read_kept, sha256_json, write_j
 from emkit.own import checks, hub, tokens
 from emkit.own.adapter_files import CONFIG
 from emkit.own.adapters import is_adapter
-from emkit.shards import INDEX, SINGLE
 from emkit.zoo.subtasks import ADAPTER
 from eval import resolved
 from eval.checkpoints import opened
@@ -45,9 +44,13 @@ def _is_there(folder: Path) -> bool:
 
 def _is_whole(folder: Path) -> bool:
     """Whether a hub's download has all its weights: a file that was deleted from the cache is fetched again."""
-    if (folder / CONFIG).is_file() or (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
-        return (folder / ADAPTER).is_file() or (folder / SINGLE).is_file()
-    return all((folder / name).is_file() for name in set(read_json(folder / INDEX)["weight_map"].values()))
+    if is_adapter(folder):
+        return (folder / ADAPTER).is_file()
+    try:
+        Checkpoint.open(folder)
+    except UserError:
+        return False
+    return True
 
 
 def check(plan: Plan) -> None:

@@ -9,13 +9,12 @@ network. To go on to a newer one, or to begin anew, delete the file. Either may 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
-from emkit.files import lock, read_json, sha256_file, write_json
+from emkit.files import free_bytes, lock, read_json, sha256_file, write_json
 from emkit.own import hub
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -97,8 +96,7 @@ def fetch(names: Mapping[str, str], record: Path) -> None:
 
 
 def _check_room(needed: int) -> None:
-    place = next(folder for folder in (hub.cache(), *hub.cache().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(hub.cache())
     if needed > free:
         raise UserError(
             f"fetching the models needs {needed / 1e9:.1f} GB in {hub.cache()}, where {free / 1e9:.1f} GB are free: "

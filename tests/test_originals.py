@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from emkit import backbones, cli, originals
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
+from emkit.own.export import export
 
 internvl = backbones.get("internvl")
 NORMS = {"vision": {"norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False}}
@@ -114,7 +115,7 @@ def test_a_conversion_is_made_once_and_again_when_the_model_is_another(plain, tm
 
 def test_what_is_written_back_is_what_there_was(plain, tmp_path):
     out = tmp_path / "back"
-    assert originals.export(originals.readable(plain), plain, out) == 77
+    assert export(originals.readable(plain), plain, out) == 77
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (plain, out))
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in theirs)
     for file in plain.iterdir():
@@ -182,7 +183,7 @@ def test_a_code_file_that_the_configuration_names_has_to_be_there(plain, tmp_pat
     lacking = internvl_chat(tmp_path / "lacking")
     (lacking / "modeling_internvl_chat.py").unlink()
     with pytest.raises(UserError, match=r"has no modeling_internvl_chat\.py, which its config\.json names"):
-        originals.export(originals.readable(plain), lacking, tmp_path / "back")
+        export(originals.readable(plain), lacking, tmp_path / "back")
 
 
 @pytest.mark.parametrize("lost", ["vision_model.encoder.layers.1.attn.qkv.weight", "language_model.lm_head.weight"])
@@ -191,7 +192,7 @@ def test_a_tensor_that_is_missing_is_named(lost, plain, experts, tmp_path, capsy
     del tensors[lost]
     save_file(tensors, experts["VQA"] / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="does not fit the layout"):
-        originals.export(originals.readable(experts["VQA"]), plain, tmp_path / "back")
+        export(originals.readable(experts["VQA"]), plain, tmp_path / "back")
 
 
 def test_a_tokenizer_without_the_image_mark_is_refused(tmp_path):

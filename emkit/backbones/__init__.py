@@ -10,8 +10,8 @@ causal_lm   any transformers causal language model of blocks         every weigh
 =========== ======================================================== ===========================================
 
 All other tensors (embeddings, heads, norms, biases, vision towers) stay at the base's values. What a backbone offers
-and what all share is :class:`emkit.backbones.base.Backbone`, what
-those that see share is in :mod:`emkit.backbones.images`.
+and what all share is :class:`emkit.backbones.base.Backbone`; what those that see share is in
+:mod:`emkit.backbones.images`.
 """
 
 from __future__ import annotations

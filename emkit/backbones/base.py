@@ -4,11 +4,13 @@ recipe or in a type, need not wait for it."""
 
 from __future__ import annotations
 
+import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +27,7 @@ Texts = Sequence[str]
 Batch = dict[str, torch.Tensor]
 Features = Callable[[int, int], torch.Tensor]  # image features of the items start … stop − 1
 Encoded = Callable[[Sequence[int], Callable[[], Batch]], Batch]  # a batch of these items: what is kept, or made now
+Picturing = Callable[[Any, int], dict[str, Any]]  # an image processor, a value: its attributes that are then others
 PIXELS = "pixel_values"  # what only a vision tower reads
 
 
@@ -43,14 +46,15 @@ class Backbone(ABC):
     them (:mod:`emkit.originals`). ``MERGED`` matches the merged tensors' names, with the number of the block as group
     ``block``. ``VISION`` names what :meth:`encode` gives of images, each with one row (or an equal number of rows) an
     image, in the order in which :meth:`image_features` takes them: nothing for a language model, whose image features
-    are empty. ``AUTO`` names the class of transformers that opens a checkpoint.
+    are empty. ``PICTURES``: the settings of :meth:`seeing`, each as what it changes of an image processor. ``AUTO``
+    names the class of transformers that opens a checkpoint.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
     AUTO: ClassVar[str]
     MERGED: ClassVar[re.Pattern[str]]
     VISION: tuple[str, ...] = ()
-    PICTURES: tuple[str, ...] = ()  # settings of :meth:`seeing`
+    PICTURES: Mapping[str, Picturing] = MappingProxyType({})
 
     @property
     def name(self) -> str:
@@ -107,11 +111,13 @@ class Backbone(ABC):
             if name not in self.PICTURES:
                 known = f"it has {', '.join(self.PICTURES)}" if self.PICTURES else "it has none"
                 raise UserError(f"{self.name} has no setting '{name}' of pictures: {known}")
-        return self._seeing(processor, settings) if settings else processor
-
-    def _seeing(self, processor: Any, settings: dict[str, int]) -> Any:
-        """:meth:`seeing` of a family that has settings."""
-        raise NotImplementedError(f"{self.name} names settings of pictures and sets none")
+        if settings:
+            processor = copy.copy(processor)
+            processor.image_processor = copy.copy(processor.image_processor)
+        for name, value in settings.items():
+            for attribute, changed in self.PICTURES[name](processor.image_processor, value).items():
+                setattr(processor.image_processor, attribute, changed)
+        return processor
 
     def blocks(self, model: Any) -> int:
         """Transformer blocks of the language model."""

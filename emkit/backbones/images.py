@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -110,12 +109,3 @@ class ImageBackbone(Backbone):
 
     def answer(self, text: str) -> str:
         return text.strip()
-
-
-def with_pictures(processor: Any, **changes: Any) -> Any:
-    """A copy of a processor whose image processor has other values."""
-    own = copy.copy(processor)
-    own.image_processor = copy.copy(processor.image_processor)
-    for name, value in changes.items():
-        setattr(own.image_processor, name, value)
-    return own

@@ -18,19 +18,25 @@ tensors are the 7 matrices of each language-model block and the projector's thre
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from emkit.backbones.base import BLOCK
-from emkit.backbones.images import ImageBackbone, with_pictures
+from emkit.backbones.base import BLOCK, Picturing
+from emkit.backbones.images import ImageBackbone
 
 
 class InternVL(ImageBackbone):
     """7 × blocks + 3 merged tensors; ``pixel_values`` fp32 [images, 3, H, W]."""
 
     kinds = ("internvl", "internvl_chat")
-    PICTURES = ("max_tiles",)
+    PICTURES: Mapping[str, Picturing] = MappingProxyType(
+        {  # the thumbnail is not counted
+            "max_tiles": lambda processor, tiles: {"crop_to_patches": True, "max_patches": tiles}
+        }
+    )
     MERGED = re.compile(
         rf"(?:language_model\.model|model\.language_model)\.{BLOCK}"
         r"|mlp1\.[013]\.weight|(?:model\.)?multi_modal_projector\.(?:layer_norm|linear_[12])\.weight"
@@ -41,10 +47,6 @@ class InternVL(ImageBackbone):
         if name.startswith("language_model.model."):
             return "model.language_model." + name.removeprefix("language_model.model.")
         return "model." + name if name.startswith(("vision_tower.", "multi_modal_projector.")) else name
-
-    def _seeing(self, processor: Any, settings: dict[str, int]) -> Any:
-        """``max_tiles``: the most tiles of an image, its thumbnail not counted."""
-        return with_pictures(processor, crop_to_patches=True, max_patches=settings["max_tiles"])
 
     def tower(self, model: Any) -> torch.nn.Module:
         return model.model.vision_tower

@@ -21,12 +21,14 @@ after an image goes on from the largest of them (m-RoPE).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from emkit.backbones.base import BLOCK, Batch, Images, Texts
-from emkit.backbones.images import ImageBackbone, with_pictures
+from emkit.backbones.base import BLOCK, Batch, Images, Picturing, Texts
+from emkit.backbones.images import ImageBackbone
 
 
 class Qwen2VL(ImageBackbone):
@@ -35,15 +37,13 @@ class Qwen2VL(ImageBackbone):
 
     kinds = ("qwen2_vl",)
     VISION = ("pixel_values", "image_grid_thw")
-    PICTURES = ("min_pixels", "max_pixels")
+    PICTURES: Mapping[str, Picturing] = MappingProxyType(
+        {  # bounds of what an image is scaled to
+            "min_pixels": lambda processor, pixels: {"size": dict(processor.size) | {"shortest_edge": pixels}},
+            "max_pixels": lambda processor, pixels: {"size": dict(processor.size) | {"longest_edge": pixels}},
+        }
+    )
     MERGED = re.compile(rf"model\.(?:language_model\.)?{BLOCK}")
-
-    def _seeing(self, processor: Any, settings: dict[str, int]) -> Any:
-        """``min_pixels``, ``max_pixels``: bounds of what an image is scaled to."""
-        size = dict(processor.image_processor.size)
-        for edge, name in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
-            size[edge] = settings.get(name, size[edge])
-        return with_pictures(processor, size=size)
 
     def parameter_name(self, name: str) -> str:
         """As every backbone's, of either hub layout."""

@@ -1,13 +1,12 @@
 """Layouts that only a checkpoint's own code opens, read as transformers' own class has them, and written back.
 
 No such code is ever run. A folder in an original layout is converted once, into the user's cache; whatever reads models
-is then given that folder. :func:`export` writes a merged model in the layout of the model that it was made from.
+is then given that folder. :mod:`emkit.own.export` writes a merged model back in it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -15,14 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from emkit.checkpoints import PICKLED, Checkpoint
+from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
-from emkit.files import atomic_dir, lock, sha256_file, sha256_json
+from emkit.files import atomic_dir, free_bytes, lock, sha256_file, sha256_json, user_cache
 from emkit.imports import code_sha256
 from emkit.originals import internvl_chat, relaid
 from emkit.originals.relaid import Relaid
 from emkit.saving import write_checkpoint
-from emkit.shards import INDEX, SHARD_BYTES
+from emkit.shards import INDEX
 
 LAYOUTS = {internvl_chat.KIND: internvl_chat}
 RECORD = "emkit_converted.json"  # in a folder that was converted: what it was made from
@@ -35,7 +34,7 @@ def _say(line: str) -> None:
 
 def cache() -> Path:
     """Where converted folders are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "emkit" / "layouts"
+    return user_cache() / "layouts"
 
 
 def kind(folder: Path) -> str | None:
@@ -85,7 +84,7 @@ def _convert(layout: Any, folder: Path, stored: Checkpoint | None, out: Path, sa
                 _record(part, record)
             return
         view = Relaid(stored, layout.sources(stored.names), side)
-        needed, free = sum(view.info(name).nbytes for name in view.names), shutil.disk_usage(_existing(out)).free
+        needed, free = sum(view.info(name).nbytes for name in view.names), free_bytes(out)
         if needed > free:
             raise UserError(
                 f"no room to convert {folder} to transformers' layout: {needed / 1e9:.1f} GB in {cache()}, where "
@@ -96,58 +95,8 @@ def _convert(layout: Any, folder: Path, stored: Checkpoint | None, out: Path, sa
         write_checkpoint(out, view.read, view, finish=lambda part: _record(part, record))
 
 
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
-
-
 def _record(folder: Path, record: Mapping[str, Any]) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def export(model: Path, original: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> int:
-    """Write ``model`` (transformers' layout) to the folder ``out`` in the layout of ``original``; returns its tensors.
-
-    ``original`` is a model of that layout, such as the base of a merge: every file of it but the weights is copied byte
-    for byte, its code among them, which is not run. ``UserError`` where the tensors are not those of ``original``.
-    """
-    found = kind(original)
-    if found is None:
-        raise UserError(f"{original} is in transformers' own layout: copy {model} as it is")
-    _check_code(original)
-    ours, theirs = Checkpoint.open(model), Checkpoint.open(original)
-    view = Relaid(ours, LAYOUTS[found].originals(ours.names), original)
-    if view.names != theirs.names or any(view.info(n).shape != theirs.info(n).shape for n in theirs.names):
-        lacking = sorted({*view.names} ^ {*theirs.names})
-        what = f"'{lacking[0]}' is in one of them only" if lacking else "tensors differ in shape"
-        raise UserError(f"{model} does not fit the layout of {original}: {what}")
-
-    def finish(part: Path) -> None:
-        for file in _beside(original):
-            copy = part / file.relative_to(original)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-
-    write_checkpoint(out, view.read, view, shard_bytes=shard_bytes, finish=finish)
-    return len(view.names)
-
-
-def _beside(folder: Path) -> list[Path]:
-    """Files of a model but its weights, hidden ones left out."""
-
-    def wanted(file: Path) -> bool:
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        return not hidden and file.suffix not in (".safetensors", *PICKLED) and file.name not in (INDEX, "README.md")
-
-    return [file for file in sorted(folder.rglob("*")) if file.is_file() and wanted(file)]
-
-
-def _check_code(original: Path) -> None:
-    """``UserError`` where a code file is missing that the configuration names, without which nobody could open it."""
-    named = json.loads((original / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
-    for entry in named.values():
-        file = f"{str(entry).rpartition('--')[2].partition('.')[0]}.py"
-        if not (original / file).is_file():
-            raise UserError(f"{original} has no {file}, which its config.json names: download the whole model first")
 
 
 def _small(folder: Path) -> list[Path]:

@@ -30,31 +30,24 @@ SYSTEM = {
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
 _LANGUAGE = {"Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
 
-_VISION = {  # of a vision block: transformers' name → the original's
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "attention.projection_layer": "attn.proj",
-    "attention.q_norm": "attn.q_norm",
-    "attention.k_norm": "attn.k_norm",
+_VISION = {  # of a vision block: the original's name → transformers'
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.projection_layer",
+    "attn.q_norm": "attention.q_norm",
+    "attn.k_norm": "attention.k_norm",
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_RENAMED = {
-    "vision_tower.embeddings.cls_token": "vision_model.embeddings.class_embedding",
-    "vision_tower.embeddings.position_embeddings": "vision_model.embeddings.position_embedding",
-    **{
-        f"vision_tower.embeddings.patch_embeddings.projection.{kind}": f"vision_model.embeddings.patch_embedding.{kind}"
-        for kind in ("weight", "bias")
-    },
-    **{
-        f"multi_modal_projector.{ours}.{kind}": f"mlp1.{theirs}.{kind}"
-        for ours, theirs in (("layer_norm", 0), ("linear_1", 1), ("linear_2", 3))
-        for kind in ("weight", "bias")
-    },
+_RENAMED = {  # the same of other modules and parameters
+    "vision_model.embeddings.class_embedding": "vision_tower.embeddings.cls_token",
+    "vision_model.embeddings.position_embedding": "vision_tower.embeddings.position_embeddings",
+    "vision_model.embeddings.patch_embedding": "vision_tower.embeddings.patch_embeddings.projection",
+    "mlp1.0": "multi_modal_projector.layer_norm",
+    "mlp1.1": "multi_modal_projector.linear_1",
+    "mlp1.3": "multi_modal_projector.linear_2",
 }
-_BACK = {theirs: ours for ours, theirs in _RENAMED.items()}
 _BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)")
-_OWN_BLOCK = re.compile(r"vision_tower\.encoder\.layer\.(\d+)\.(.+)")
 _QKV = re.compile(r"attn\.qkv\.(weight|bias)")
 
 
@@ -63,8 +56,11 @@ def sources(names: Iterable[str]) -> dict[str, list[Part]]:
     """What each tensor of transformers' layout is made of: parts of the original's ``names``."""
     found: dict[str, list[Part]] = {}
     for name in names:
-        if name in _BACK:
-            found[_BACK[name]] = [Part(name)]
+        module, _, kind = name.rpartition(".")
+        if name in _RENAMED:
+            found[_RENAMED[name]] = [Part(name)]
+        elif module in _RENAMED:
+            found[f"{_RENAMED[module]}.{kind}"] = [Part(name)]
         elif name.startswith("language_model."):
             found[name] = [Part(name)]
         elif block := _BLOCK.fullmatch(name):
@@ -81,39 +77,13 @@ def _of_block(name: str, prefix: str, rest: str) -> dict[str, list[Part]]:
     if rest in ("ls1", "ls2"):
         return {f"{prefix}lambda_{rest[2]}": [Part(name)]}
     module, _, kind = rest.rpartition(".")
-    ours = next((ours for ours, theirs in _VISION.items() if theirs == module), None)
-    if ours is None:
+    if module not in _VISION:
         raise _unknown(name)
-    return {f"{prefix}{ours}.{kind}": [Part(name)]}
+    return {f"{prefix}{_VISION[module]}.{kind}": [Part(name)]}
 
 
 def _unknown(name: str) -> UserError:
     return UserError(f"the tensor '{name}' is none of the layout {KIND} as emkit knows it")
-
-
-def originals(names: Iterable[str]) -> dict[str, list[Part]]:
-    """The inverse: what each tensor of the original layout is made of, from transformers' ``names``."""
-    found: dict[str, list[Part]] = {}
-    for name in names:
-        if name in _RENAMED:
-            found[_RENAMED[name]] = [Part(name)]
-        elif name.startswith("language_model."):
-            found[name] = [Part(name)]
-        elif block := _OWN_BLOCK.fullmatch(name):
-            prefix, rest = f"vision_model.encoder.layers.{block[1]}.", block[2]
-            module, _, kind = rest.rpartition(".")
-            if rest.startswith("lambda_"):
-                found[f"{prefix}ls{rest[-1]}"] = [Part(name)]
-            elif module in _VISION:
-                found[f"{prefix}{_VISION[module]}.{kind}"] = [Part(name)]
-            elif module == "attention.q_proj":
-                three = [Part(name.replace(".q_proj.", f".{which}_proj.")) for which in "qkv"]
-                found[f"{prefix}attn.qkv.{kind}"] = three
-            elif module not in ("attention.k_proj", "attention.v_proj"):
-                raise _unknown(name)
-        else:
-            raise _unknown(name)
-    return found
 
 
 # ---- configuration, tokenizer, template, processor

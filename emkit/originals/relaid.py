@@ -21,6 +21,14 @@ class Part:
     of: int = 1
 
 
+def inverted(parts: Mapping[str, Sequence[Part]]) -> dict[str, list[Part]]:
+    """What each stored tensor is made of, where each of ``parts`` is one tensor or a piece of one."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name, (part,) in parts.items():
+        found.setdefault(part.name, []).append((part.index, name))
+    return {stored: [Part(name) for _, name in sorted(pieces)] for stored, pieces in found.items()}
+
+
 class Relaid(Checkpoint):
     """A checkpoint in another layout: each tensor is made of parts of stored ones, joined along the first dimension.
 

@@ -249,13 +249,12 @@ def export(model: Path, like: str, out: Path, shard_size: str) -> None:
 
     `emkit merge` writes transformers' layout. ORIGINAL's other files, its code among them, are copied as they are.
     """
-    from emkit import originals
-    from emkit.own import hub, resources
+    from emkit.own import export, hub, resources
 
     _quieten()
     resources.check_writable(resources.place(out), False, [model])
     files = (*hub.SMALL, *hub.WEIGHTS, "*.py")  # the code is copied, never run
-    written = originals.export(model, hub.stored(like, "the original", files), out, parse_bytes(shard_size))
+    written = export.export(model, hub.stored(like, "the original", files), out, parse_bytes(shard_size))
     print(f"{out}: {written} tensors in the layout of {like}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.sources import Samples
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
-from emkit.files import unwritable
+from emkit.files import existing, free_bytes, unwritable
 from emkit.methods import Method
 from emkit.task_vectors import TaskVectors
 
@@ -72,7 +71,7 @@ def estimate(
 
 def check_disk(out: Path, needed: int, allowed: bool) -> str:
     """What of the disk is needed; ``UserError`` when that is more than there is (unless ``allowed``)."""
-    free = shutil.disk_usage(_existing(out)).free
+    free = free_bytes(out)
     if needed > free and not allowed:
         raise UserError(
             f"not enough disk for {out}: the merge needs about {human(needed)}, {human(free)} are free; free some, "
@@ -141,20 +140,12 @@ def check_writable(
             raise UserError(f"{out} is there already: choose another output folder, or `--overwrite` it")
         if not own(out):
             raise UserError(f"{out} is no model that emkit wrote, and is not overwritten: choose another output folder")
-    parent = _existing(out.parent)
+    parent = existing(out.parent)
     try:
         with tempfile.TemporaryDirectory(prefix=".emkit-", dir=parent):
             pass
     except OSError as error:
         raise unwritable(out, error) from error
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def human(count: int) -> str:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from emkit.errors import UserError
-from emkit.files import atomic_write, lock, sha256_json
+from emkit.files import atomic_write, lock, sha256_json, user_cache
 from eval.columns.kinds import VLMEvalKit
 from eval.vlm import client
 
@@ -17,7 +17,7 @@ RANGE_NOT_SATISFIABLE = 416
 
 def cache() -> Path:
     """Where fetched sets are kept, for all runs of a user."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "emkit" / "sets"
+    return user_cache() / "sets"
 
 
 def fetch(url: str, md5: str, name: str) -> Path:
