@@ -14,6 +14,7 @@ PLAN = Plan(*ASKED)
 EVAL = f"{quote(config.get('python', 'python'))} -m eval"
 ARGUMENTS = "{} --profile {} --results {}".format(*map(quote, ASKED))
 STAMPS = f"{PLAN.run}/stamps"
+GPU = {"gpu": 1} if PLAN.on_gpu else {}  # of a job that merges, fits and asks
 
 
 def row_inputs(wildcards):
@@ -46,6 +47,7 @@ rule data:
 rule curve:
     input: ancient(PLAN.manifest(VALIDATION)), ancient(PLAN.zoo_stamp)
     output: expand(f"{STAMPS}/validation/{{{{row}}}}/{{value}}.done", value=PLAN.grid)
+    resources: **GPU
     shell: "{EVAL} curve {ARGUMENTS} {wildcards.row}"
 
 rule scale:
@@ -56,6 +58,7 @@ rule scale:
 rule row:
     input: row_inputs
     output: f"{STAMPS}/evaluation/{{row}}/{{seed}}.done"
+    resources: **GPU
     shell: "{EVAL} row {ARGUMENTS} {wildcards.row} {wildcards.seed}"
 
 rule table:

@@ -13,6 +13,7 @@ from emkit.alignment.learner import Learned
 from emkit.checkpoints import Checkpoint
 from emkit.content import processor
 from emkit.determinism import deterministic
+from emkit.errors import UserError
 from emkit.files import sha256_json, write_json
 from emkit.imports import SILENT, code_sha256
 from emkit.merging import Context, Merge
@@ -29,9 +30,19 @@ class Job:
     context: Context
 
     def run(self) -> Merge:
-        """The merge: tensors are made when they are asked for, coefficients are fitted now."""
-        with deterministic():
-            return self.method.run(self.context)
+        """The merge: tensors are made when they are asked for, coefficients are fitted now.
+
+        ``UserError`` where that takes more memory than a device has.
+        """
+        try:
+            with deterministic():
+                return self.method.run(self.context)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory on {self.context.device}: a fit takes less with --dtype bfloat16, --checkpointing or "
+                "fewer --micro-tokens (of a table's profile: `fits`); other programs may have some (`nvidia-smi`); "
+                "what was finished is kept"
+            ) from error
 
     def write(
         self,

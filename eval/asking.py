@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,9 @@ import torch
 from emkit import backbones
 from emkit.errors import UserError
 from emkit.progress import report
+from eval import memory
+from eval.columns.kinds import Column
+from eval.journal import Journal
 from eval.judge import Judge, opened
 from eval.judge.errors import NoJudge
 from eval.places import Job
@@ -67,11 +70,15 @@ def opened_judge(plan: Plan, benchmarks: list[str]) -> Iterator[Judged]:
 
 @dataclass(frozen=True)
 class Merged:
-    """A row's merged model: a checkpoint folder, opened when somebody first needs it in this process."""
+    """A row's merged model: a checkpoint folder, opened when somebody first needs it in this process.
+
+    ``identities``: benchmark → what names these weights and everything that this benchmark's answers depend on.
+    """
 
     plan: Plan
     job: Job
     folder: Path
+    identities: Mapping[str, str]
 
     @cached_property
     def opened(self) -> tuple[Any, Any]:
@@ -80,13 +87,29 @@ class Merged:
         backbone, dtype = backbones.get(self.plan.profile.backbone), getattr(torch, self.plan.dtype)
         return backbone.load(self.folder, dtype=dtype, device=self.plan.profile.device)
 
-    def answers(
-        self, processor: Any, images: Sequence, questions: list[str], max_new_tokens: int, **kept: Any
-    ) -> list[str]:
+    def close(self) -> None:
+        """Let go of the model that was opened; the next answer opens it again."""
+        self.__dict__.pop("opened", None)
+        memory.let_go()
+
+    def journal(self, benchmark: str) -> Journal:
+        """The answers that it has given of a benchmark whose cell is not written yet."""
+        return Journal(self.plan.answers(self.job, benchmark), self.identities[benchmark])
+
+    def answers(self, column: Column, processor: Any, images: Sequence, questions: list[str], **kept: Any) -> list[str]:
         """Its greedy answers to ``questions``, each about its image (or None), read by ``processor``; ``kept``: what
-        :meth:`emkit.backbones.base.Backbone.generate` takes of :mod:`eval.features`."""
-        backbone = backbones.get(self.plan.profile.backbone)
-        found = backbone.generate(self.opened[0], processor, images, questions, max_new_tokens, **kept)
+        :meth:`emkit.backbones.base.Backbone.generate` takes of :mod:`eval.features`.
+
+        Batches that were answered before this process was killed are not asked again.
+        """
+        backbone, batch = backbones.get(self.plan.profile.backbone), self.plan.protocol.generation.batch
+        with self.journal(column.name).opened() as journal, memory.answering(batch):
+            found = backbone.generate(
+                *(self.opened[0], processor, images, questions, column.max_new_tokens),
+                batch_size=batch,
+                answered=lambda items, answer: journal.once([questions[i] for i in items], answer),
+                **kept,
+            )
         return [whole(text) for text in found]
 
 

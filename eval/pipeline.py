@@ -24,7 +24,7 @@ import psutil
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, unwritable
-from eval import committed, models, notebooks, remaining, scale, scores, table_files
+from eval import committed, devices, models, notebooks, remaining, scale, scores, table_files
 from eval.judge import estimate, upstream
 from eval.judge.service import KEY_VARIABLE
 from eval.places import EVALUATION, VALIDATION
@@ -49,6 +49,8 @@ def reproduce(
     """
     for plan in plans:
         _ = plan.protocol  # checks the benchmarks
+        if here(snakemake):
+            devices.check(plan.profile.device)
         models.check(plan)
     for plan in plans:
         announce_judge(plan)
@@ -89,10 +91,23 @@ def _run(pruned: Sequence[tuple[Plan, set[Path], int]], jobs: int, more: Sequenc
         log = plan.run / "log" / f"{plan.name}.log"
         print(f"{plan.table.title}, profile {plan.profile.name}, {jobs} jobs at once; log: {log}", flush=True)
         try:
-            _snakemake(plan, [f"--cores={jobs}", *more], log, lock, display)
+            _snakemake(plan, [f"--cores={jobs}", *_gpus(plan, more), *more], log, lock, display)
         except UserError as error:
             first = first or UserError(f"{plan.table.title}: {error}")
     return first
+
+
+def here(snakemake: Sequence[str]) -> bool:
+    """Whether jobs run on this machine, by Snakemake's arguments: not where a profile or executor sends them away."""
+    return not any(word.partition("=")[0] in ("--profile", "--workflow-profile", "--executor") for word in snakemake)
+
+
+def _gpus(plan: Plan, more: Sequence[str]) -> list[str]:
+    """Snakemake's arguments for as many jobs at once as this machine has GPUs, for those that take one."""
+    asked = any(word.partition("=")[0] in ("--resources", "--res") for word in more)
+    if not plan.on_gpu or asked or not here(more):
+        return []
+    return [f"--resources=gpu={len(devices.visible())}"]
 
 
 def announce_judge(plan: Plan) -> None:

@@ -60,6 +60,10 @@ class Places:
         """One score file."""
         return self.cells(job) / f"{benchmark}.json"
 
+    def answers(self, job: Job, benchmark: str) -> Path:
+        """What was answered so far for a score file that is being made (:mod:`eval.journal`)."""
+        return self.run / "answers" / job.split / job.name / f"{benchmark}.jsonl"
+
     @property
     def signs(self) -> Path:
         """The folder in which running jobs say what they are at."""

@@ -43,6 +43,11 @@ class Plan(Configured):
         """The validation jobs of a row's scale, one per value of the grid."""
         return [Job(row, self.profile.seeds[0], VALIDATION, value) for value in self.grid]
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its jobs take a GPU each."""
+        return self.profile.device.startswith("cuda")
+
     def data_key(self, split: str) -> str:
         """What a split's files are drawn from: the protocol and the code."""
         published = any(column.published for column in self.protocol.columns.values())
@@ -143,6 +148,7 @@ class Plan(Configured):
             "calibration": self._calibration_identity(job.row) if method.learned else None,
             "device": profile.device,
             "dtype": self.dtype,
+            "batch": protocol.generation.batch,
             "tokenizer": profile.models.tokenizer,
             "fits": profile.fits.engine.identity if method.learned else None,
             "judge_upstream": protocol.judge_upstream if asked.judge else None,

@@ -1,7 +1,8 @@
 """One row as a job: merge, answer and score every benchmark, one file per cell, then throw the merged weights away.
 
-Cells that stand already are kept, so a killed job loses at most the cell in progress. What goes wrong in a merge or in
-a benchmark becomes a cell with status ``failed`` and its reason; the other cells are scored all the same.
+Cells that stand already are kept, and so are the answers of the cell in progress: a killed job loses a batch of them at
+most. What goes wrong in a merge or in a benchmark becomes a cell with status ``failed`` and its reason; the other cells
+are scored all the same.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-from emkit.files import atomic_write, lock, write_json
+from emkit.files import atomic_write, lock, sha256_json, write_json
 from emkit.progress import report, section
-from eval import asking, merging, scores, signs
+from eval import asking, devices, memory, merging, scores, signs
 from eval.judge.errors import NoJudge
 from eval.places import Job
 from eval.plan import Plan
@@ -32,8 +33,9 @@ def run_job(plan: Plan, job: Job) -> None:
         report("checking which scores stand")
         missing = [name for name in plan.benchmarks if not plan.is_valid(job, name)]
         if missing:
+            devices.check(plan.profile.device)  # of a cluster's node, say, before its cells say "failed"
             torch.set_num_threads(1)  # sums in another order are other numbers
-            with _workspace(plan, job) as folder:
+            with devices.one(plan.profile.device), _workspace(plan, job) as folder:
                 _score(plan, resolved, missing, folder)
         with atomic_write(plan.stamp(job)) as part:
             part.write_text(f"{job.name}: {len(plan.benchmarks)} cells\n", encoding="utf-8")
@@ -55,7 +57,7 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
         name: {"row": job.row, "seed": job.seed, "benchmark": name, **plan.expected(job, name)} for name in benchmarks
     }
     try:
-        merged = _merged(plan, job, folder)
+        merged = _merged(plan, job, folder, about)
     except Exception as error:
         for name in benchmarks:
             scores.write_unscored(plan.cell(job, name), "failed", _reason("merging", error), **about[name])
@@ -67,6 +69,7 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
                 with section(name):
                     items, harness = asking.ask(merged, name, judged)
                 scores.write_scored(path, items, harness=harness, **about[name])
+                plan.answers(job, name).unlink(missing_ok=True)
             except NoJudge as error:
                 scores.write_unscored(path, "no judge", str(error), **about[name])
             except Exception as error:
@@ -74,16 +77,18 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
             print(f"{job.name} {name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
-def _merged(plan: Plan, job: Job, folder: Path) -> asking.Merged:
-    """Merge into ``folder``; what a fit learned is kept beside the cells."""
+def _merged(plan: Plan, job: Job, folder: Path, about: Mapping[str, dict]) -> asking.Merged:
+    """Merge into ``folder``; what a fit learned is kept beside the cells. ``about``: of the benchmarks' cells."""
     report("opening the models")
     merged = merging.merge(plan, job, folder / "model", plan.cache)
+    memory.let_go()
     write_json(plan.cells(job) / "merge.json", merged)
     for name in KEPT:
         if (folder / name).is_file():
             with atomic_write(plan.cells(job) / name) as part:
                 shutil.copyfile(folder / name, part)
-    return asking.Merged(plan, job, folder / "model")
+    identities = {name: sha256_json([merged["model_sha256"], asked]) for name, asked in about.items()}
+    return asking.Merged(plan, job, folder / "model", identities)
 
 
 def _reason(step: str, error: Exception) -> str:

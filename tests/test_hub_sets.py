@@ -179,7 +179,7 @@ def test_what_a_model_is_given_to_read(sets, tmp_path, monkeypatch):
         replies = Heard()
         monkeypatch.setattr(harness, "_model", lambda *about, replies=replies: canned(replies))
         monkeypatch.setattr(execution, "_execute", lambda *about: False)
-        harness.evaluate(str(tmp_path / "data"), [protocol().columns[name]], "no folder", "float32", "cpu")
+        harness.evaluate(str(tmp_path / "data"), [protocol().columns[name]], harness.Answering("no folder"))
         given[name] = replies.asked
     assert given["GSM8K"] == [f"[INST] Question: {row['question']}\nAnswer: [/INST]" for row in SUMS[:2]]
     assert given["HumanEval"] == [FUNCTION["prompt"]]

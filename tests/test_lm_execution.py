@@ -32,7 +32,7 @@ def scores(data, name: str, replies: list[str], monkeypatch) -> list[float]:
     given = {f"[INST] {asked(name, row)} [/INST]": reply for row, reply in zip(rows, replies, strict=True)}
     monkeypatch.setattr(harness, "_model", lambda *arguments: canned(given))
     monkeypatch.setattr(execution, "_execute", execution.sandbox(cpu_seconds=1))
-    found = harness.evaluate(str(data), [column(name)], "no folder", "float32", "cpu")[name]
+    found = harness.evaluate(str(data), [column(name)], harness.Answering("no folder"))[name]
     assert found["n"] == len(rows)
     return [item["score"] for item in found["items"]]
 

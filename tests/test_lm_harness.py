@@ -137,7 +137,7 @@ def test_scores_are_those_counted_by_hand_and_code_goes_to_the_given_function_al
             replies[f"[INST] {prompt} [/INST]"] = reply if number < hits[name] else "WRONG"
     monkeypatch.setattr(execution, "_execute", execute)
     monkeypatch.setattr(harness, "_model", lambda *given: canned(replies))
-    found = harness.evaluate(str(data), [column(name) for name in SCORED], "no folder", "float32", "cpu")
+    found = harness.evaluate(str(data), [column(name) for name in SCORED], harness.Answering("no folder"))
     for name, result in found.items():
         n = COUNTS[name]
         assert result["n"] == n and result["value"] == pytest.approx(100 * hits[name] / n)
@@ -187,6 +187,6 @@ def test_a_worker_asks_the_model_as_transformers_alone_does(data, model):
 def test_code_without_a_sandbox_fails_before_a_model_is_opened(data, monkeypatch):
     monkeypatch.setattr(execution, "_execute", None)
     with pytest.raises(UserError, match="no sandbox: MBPP"):
-        harness.evaluate(str(data), [GSM8K, column("MBPP")], "no folder", "float32", "cpu")
+        harness.evaluate(str(data), [GSM8K, column("MBPP")], harness.Answering("no folder"))
     with pytest.raises(UserError, match="no benchmark data"):
-        harness.evaluate("/nowhere", [GSM8K], "no folder", "float32", "cpu")
+        harness.evaluate("/nowhere", [GSM8K], harness.Answering("no folder"))

@@ -12,6 +12,7 @@ from text_benchmarks import changed
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
 from eval import asking, columns, features, keys, merging, pipeline, rows, scale, scores
+from eval.judge.errors import NoJudge
 from eval.places import EVALUATION, VALIDATION, Job
 from eval.vlm import client
 
@@ -22,7 +23,7 @@ class Fakes:
     """Stands in for merging, model and harness; counts what was asked of it."""
 
     def __init__(self, monkeypatch):
-        self.merged, self.evaluated, self.broken, self.seconds = [], [], {}, set()
+        self.merged, self.evaluated, self.broken, self.seconds, self.asked = [], [], {}, set(), []
         monkeypatch.setattr(merging, "merge", self.merge)
         monkeypatch.setattr(
             asking.backbones,
@@ -43,15 +44,15 @@ class Fakes:
         (out / "model.safetensors").write_bytes(b"weights")
         write_json(out.parent / "coefficients.json", {"scale": scale})
         self.folder = out
-        return {"row": row, "scale": scale}
+        return {"row": row, "scale": scale, "model_sha256": "of the weights"}
 
     def load(self, folder, dtype, device):
         self.dtype = dtype
         return (folder / "model.safetensors").read_bytes(), None
 
-    def generate(self, model, processor, images, questions, max_new_tokens, features, encoded):
-        assert model == b"weights" and (features, encoded) == ("features", "encoded")
-        return [RIGHT for _ in questions]
+    def generate(self, model, processor, images, questions, max_new_tokens, batch_size, answered, features, encoded):
+        assert model == b"weights" and (features, encoded) == ("features", "encoded") and batch_size == 64
+        return answered(range(len(questions)), lambda: self.asked.append(len(questions)) or [RIGHT for _ in questions])
 
     def prompts(self, data, column, seconds):
         assert column.prompt_rule == "dataset"
@@ -108,6 +109,28 @@ def test_a_killed_row_scores_only_what_is_missing(plan, fakes):
     plan.stamp(BASE).unlink()
     rows.run_job(plan, BASE)
     assert fakes.evaluated == ["VizWiz", "GQA", "GQA"]
+
+
+def test_answers_are_kept_until_they_are_scored(plan, fakes):
+    """A judge or harness that fails costs no answers: they are not given again."""
+    fakes.broken["GQA"] = NoJudge("nobody is there")
+    rows.run_job(plan, BASE)
+    assert (fakes.asked, scores.read_cell(plan.cell(BASE, "GQA")).status) == ([4, 4], "no judge")
+    assert plan.answers(BASE, "GQA").is_file() and not plan.answers(BASE, "VizWiz").exists()
+    del fakes.broken["GQA"]
+    rows.run_job(plan, BASE)
+    assert (fakes.asked, scores.read_cell(plan.cell(BASE, "GQA")).status) == ([4, 4], "ok")
+    assert not plan.answers(BASE, "GQA").exists()
+
+
+def test_a_device_without_enough_memory_is_one_line_that_says_what_to_lower(plan, fakes, monkeypatch):
+    def full(*about, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has …")
+
+    monkeypatch.setattr(fakes, "generate", full)
+    rows.run_job(plan, BASE)
+    cell = scores.read_cell(plan.cell(BASE, "GQA"))
+    assert cell.status == "failed" and "64 questions answered at once: answer fewer" in cell.reason
 
 
 @pytest.mark.parametrize("what", ["data", "code", "items", "half a file"])

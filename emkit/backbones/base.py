@@ -27,6 +27,7 @@ Texts = Sequence[str]
 Batch = dict[str, torch.Tensor]
 Features = Callable[[int, int], torch.Tensor]  # image features of the items start … stop − 1
 Encoded = Callable[[Sequence[int], Callable[[], Batch]], Batch]  # a batch of these items: what is kept, or made now
+Answered = Callable[[Sequence[int], Callable[[], list[str]]], list[str]]  # answers to these items: the same
 Picturing = Callable[[Any, int], dict[str, Any]]  # an image processor, a value: its attributes that are then others
 PIXELS = "pixel_values"  # what only a vision tower reads
 
@@ -173,24 +174,22 @@ class Backbone(ABC):
         batch_size: int = 64,
         features: Features | None = None,
         encoded: Encoded | None = None,
+        answered: Answered | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[str]:
         """Greedy answers to single-turn questions, in the order asked; special tokens are dropped.
 
         ``features(start, stop)`` may supply cached :meth:`image_features` of those items, with no row for an item
         without an image, and ``encoded(items, encode)`` what :meth:`encode` makes of some items together, pixels left
-        out: an image is then not looked at. ``progress`` is told how many items were just answered. Items are answered
-        in order of question length, so that batches need little padding.
+        out: an image is then not looked at. ``answered(items, answer)`` may supply the answers of a batch, so that a
+        process that was killed asks for none twice. ``progress`` is told how many items were just answered. Items are
+        answered in order of question length, so that batches need little padding.
         """
 
         def encode() -> Batch:
             return self.encode(processor, [images[i] for i in rows], [questions[i] for i in rows])
 
-        tokenizer = getattr(processor, "tokenizer", processor)
-        order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
-        answers = [""] * len(questions)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        def answer() -> list[str]:
             batch = encode() if encoded is None else encoded(rows, encode)
             known = None if features is None else [part for i in rows if len(part := features(i, i + 1))]
             with passes(model, "answers", start, len(order)):
@@ -201,8 +200,16 @@ class Backbone(ABC):
                     pad_token_id=padding(tokenizer),
                 )
             texts = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            return [self.answer(text) for text in texts]
+
+        tokenizer = getattr(processor, "tokenizer", processor)
+        order = sorted(range(len(questions)), key=lambda i: (len(questions[i]), i))
+        answers = [""] * len(questions)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            texts = answer() if answered is None else answered(rows, answer)
             for i, text in zip(rows, texts, strict=True):
-                answers[i] = self.answer(text)
+                answers[i] = text
             if progress is not None:
                 progress(len(rows))
         return answers

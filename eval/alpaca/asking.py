@@ -14,7 +14,7 @@ def ask(merged: Merged, column: AlpacaEval, judged: Judged) -> tuple[list[dict],
     data, limit = plan.data(merged.job.split), plan.protocol.request_seconds or client.REQUEST_SECONDS
     prompts = client.prompts(data, column)
     texts = [prompt.text for prompt in prompts]
-    answers = merged.answers(merged.opened[1], [None] * len(texts), texts, column.max_new_tokens)
+    answers = merged.answers(column, merged.opened[1], [None] * len(texts), texts)
     report("compared by AlpacaEval")
     with judged.counted() as (opened, counts):
         given = {prompt.index: answer for prompt, answer in zip(prompts, answers)}

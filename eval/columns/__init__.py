@@ -38,6 +38,7 @@ class Generation(Settings):
 
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "the model's number format")
     decoding: Literal["greedy"] = option("greedy", "how the next token is chosen")
+    batch: int = option(64, "questions answered at once: fewer take less of a GPU's memory", ge=1)
 
 
 class Asking(Settings):

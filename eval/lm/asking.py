@@ -12,6 +12,9 @@ def ask(merged: Merged, column: LMEval, judged: Judged) -> tuple[list[dict], dic
     """Items and harness of one column."""
     plan = merged.plan
     data, limit = plan.data(merged.job.split), plan.protocol.request_seconds or client.REQUEST_SECONDS
+    merged.close()  # a GPU has room for one copy of the model: the harness's
     report("asked and scored by lm-evaluation-harness")
-    found = client.evaluate(data, [column], merged.folder, plan.dtype, plan.profile.device, limit)[column.name]
+    journal, batch = merged.journal(column.name), plan.protocol.generation.batch
+    asked = (data, [column], merged.folder, plan.dtype, plan.profile.device)
+    found = client.evaluate(*asked, seconds=limit, batch=batch, journal=journal)[column.name]
     return found.items, found.harness

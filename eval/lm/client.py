@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from emkit.errors import UserError
 from eval.columns.kinds import SANDBOX, LMEval
+from eval.journal import Journal
 from eval.workers.client import Evaluation, Service, code, service
 
 REQUEST_SECONDS = 3600.0  # for all benchmarks of one model
 SLOTS = 64  # workers at once over one data folder
+_DEVICES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")  # a model is asked on the GPU that it was merged on
 
 
 def evaluate(
@@ -27,15 +30,19 @@ def evaluate(
     dtype: str = "float32",
     device: str = "cpu",
     seconds: float = REQUEST_SECONDS,
+    batch: int = 64,
+    journal: Journal | None = None,
 ) -> dict[str, Evaluation]:
     """Let the harness ask the model in the folder ``model`` and score it, column by column.
 
-    ``dtype`` (torch's name) is the model's while it answers. Raises :class:`UserError` for whatever fails, also for
+    ``dtype`` (torch's name) is the model's while it answers, ``batch`` questions at once; answers that ``journal`` has
+    are not asked for again. Raises :class:`UserError` for whatever fails, also for
     taking more than ``seconds``, and where programs are to be run and there is no sandbox.
     """
     names = [column.name for column in columns]
     asked = [column.model_dump(mode="json") for column in columns]
-    about = {"columns": asked, "model": str(Path(model).resolve()), "dtype": dtype, "device": device}
+    about = {"columns": asked, "model": str(Path(model).resolve()), "dtype": dtype, "device": device, "batch": batch}
+    about["journal"] = None if journal is None else [str(journal.path.resolve()), journal.identity]
     with _free(_service(data_dir)) as worker:
         found = worker.ask({"do": "evaluate", **about}, seconds, ", ".join(names))
     return {name: Evaluation(**found[name]) for name in names}
@@ -64,6 +71,7 @@ def _free(worker: Service) -> Iterator[Service]:
 
 def _service(data_dir: str | Path) -> Service:
     own = {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_OFFLINE": "1"}
+    own |= {name: os.environ[name] for name in _DEVICES if name in os.environ}
     return service("lm-evaluation-harness", "eval.lm.worker", data_dir, _code(), **own)
 
 

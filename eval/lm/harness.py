@@ -15,18 +15,18 @@ import math
 import os
 import re
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from emkit.errors import UserError
 from emkit.schema import nearest
-from eval import stats
+from eval import memory, stats
 from eval.columns.kinds import LMEval
+from eval.journal import Journal
 from eval.lm import execution
 from eval.workers.text import whole
-
-BATCH = 64  # texts generated at once
 
 
 @cache
@@ -55,8 +55,20 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("lm_eval", "datasets", "transformers", "torch")}
 
 
-def evaluate(data_dir: str, columns: list[LMEval], model: str, dtype: str, device: str) -> dict:
-    """Score the model in the folder ``model`` on ``columns``, whose items lie in ``data_dir``.
+@dataclass(frozen=True)
+class Answering:
+    """The checkpoint folder of a model, and how it answers: in torch's ``dtype``, on a ``device``, ``batch`` questions
+    at once; batches that ``journal`` has are not asked again."""
+
+    model: str
+    dtype: str = "float32"
+    device: str = "cpu"
+    batch: int = 64
+    journal: Journal | None = None
+
+
+def evaluate(data_dir: str, columns: list[LMEval], how: Answering) -> dict:
+    """Score a model on ``columns``, whose items lie in ``data_dir``.
 
     Returns per column ``{"value", "stderr", "n", "items", "harness"}`` (percent; items as in :mod:`eval.stats`).
     ``UserError`` for missing items, for a task that is not there or runs code of its own and, before anything long
@@ -71,11 +83,11 @@ def evaluate(data_dir: str, columns: list[LMEval], model: str, dtype: str, devic
         raise UserError(f"no sandbox: {' and '.join(executed)} run what a model wrote, which needs one")
     evaluator, _, TaskManager = modules()
     tasks = {column.name: settings(column) for column in columns}
-    with contextlib.chdir(data_dir):  # tasks name their items by file name alone
+    with contextlib.chdir(data_dir), memory.answering(how.batch):  # tasks name their items by file name alone
         log = evaluator.simple_evaluate(
-            model=_model(model, dtype, device),
+            model=_model(how),
             tasks=list(tasks.values()),
-            batch_size=BATCH,
+            batch_size=how.batch,
             apply_chat_template=_alike([column.chat for column in columns]),
             fewshot_as_multiturn=_alike([column.chat for column in columns]),
             log_samples=True,
@@ -168,7 +180,7 @@ def _has_code(path: Path) -> bool:
     )
 
 
-def _model(folder: str, dtype: str, device: str):
+def _model(how: Answering):
     """The harness's model over a checkpoint folder; a checkpoint's own code is never run."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -177,11 +189,31 @@ def _model(folder: str, dtype: str, device: str):
 
     _, HFLM, _ = modules()
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True
+        how.model, dtype=getattr(torch, how.dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(how.model, local_files_only=True, trust_remote_code=False)
     model.generation_config = greedy(model.generation_config)  # as the other harnesses' answers are
-    return HFLM(pretrained=model.to(device).eval(), tokenizer=tokenizer, batch_size=BATCH, device=device)
+    kind = HFLM if how.journal is None else _kept(HFLM, how.journal)
+    return kind(pretrained=model.to(how.device).eval(), tokenizer=tokenizer, batch_size=how.batch, device=how.device)
+
+
+def _kept(HFLM: Any, journal: Journal) -> Any:
+    """The harness's model with each batch of generated tokens taken from, or put into, the journal."""
+    import torch
+
+    class Kept(HFLM):
+        def _model_generate(self, context, max_length, stop, **how):
+            """Ids [B, S + new], the context [B, S] before what was generated."""
+
+            def generate():
+                made = super(Kept, self)._model_generate(context, max_length, stop, **how)
+                return made[:, context.shape[1] :].tolist()
+
+            plain = {key: part.tolist() if isinstance(part, torch.Tensor) else part for key, part in how.items()}
+            new = journal.once([context.tolist(), max_length, list(stop), plain], generate)
+            return torch.cat([context, torch.tensor(new, dtype=context.dtype, device=context.device)], 1)
+
+    return Kept
 
 
 def _scored(column: LMEval, task: dict, log: dict) -> dict:

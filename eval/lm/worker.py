@@ -3,9 +3,12 @@
 Started by :mod:`eval.lm.client`; not called by hand.  A request is ``{"do": "evaluate" | "versions", …}``.
 """
 
+import dataclasses
 import sys
+from pathlib import Path
 
 from eval.columns.kinds import LMEval
+from eval.journal import Journal
 from eval.lm import harness
 from eval.workers import server
 
@@ -14,7 +17,12 @@ def answer(data_dir: str, request: dict):
     """What one request asks of the harness."""
     if request["do"] == "evaluate":
         asked = [LMEval.model_validate(column) for column in request["columns"]]
-        return harness.evaluate(data_dir, asked, request["model"], request["dtype"], request["device"])
+        how = harness.Answering(**{name: request[name] for name in ("model", "dtype", "device", "batch")})
+        if request["journal"] is None:
+            return harness.evaluate(data_dir, asked, how)
+        path, identity = request["journal"]
+        with Journal(Path(path), identity).opened() as journal:
+            return harness.evaluate(data_dir, asked, dataclasses.replace(how, journal=journal))
     return harness.versions()
 
 

@@ -24,7 +24,7 @@ def ask(merged: Merged, column: VLMEvalKit, judged: Judged) -> tuple[list[dict],
     images, questions = client.Pictures(prompts), [prompt.text + column.suffix for prompt in prompts]
     processor = backbones.get(plan.profile.backbone).seeing(merged.opened[1], **column.pictures)
     kept = _kept(merged, column, processor, images, questions)
-    answers = merged.answers(processor, images, questions, column.max_new_tokens, **kept)
+    answers = merged.answers(column, processor, images, questions, **kept)
     predictions = {prompt.index: answer for prompt, answer in zip(prompts, answers)}
     report("scored by VLMEvalKit")
     if not column.judge:

@@ -71,6 +71,18 @@ def service(harness: str, module: str, folder: str | Path, code: str, **own: str
     return Service(harness, module, folder, code, carried | ENVIRONMENT | own)
 
 
+def private_folder() -> Path:
+    """The user's folder of sockets and locks, which nobody else can read; ``UserError`` where it is somebody else's."""
+    root = Path(tempfile.gettempdir())
+    if len(str(root)) > 60:  # a unix socket's path is short
+        root = Path("/tmp")
+    folder = root / f"emkit-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+        raise UserError(f"{folder} must be a private folder of yours: remove it, or set TMPDIR to another folder")
+    return folder
+
+
 class Refused(UserError):
     """The worker answered with an error of a ``kind`` of its own."""
 
@@ -95,16 +107,10 @@ class Service:
 
     @property
     def socket_path(self) -> Path:
-        """Where the worker listens: short (a unix socket's limit), private, and new with every code."""
-        root = Path(tempfile.gettempdir())
-        if len(str(root)) > 60:
-            root = Path("/tmp")
-        folder = root / f"emkit-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
-            raise UserError(f"{folder} must be a private folder of yours: remove it, or set TMPDIR to another folder")
-        key = "\n".join((self.module, str(self.folder), sys.executable, str(_PACKAGE_ROOT), self.code, str(self.slot)))
-        return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.sock"
+        """Where the worker listens: short (a unix socket's limit), private, and new with every code and GPU."""
+        about = (self.module, self.folder, sys.executable, _PACKAGE_ROOT, self.code, self.slot)
+        key = "\n".join(map(str, (*about, self.environment.get("CUDA_VISIBLE_DEVICES", ""))))
+        return private_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.sock"
 
     def ask(self, request: dict, seconds: float, what: str):
         """Send one request; start or replace the worker as often as it takes, three times at most.
