@@ -1,4 +1,4 @@
-# models -> data -> scale -> row -> table -> notebook. Run through `make reproduce-table1`.
+# models, prompts -> data -> scale -> row -> table -> notebook. Run through `make reproduce-table1`.
 # Snakemake keeps the order, the jobs at once, retries and clusters, and makes what is missing, nothing else: what is
 # current is decided by content keys alone (eval/keys.py), by which `reproduce` removes a target before it starts this.
 # So every input is `ancient`: no file time counts. By hand, targets that stand are taken as they are:
@@ -14,13 +14,14 @@ PLAN = Plan(*ASKED)
 EVAL = f"{quote(config.get('python', 'python'))} -m eval"
 ARGUMENTS = "{} --profile {} --results {}".format(*map(quote, ASKED))
 STAMPS = f"{PLAN.run}/stamps"
+MODELS = [PLAN.zoo_stamp, *([PLAN.prompts_stamp] if PLAN.profile.prompts else [])]  # what any merge needs
 GPU = {"gpu": 1} if PLAN.on_gpu else {}  # of a job that merges, fits and asks
 
 
 def row_inputs(wildcards):
-    """The models, the evaluation items and, for a row with a free scale, the choice of it."""
+    """The models, the evaluation items, the prompts and, for a row with a free scale, the choice of it."""
     source = PLAN.scale_row(wildcards.row)
-    return ancient([PLAN.manifest(EVALUATION), PLAN.zoo_stamp] + ([PLAN.scale_file(source)] if source else []))
+    return ancient([PLAN.manifest(EVALUATION), *MODELS] + ([PLAN.scale_file(source)] if source else []))
 
 
 wildcard_constraints:
@@ -43,9 +44,13 @@ rule data:
     output: str(PLAN.manifest("{split}"))
     shell: "{EVAL} data {ARGUMENTS} --split {wildcards.split}"
 
+rule prompts:
+    output: PLAN.prompts_stamp
+    shell: "{EVAL} prompts {ARGUMENTS}"
+
 # one job for a whole curve: what is imported for a point serves the next ones
 rule curve:
-    input: ancient(PLAN.manifest(VALIDATION)), ancient(PLAN.zoo_stamp)
+    input: ancient(PLAN.manifest(VALIDATION)), ancient(MODELS)
     output: expand(f"{STAMPS}/validation/{{{{row}}}}/{{value}}.done", value=PLAN.grid)
     resources: **GPU
     shell: "{EVAL} curve {ARGUMENTS} {wildcards.row}"

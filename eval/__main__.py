@@ -179,6 +179,21 @@ def data(table: str, profile: str, results: str, split: str, out: Path | None) -
         part.write_text(plan.data_key(split), encoding="utf-8")
 
 
+@step()
+def prompts(table: str, profile: str, results: str) -> None:
+    """Make the calibration files of a profile whose `prompts` say of which columns."""
+    from emkit.files import atomic_write
+    from eval import prompts
+
+    plan = _load(table, profile, results)
+    if plan.profile.prompts is None:
+        raise UserError(f"{plan.profile_path} has no `prompts`: its calibration files are yours to make")
+    prompts.make(plan)
+    with atomic_write(plan.prompts_stamp) as part:
+        part.write_text(f"{prompts.folder(plan)}\n", encoding="utf-8")
+    print(prompts.folder(plan))
+
+
 @step("row")
 def curve(table: str, row: str, profile: str, results: str) -> None:
     """Score a row on the validation split at every scale of the grid."""

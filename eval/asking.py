@@ -2,7 +2,8 @@
 
 VLMEvalKit and AlpacaEval score answers that the backbone gives here, in batches; lm-evaluation-harness asks the model
 itself, in a process of its own. Each ``ask(merged, column, judged)`` returns ``(items, harness)``: the items as
-:mod:`eval.scores` keeps them, and what the score file says of the harness.
+:mod:`eval.scores` keeps them, and what the score file says of the harness. ``prompts(data, column, seconds)`` gives the
+column's questions alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ from eval.plan import Plan
 from eval.workers.text import whole
 
 COUNTED = ("requests", "unparsable")  # what a cell says about its judge: the same, however often replies were kept
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The question of the item ``index`` of a column, and the bytes of its picture's file, if it has one."""
+
+    index: str
+    text: str
+    picture: bytes | None = None
 
 
 @dataclass(frozen=True)

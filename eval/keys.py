@@ -63,6 +63,11 @@ def drawing(published: bool = False) -> str:
     return code_sha256(("eval.items.writer", *(("eval.items.fetching",) if published else ())), _ASIDE)
 
 
+def prompting(modules: tuple[str, ...]) -> str:
+    """Hash of the code that makes calibration files of columns' questions, ``modules`` and what they reach."""
+    return code_sha256(modules, (*_ASIDE, _JOB, _FITS, _DRAWING, "eval.judge"))
+
+
 def features(backbone: str) -> dict[str, str]:
     """What kept image features depend on besides tower and items."""
     return versions() | {"code": code_sha256(("eval.features", f"emkit.backbones.{backbone}"), _ASIDE)}

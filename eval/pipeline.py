@@ -24,7 +24,7 @@ import psutil
 
 from emkit.errors import UserError
 from emkit.files import atomic_write, unwritable
-from eval import committed, devices, models, notebooks, remaining, scale, scores, table_files
+from eval import committed, devices, models, notebooks, prompts, remaining, scale, scores, table_files
 from eval.judge import estimate, upstream
 from eval.judge.service import KEY_VARIABLE
 from eval.places import EVALUATION, VALIDATION
@@ -158,6 +158,8 @@ def prune(plan: Plan) -> set[Path]:
     shutil.rmtree(plan.run / "tmp", ignore_errors=True)
     if not models.are_there(plan):
         plan.zoo_stamp.unlink(missing_ok=True)
+    if plan.profile.prompts is not None and not prompts.are_current(plan):
+        plan.prompts_stamp.unlink(missing_ok=True)
     for split in (VALIDATION, EVALUATION):
         if not plan.data_is_current(split):
             plan.manifest(split).unlink(missing_ok=True)

@@ -88,6 +88,11 @@ class Places:
         return self.run / "stamps" / "zoo.done"
 
     @property
+    def prompts_stamp(self) -> Path:
+        """Stands when the calibration files that are made of columns are there (:mod:`eval.prompts`)."""
+        return self.run / "stamps" / "prompts.done"
+
+    @property
     def csv(self) -> Path:
         """The table as the run writes it; the committed one is a copy."""
         return self.run / "tables" / f"{self.name}.csv"

@@ -51,6 +51,14 @@ class Fitting(Settings):
         return EngineOptions(dtype=self.dtype, checkpointing=self.checkpointing, micro_tokens=self.micro_tokens)
 
 
+class Prompts(Settings):
+    """Of which columns' questions the calibration's files are made (:mod:`eval.prompts`)."""
+
+    columns: dict[str, list[str]] = option(..., "task → the columns whose questions are its prompts", min_length=1)
+    each: int = option(128, "prompts a task, of which a seed draws a fit's samples; or all that there are", ge=1)
+    seed: int = option(0, "draws which of a column's questions they are")
+
+
 class Profile(Settings):
     """What a table's rows depend on besides the table; paths are relative to the working folder."""
 
@@ -60,6 +68,7 @@ class Profile(Settings):
     device: str = option("cpu", "where fits and answers run")
     models: Models = option(..., "the checkpoints")
     calibration: ZooSamples = option(..., "the samples of the learned methods")
+    prompts: Prompts | None = option(None, "how the calibration's files are made; none: somebody puts them there")
     fits: Fitting = option(Fitting(), "what fits may use of the machine")
     grid: list[float] = option(..., "the values of a free scale that are tried on validation items", min_length=1)
     scales: dict[str, float] = option({}, "row → its scale, given and not searched")
@@ -126,8 +135,24 @@ def load(path: Path) -> Profile:
         for name in profile.models.experts:
             if name not in profile.calibration.files:
                 raise fail(f"{where}calibration.files", f"the task '{name}' has no file")
+    if profile.prompts is not None:
+        _check_prompts(profile, where)
     _check_sources(data, where)
     return profile
+
+
+def _check_prompts(profile: Profile, where: str) -> None:
+    """``UserError`` where files cannot be made as ``prompts`` says."""
+    assert profile.prompts is not None
+    files = profile.calibration.files
+    if profile.calibration.source != "jsonl" or len({Path(file).parent for file in files.values()}) != 1:
+        raise fail(f"{where}prompts", "makes files: `calibration` needs source jsonl, and files of one folder")
+    for task in {**profile.models.experts, **profile.prompts.columns}:
+        if task not in profile.prompts.columns or task not in files:
+            raise fail(f"{where}prompts.columns", f"'{task}' has to have columns here and a file in calibration.files")
+    for name in (name for names in profile.prompts.columns.values() for name in names):
+        if name not in columns.names():
+            raise fail(f"{where}prompts.columns", f"unknown benchmark '{name}': {nearest(name, columns.names())}")
 
 
 def _seeded(profile: Profile) -> Profile:

@@ -21,6 +21,7 @@ from test_hub_sets import offered
 from test_own_hub import Hub
 from test_published_sets import Sets, md5
 
+from emkit.alignment.sources import JsonlSource
 from emkit.schema import load_yaml
 from eval import scores
 from eval.plan import Plan
@@ -101,11 +102,10 @@ def stand_in(table, address, home, out):
     profile = shipped(TABLES[table])
     expert = next(iter(profile["models"]["experts"]))
     profile |= {"name": "stand_in", "asked_as": "paper", "device": "cpu", "seeds": [0], "sources": {}}
-    profile["calibration"] = {"source": "jsonl", "samples": 2, "response_tokens": 1, "max_new_tokens": 4, "files": {}}
-    for name in profile["models"]["experts"]:
-        file = home / f"{name}.jsonl"
-        file.write_text('{"prompt": "the thing"}\n{"prompt": "in the end"}\n')
-        profile["calibration"]["files"][name] = str(file)
+    profile["calibration"] |= {"samples": 2, "max_new_tokens": 4}
+    profile["calibration"]["files"] = {
+        name: str(out / "prompts" / f"{name}.jsonl") for name in profile["models"]["experts"]
+    }
     profile["protocol"] |= {"judge_upstream": f"{address}/v1", "judge_max_usd": 1, "request_seconds": 300}
     own = profile["protocol"]["of_column"] = {name: {"n": n, "max_new_tokens": 4} for name, n in TEXTS.items()}
     for name, n in COUNTS.items():
@@ -152,6 +152,7 @@ def test_from_download_to_executed_notebook_and_again_without_a_network(table, w
     assert set(plan.profile.checkpoints.values()) <= set(json.loads(plan.revisions.read_text()))
     notebook = json.loads(plan.notebook.read_text())
     assert all(cell.get("execution_count") for cell in notebook["cells"] if cell["cell_type"] == "code")
+    assert all(JsonlSource(plan.profile.calibration.files).lines(task) for task in plan.profile.models.experts)
     csv = plan.csv.read_text()
     # two rows again from what is kept: no hub, no sets, and the judge's replies replayed
     for row in ("base", "expert_merging"):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from emkit.progress import report
 from eval.alpaca import client
-from eval.asking import Judged, Merged
+from eval.asking import Judged, Merged, Prompt
 from eval.columns.kinds import AlpacaEval
+
+
+def prompts(data: Path, column: AlpacaEval, seconds: float | None) -> list[Prompt]:
+    """Every instruction."""
+    return [Prompt(one.index, one.text) for one in client.prompts(data, column)]
 
 
 def ask(merged: Merged, column: AlpacaEval, judged: Judged) -> tuple[list[dict], dict]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from emkit.progress import report
-from eval.asking import Judged, Merged
+from eval.asking import Judged, Merged, Prompt
 from eval.columns.kinds import LMEval
 from eval.lm import client
+
+
+def prompts(data: Path, column: LMEval, seconds: float | None) -> list[Prompt]:
+    """Every question as the harness puts it, without worked examples."""
+    return [Prompt(*one) for one in client.prompts(data, column, seconds or client.REQUEST_SECONDS)]
 
 
 def ask(merged: Merged, column: LMEval, judged: Judged) -> tuple[list[dict], dict]:

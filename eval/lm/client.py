@@ -48,6 +48,13 @@ def evaluate(
     return {name: Evaluation(**found[name]) for name in names}
 
 
+def prompts(data_dir: str | Path, column: LMEval, seconds: float = REQUEST_SECONDS) -> list[tuple[str, str]]:
+    """Index and text of every item's question as the harness puts it, without worked examples and template."""
+    with _free(_service(data_dir)) as worker:
+        found = worker.ask({"do": "prompts", "column": column.model_dump(mode="json")}, seconds, column.name)
+    return [(index, text) for index, text in found]
+
+
 def versions(data_dir: str | Path) -> dict[str, str]:
     """Versions of the harness and its libraries, as the worker sees them."""
     with _free(_service(data_dir)) as worker:

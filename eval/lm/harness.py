@@ -74,10 +74,7 @@ def evaluate(data_dir: str, columns: list[LMEval], how: Answering) -> dict:
     ``UserError`` for missing items, for a task that is not there or runs code of its own and, before anything long
     starts, where programs are to be run without a sandbox; RuntimeError when the harness's log and its items disagree.
     """
-    for column in columns:
-        for path in (Path(data_dir) / file for file in column.files):
-            if not (_of_the_task(column) or path.is_file()):
-                raise UserError(f"no benchmark data {path}: write it with `python -m eval data RECIPE --split SPLIT`")
+    _require_items(data_dir, columns)
     executed = [column.name for column in columns if column.runs_programs]
     if executed and execution._execute is None:
         raise UserError(f"no sandbox: {' and '.join(executed)} run what a model wrote, which needs one")
@@ -95,6 +92,29 @@ def evaluate(data_dir: str, columns: list[LMEval], how: Answering) -> dict:
             task_manager=TaskManager(include_defaults=False),
         )
     return {column.name: _scored(column, tasks[column.name], log) for column in columns}
+
+
+def prompts(data_dir: str, column: LMEval) -> list[tuple[str, str]]:
+    """Index and text of each item's question, as the task puts it without worked examples."""
+    _require_items(data_dir, [column])
+    _, _, TaskManager = modules()
+    from lm_eval.tasks import get_task_dict
+
+    with contextlib.chdir(data_dir):
+        (task,) = get_task_dict([settings(column)], TaskManager(include_defaults=False)).values()
+        found = [(_index_of(doc, number), task.doc_to_text(doc)) for number, doc in enumerate(task.eval_docs)]
+    return [(index, whole(text)) for index, text in found]
+
+
+def _require_items(data_dir: str, columns: list[LMEval]) -> None:
+    for column in columns:
+        for path in (Path(data_dir) / file for file in column.files):
+            if not (_of_the_task(column) or path.is_file()):
+                raise UserError(f"no benchmark data {path}: write it with `python -m eval data RECIPE --split SPLIT`")
+
+
+def _index_of(doc: dict, number: int) -> str:
+    return str(doc.get("index", number))
 
 
 def _of_the_task(column: LMEval) -> bool:
@@ -149,9 +169,9 @@ def _installed(name: str, column: str) -> dict:
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    path = _index().get(name)
+    path = _tasks().get(name)
     if path is None:
-        raise UserError(f"{column}: lm-evaluation-harness has no task '{name}': {nearest(name, _index())}")
+        raise UserError(f"{column}: lm-evaluation-harness has no task '{name}': {nearest(name, _tasks())}")
     if _has_code(path):
         raise UserError(
             f"{column}: the task '{name}' of lm-evaluation-harness brings Python code, which is not run here: say what "
@@ -161,7 +181,7 @@ def _installed(name: str, column: str) -> dict:
 
 
 @cache
-def _index() -> dict[str, Path]:
+def _tasks() -> dict[str, Path]:
     """The harness's tasks that are YAML, by name."""
     _, _, TaskManager = modules()
     return {
@@ -225,7 +245,7 @@ def _scored(column: LMEval, task: dict, log: dict) -> dict:
     )
     items = [
         {
-            "index": str(sample["doc"].get("index", sample["doc_id"])),
+            "index": _index_of(sample["doc"], sample["doc_id"]),
             "prediction": whole(_prediction(task, sample)),
             "score": float(sample[metric]),
             "groups": [],

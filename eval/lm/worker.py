@@ -1,6 +1,6 @@
 """The worker: loads lm-evaluation-harness once and scores many models (see :mod:`eval.workers.server`).
 
-Started by :mod:`eval.lm.client`; not called by hand.  A request is ``{"do": "evaluate" | "versions", …}``.
+Started by :mod:`eval.lm.client`; not called by hand.  A request is ``{"do": "evaluate" | "prompts" | "versions", …}``.
 """
 
 import dataclasses
@@ -23,6 +23,8 @@ def answer(data_dir: str, request: dict):
         path, identity = request["journal"]
         with Journal(Path(path), identity).opened() as journal:
             return harness.evaluate(data_dir, asked, dataclasses.replace(how, journal=journal))
+    if request["do"] == "prompts":
+        return harness.prompts(data_dir, LMEval.model_validate(request["column"]))
     return harness.versions()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -10,7 +12,7 @@ from PIL.Image import Image
 from emkit import backbones
 from emkit.progress import report
 from eval import features, keys
-from eval.asking import Judged, Merged
+from eval.asking import Judged, Merged, Prompt
 from eval.columns.kinds import VLMEvalKit
 from eval.vlm import client
 
@@ -33,6 +35,12 @@ def ask(merged: Merged, column: VLMEvalKit, judged: Judged) -> tuple[list[dict],
     with judged.counted() as (opened, counts):
         result = client.evaluate(data, column, predictions, opened.url, limit)
     return result.items, {**result.harness, "judge": counts}
+
+
+def prompts(data: Path, column: VLMEvalKit, seconds: float | None) -> list[Prompt]:
+    """Every question with its picture's file, as the column asks it."""
+    found = client.prompts(data, column, seconds or client.REQUEST_SECONDS)
+    return [Prompt(one.index, one.text + column.suffix, base64.b64decode(one.picture)) for one in found]
 
 
 def _kept(
