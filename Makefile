@@ -29,7 +29,7 @@ export EMKIT_SEEDS := $(SEEDS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-small lab taste test test-fast test-slurm lint format lock zoo zoo-smoke status plan reproduce-tables reproduce-figures reproduce-all notebooks book clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
+.PHONY: help setup setup-small lab taste test test-fast test-slurm lint format lock zoo zoo-smoke status doctor plan reproduce-tables reproduce-figures reproduce-all notebooks book clean $(TABLES:%=reproduce-%) $(TABLES:%=plan-%)
 
 # Lines that begin with "#:" are what `make` prints: target | what it does | what it needs | how long it takes (2 cores).
 #: help             | print this list                                          | -                         | at once
@@ -55,6 +55,7 @@ export EMKIT_SEEDS := $(SEEDS)
 #: reproduce-all    | all thirteen tables and the figures                      | 5 GB memory, 2 GB of disk | 210 min, reckoned
 #: status           | what stands of each table, and what a run is at          | -                         | 10 s
 #: plan             | a line for each table: merges, fits, tokens, the judge's dollars | -                 | 6 s
+#: doctor           | is everything here that Tables 1 to 3 need? A line for each thing, with what to do | network for hub ids | 30 s
 #: plan-table1      | list the jobs behind Table 1 (or another), run none      | -                         | 10 s
 #: notebooks        | execute every notebook again, JOBS at once               | 4 GB memory; of tables: that they were run | 6 min of processor time
 #: book             | a site of notebooks, tables, methods and API that opens from a plain folder (build/book) | nothing more | 30 s of processor time
@@ -155,6 +156,9 @@ status: .venv/ready
 
 plan: .venv/ready
 	@$(PY) -m eval plan $(ALL) --profile $(PROFILE) --short
+
+doctor: $(READY)
+	@$(PY) -m eval doctor table1 table2 table3 --profile $(PROFILE)
 
 $(TABLES:%=plan-%): plan-%: .venv/ready
 	@$(PY) -m eval plan $* --profile $(PROFILE)

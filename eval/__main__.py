@@ -84,6 +84,17 @@ def plan(tables: tuple[str, ...], profile: str, results: str, short: bool) -> No
 @app.command
 @click.argument("tables", metavar="TABLE...", nargs=-1, required=True)
 @_PROFILE
+def doctor(tables: tuple[str, ...], profile: str, results: str) -> int:
+    """Look at what the tables need of this machine; runs nothing, and fetches small files alone."""
+    from eval.doctor import report
+    from eval.summary import expanded
+
+    return report(expanded(list(tables), profile, results)[0])
+
+
+@app.command
+@click.argument("tables", metavar="TABLE...", nargs=-1, required=True)
+@_PROFILE
 def status(tables: tuple[str, ...], profile: str, results: str) -> None:
     """What stands of the tables, and what a run is at now."""
     from eval.status import text

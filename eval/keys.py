@@ -32,14 +32,17 @@ _ASIDE = (
     *SILENT,
     "eval.columns",
     "eval.configured",
+    "eval.devices",
     "eval.judge.cli",
     "eval.judge.estimate",
     "eval.keys",
+    "eval.memory",
     "eval.places",
     "eval.plan",
     "eval.profile",
     "eval.signs",
     "eval.table",
+    "eval.times",
 )
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 LIBRARIES = ("torch", "transformers", "numpy")

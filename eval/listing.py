@@ -9,6 +9,8 @@ from pathlib import Path
 from emkit.config import default
 from emkit.methods import VALIDATION as CHOSEN
 from emkit.methods import Scaled
+from emkit.own.resources import human
+from eval import needs, times
 from eval.columns.kinds import Column
 from eval.judge import estimate
 from eval.keys import ROOT
@@ -39,9 +41,24 @@ def listing(plan: Plan) -> str:
         "",
         *_settings(plan),
         "",
+        *_costs(plan),
+        "",
         f"table and notebook: {plan.home / 'tables'}, {plan.home / 'notebooks'}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _costs(plan: Plan) -> list[str]:
+    """What is missing, and what that takes of time, memory, disk and dollars, as far as it can be told."""
+    stand = sum(plan.is_valid(plan.resolved(job), name) for job in plan.jobs for name in plan.benchmarks)
+    lines = [f"missing: {len(plan.jobs) * len(plan.benchmarks) - stand} of these cells"]
+    lines.append(f"time: {times.said(plan)}")
+    wanted = needs.needs(plan)
+    if wanted is None:
+        lines.append("memory and disk: told once the models are here (`make doctor` looks at the rest)")
+    else:
+        lines.append(f"memory: {wanted.said}; disk: {human(wanted.merged)} for each row at once")
+    return [*lines, f"judge: at most ${estimate.total(plan):,.2f}"]
 
 
 def overview(plans: Sequence[Plan]) -> str:

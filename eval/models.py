@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from emkit import backbones, layouts
+from emkit import backbones, layouts, originals
 from emkit.checkpoints import Checkpoint, check_same_headers
 from emkit.errors import UserError
 from emkit.files import atomic_write, read_json, read_kept, sha256_json, write_json
@@ -54,12 +54,23 @@ def _is_whole(folder: Path) -> bool:
 
 
 def check(plan: Plan) -> None:
-    """Look at the models that are here and at the calibration sets, before anything long starts.
+    """Look at the models that are here and at the calibration sets, before anything long starts."""
+    check_models(plan)
+    check_calibration(plan)
 
-    ``UserError`` for a missing, pickled or truncated checkpoint, for merged tensors that differ from the base's in name
-    or shape, for NaN, for a task without calibration samples, and for a column that says of pictures what this family
-    has no setting for.
-    """
+
+def check_calibration(plan: Plan) -> None:
+    """``UserError`` for a task without calibration samples, unless a step of the run makes them."""
+    profile = plan.profile
+    if profile.prompts is None and any(plan.method(job.row).learned for job in plan.jobs):
+        for expert in profile.models.experts:
+            next(profile.calibration.drawn_from(profile.backbone).items(expert, profile.seeds[0]))
+
+
+def check_models(plan: Plan) -> None:
+    """``UserError`` for a missing, pickled or truncated checkpoint, for merged tensors that differ from the base's in
+    name or shape, for NaN, for what :func:`check_words` finds, and for a column that says of pictures what this family
+    has no setting for."""
     _check_pictures(plan)
     missing = [folder for folder in folders(plan) if not _is_there(folder)]
     if missing and plan.profile.zoo is None:
@@ -83,12 +94,7 @@ def check(plan: Plan) -> None:
         own = layouts.aligned(base, {label: checkpoint}, backbone)[label]
         check_same_headers(base, own, label, backbone.merged_names(base.names))
         _scan(checkpoint, folder, seen)
-    _check_tokenizer(plan, here)
-    made = plan.profile.prompts is not None  # by a step of the run
-    if not made and any(plan.method(job.row).learned for job in plan.jobs):
-        profile = plan.profile
-        for expert in profile.models.experts:
-            next(profile.calibration.drawn_from(profile.backbone).items(expert, profile.seeds[0]))
+    check_words(plan, here)
 
 
 def _scan(checkpoint: Checkpoint, folder: Path, seen: Path) -> None:
@@ -99,12 +105,33 @@ def _scan(checkpoint: Checkpoint, folder: Path, seen: Path) -> None:
         write_json(seen, [*before, key])
 
 
-def _check_tokenizer(plan: Plan, here: Mapping[str, Path]) -> None:
-    """``UserError`` where the tokenizer that asks all models has tokens that the base has no row for."""
+def check_words(plan: Plan, stored: Mapping[str, Path]) -> None:
+    """Look at the small files of models that are here (role → folder, as it is stored): who can be asked as it will be.
+
+    ``UserError`` for a chat without a template, for experts whose logits a fit cannot compare with the base's, and for
+    a tokenizer with tokens that the base has no row for. Adapters have what their base has.
+    """
+    whole = {role: folder for role, folder in stored.items() if not is_adapter(folder)}
     owner = plan.profile.models.tokenizer
-    if owner is not None and {owner, "base"} <= set(here):
-        rows = checks.config(plan.folder("base"), "the base").text.get("vocab_size")
-        tokens.check_rows(owner, plan.folder(owner), rows, False)
+    chat = next((name for name, column in plan.protocol.columns.items() if column.needs_template), None)
+    for role in whole if owner is None else {owner} & set(whole):
+        # an original layout gets its template when it is converted
+        if chat is not None and originals.kind(whole[role]) is None and tokens.template(whole[role]) is None:
+            raise UserError(
+                f"{role} ({plan.profile.checkpoints[role]}) has no chat template, and {chat} is asked as a chat: give "
+                "the profile `models.tokenizer: <expert>`, with whose tokenizer and template all models are asked"
+            )
+    rows = {role: checks.config(folder, role).text.get("vocab_size") for role, folder in whole.items()}
+    if any(plan.method(job.row).learned for job in plan.jobs):
+        for expert in plan.profile.models.experts:
+            if {expert, "base"} <= set(rows) and rows[expert] != rows["base"]:
+                raise UserError(
+                    f"{expert} ({plan.profile.checkpoints[expert]}) has {rows[expert]} tokens, the base {rows['base']};"
+                    " learned rows compare logits token by token; bring it to the base's size, or leave them out "
+                    "(`leave_out` of the profile)"
+                )
+    if owner is not None and {owner, "base"} <= set(whole):
+        tokens.check_rows(owner, whole[owner], rows["base"], False)
 
 
 def _check_pictures(plan: Plan) -> None:
@@ -125,7 +152,7 @@ def provide(plan: Plan, stamp: Path) -> None:
         command = [sys.executable, "-m", "emkit.cli", "zoo", "build", zoo, "--out", str(out)]
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"training the zoo {zoo} failed")
-    resolved.fetch(plan.profile.checkpoints, plan.revisions)
+    resolved.fetch(plan.profile.checkpoints, plan.revisions, lambda folders: check_words(plan, folders))
     check(plan)
     with atomic_write(stamp) as part:
         part.write_text("".join(f"{folder}\n" for folder in _here(plan).values()), encoding="utf-8")

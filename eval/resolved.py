@@ -9,7 +9,7 @@ network. To go on to a newer one, or to begin anew, delete the file. Either may 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -79,16 +79,32 @@ def conversion(name: str, record: Path) -> str | None:
     return originals.code() if found is not None and originals.kind(found) is not None else None
 
 
-def fetch(names: Mapping[str, str], record: Path) -> None:
+def small(names: Mapping[str, str], record: Path) -> dict[str, Path]:
+    """The folder of each of ``names`` (by label) with its small files at least; those of hub ids are fetched.
+
+    ``UserError`` for one that is not there, or asks for its terms.
+    """
+    ids = {label: _pinned(name, record) for label, name in names.items()}
+    return {label: hub.stored(pinned, label, hub.SMALL) for label, pinned in ids.items()}
+
+
+def missing_bytes(names: Mapping[str, str], record: Path) -> int:
+    """How much there is to fetch of the weights of ``names`` (by label)."""
+    return sum(hub.missing_bytes(_pinned(name, record), label) for label, name in names.items())
+
+
+def fetch(
+    names: Mapping[str, str], record: Path, look: Callable[[dict[str, Path]], None] = lambda folders: None
+) -> None:
     """Fetch the hub ids among ``names`` (by label) that are not here, small files of all before the weights of any.
 
-    Records their revisions. ``UserError`` for one that is not there, asks for its terms, or came in pieces: a file of
-    weights is believed by its hash, which is its name in the hub's cache.
+    ``look`` is shown the folders of those between the two. Records their revisions. ``UserError`` for one that is not
+    there, asks for its terms, or came in pieces: a file of weights is believed by its hash, which is its name in the
+    hub's cache.
     """
     ids = {label: _pinned(name, record) for label, name in names.items() if hub.is_id(name)}
-    for label, pinned in ids.items():
-        hub.stored(pinned, label, hub.SMALL)
-    _check_room(sum(hub.missing_bytes(pinned, label) for label, pinned in ids.items()))
+    look(small(names, record))
+    _check_room(missing_bytes(names, record))
     for label, pinned in ids.items():
         found = hub.stored(pinned, label)
         _check_hashes(found, label)

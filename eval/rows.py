@@ -18,7 +18,7 @@ import torch
 
 from emkit.files import atomic_write, lock, sha256_json, write_json
 from emkit.progress import report, section
-from eval import asking, devices, memory, merging, scores, signs
+from eval import asking, devices, memory, merging, scores, signs, times
 from eval.judge.errors import NoJudge
 from eval.places import Job
 from eval.plan import Plan
@@ -56,8 +56,10 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
     about = {
         name: {"row": job.row, "seed": job.seed, "benchmark": name, **plan.expected(job, name)} for name in benchmarks
     }
+    began = time.monotonic()
     try:
         merged = _merged(plan, job, folder, about)
+        times.note(plan, job, times.MERGE, time.monotonic() - began)
     except Exception as error:
         for name in benchmarks:
             scores.write_unscored(plan.cell(job, name), "failed", _reason("merging", error), **about[name])
@@ -69,6 +71,7 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
                 with section(name):
                     items, harness = asking.ask(merged, name, judged)
                 scores.write_scored(path, items, harness=harness, **about[name])
+                times.note(plan, job, name, time.monotonic() - started)
                 plan.answers(job, name).unlink(missing_ok=True)
             except NoJudge as error:
                 scores.write_unscored(path, "no judge", str(error), **about[name])

@@ -57,16 +57,25 @@ def _sizes(task_vectors: TaskVectors, name: str, wide: torch.dtype | None) -> li
     return [base] + [vector] * len(task_vectors.experts)
 
 
-def fixed_bytes(task_vectors: TaskVectors, model, options: EngineOptions, wide: torch.dtype) -> int:
+def fixed_bytes(
+    task_vectors: TaskVectors, model, options: EngineOptions, wide: torch.dtype, device: str | None = None
+) -> int:
     """What a fit needs besides task vectors: the model, activations, logits, one gradient, working blocks, and on a GPU
-    an expert's head and what the GPU takes for itself."""
-    device = next(model.parameters()).device.type
+    an expert's head and what the GPU takes for itself. ``device``: where, if not where the model is."""
+    device = device or next(model.parameters()).device.type
     largest = max(task_vectors.numel(name) for name in task_vectors.names)
     gradient = largest * next(model.parameters()).element_size()
     needed = model_bytes(model) + activation_bytes(model, options) + gradient
     needed += 4 * BLOCK.get(device, BLOCK["cuda"]) * wide.itemsize
     needed += LOGIT_BLOCKS * HELD.get(device, HELD["cuda"]) * wide.itemsize
     return needed + (_head_bytes(model) + GPU_OWN if device == "cuda" else 0)
+
+
+def fit_bytes(task_vectors: TaskVectors, outline, options: EngineOptions, device: str = "cuda") -> int:
+    """The least that a fit takes of a device, its task vectors streamed; ``outline`` is the model, on the meta device
+    where it is only to be told, in the dtype of the fit."""
+    moving = moving_bytes(task_vectors) if device == "cuda" else 0
+    return fixed_bytes(task_vectors, outline, options, torch.float32, device) + moving
 
 
 def moving_bytes(task_vectors: TaskVectors) -> int:

@@ -91,6 +91,11 @@ class Column(Settings):
         """The modules that ask and score it and are imported by name, which no import statement shows."""
         return (f"{self.room}.asking", f"{self.room}.worker")
 
+    @property
+    def needs_template(self) -> bool:
+        """Whether a question cannot be put without a chat template."""
+        return False
+
     def asked(self) -> dict[str, Any]:
         """Everything that its score depends on, as plain values."""
         return self.model_dump(mode="json", exclude=_WORDS)
@@ -127,6 +132,10 @@ class VLMEvalKit(Column):
     max_tiles: int | None = option(None, "most tiles of an image (InternVL)", ge=1)
     min_pixels: int | None = option(None, "fewest pixels of an image (Qwen2-VL)", ge=1)
     max_pixels: int | None = option(None, "most pixels of an image (Qwen2-VL)", ge=1)
+
+    @property
+    def needs_template(self) -> bool:
+        return True
 
     @property
     def pictures(self) -> dict[str, int]:
@@ -179,6 +188,10 @@ class LMEval(_Text):
     runs_programs: bool = option(False, "whether scoring runs what the model wrote, which takes the sandbox")
     chat: bool = option(True, "whether a question is a turn of the model's chat template, or plain text")
     score: str | None = option(None, "the harness's number, as '<metric>,<filter>'; none: the task's first of each")
+
+    @property
+    def needs_template(self) -> bool:
+        return self.chat
 
     @field_validator("judge")
     @classmethod
