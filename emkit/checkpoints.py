@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from emkit.blocks import in_blocks
 from emkit.errors import UserError
+from emkit.hashes import once
 from emkit.shards import DTYPES, INDEX, SINGLE, TensorInfo
 
 _ZOO = Path("results/zoo")  # of the repository, where commands are typed
@@ -133,12 +134,15 @@ class Checkpoint:
         return file_identities(self._files.values())
 
     def sha256(self) -> str:
-        """Hash over every tensor's name, dtype, shape and bytes: the same however the tensors are sharded."""
+        """Hash over every tensor's name, dtype, shape and bytes: the same however the tensors are sharded.
+
+        Large files are read for it once a machine (:mod:`emkit.hashes`).
+        """
         return self._sha256
 
     @cached_property
     def _sha256(self) -> str:
-        return sha256_tensors((name, self.read(name)) for name in self.names)
+        return once(self._files.values(), self.names, lambda: sha256_tensors((n, self.read(n)) for n in self.names))
 
     def _reader(self, name: str) -> safe_open:
         if name not in self._files:
