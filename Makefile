@@ -48,9 +48,9 @@ export EMKIT_SEEDS := $(SEEDS)
 #: reproduce-table8 | Table 8: the regulariser's weight, InternVL (9: Qwen2-VL, 10: Mistral) | 4 GB memory | 20 min after Table 1
 #: reproduce-table9 | Table 9, the same way, on the miniature Qwen2-VL         | 4 GB memory               | 35 min after Table 2, beside other work
 #: reproduce-table10 | Table 10, the same way, on the miniature Mistral        | 5 GB memory               | 12 min after Table 3
-#: reproduce-table11 | Table 11: the number of samples, InternVL (12: Qwen2-VL, 13: Mistral) | 4 GB memory | 35 min after Table 1, reckoned
+#: reproduce-table11 | Table 11: the number of samples, InternVL (12: Qwen2-VL, 13: Mistral) | 4 GB memory | 45 min after Table 1, reckoned from its halves
 #: reproduce-table12 | Table 12, the same way, on the miniature Qwen2-VL       | 4 GB memory               | 66 min, beside other work
-#: reproduce-table13 | Table 13, the same way, on the miniature Mistral        | 5 GB memory               | 15 min after Table 3, reckoned
+#: reproduce-table13 | Table 13, the same way, on the miniature Mistral        | 5 GB memory               | 28 min, beside other work
 #: reproduce-figures | Figures 3 to 5 and their notebook, from Tables 1 to 3, which it runs | 5 GB memory  | 30 s after Tables 1 to 3
 #: reproduce-all    | all thirteen tables and the figures                      | 5 GB memory, 2 GB of disk | 210 min, reckoned
 #: status           | what stands of each table, and what a run is at          | -                         | 10 s

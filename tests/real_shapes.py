@@ -16,6 +16,7 @@ CONFIGS = {
     "internvl": {
         "model_type": "internvl",
         "architectures": ["InternVLForConditionalGeneration"],
+        "tie_word_embeddings": False,
         "text_config": {
             "model_type": "qwen2",
             **{"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},

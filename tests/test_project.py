@@ -134,6 +134,7 @@ def test_every_value_of_a_profile_has_its_source(path):
             assert f"methods.{method}.{key}" in named, f"methods.{method}.{key} has no source"
     for key in found.calibration.model_fields_set:
         assert f"calibration.{key}" in named or key == "files", f"calibration.{key} has no source"
+    assert found.prompts is None or "prompts" in named
     assert {"grid", "seeds"} <= named and bool(found.scales) == ("scales" in named)
 
 
