@@ -111,6 +111,18 @@ def show(table: str, profile: str, results: str) -> None:
     print(standing(table, profile, results))
 
 
+@step()
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Jobs at once, one thread each.")
+@click.option("--max-usd", help="The most that a paid judge may cost, in dollars, for each way of asking.")
+def protocols(table: str, profile: str, results: str, jobs: int, max_usd: str | None) -> int:
+    """Score base and experts by each way of asking that the columns have, and say which is nearest to the paper's."""
+    from eval.judge.spending import set_cap
+    from eval.protocols import compare
+
+    set_cap(max_usd)
+    return compare(table, profile, results, jobs)
+
+
 @step("row")
 def explain(table: str, row: str, profile: str, results: str) -> None:
     """The options of one row, each with its value and where that is from."""

@@ -202,6 +202,7 @@ def test_wrong_items_and_tasks_are_one_clear_line(folder):
         writer.write(asked(), "evaluation", folder / "out")
     for task, message in (
         ("arc_eazy", "lm-evaluation-harness has no task 'arc_eazy': did you mean 'arc_easy'"),
+        ("minerva_math", "'minerva_math' of lm-evaluation-harness is a group of tasks: name one of them"),
         ("humaneval", "the task 'humaneval' of lm-evaluation-harness brings Python code, which is not run here"),
         ({"doc_to_text": "!function eval.lm.scoring.nothing"}, "the function eval.lm.scoring.nothing, which is not"),
     ):

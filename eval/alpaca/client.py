@@ -28,8 +28,13 @@ class Prompt:
 
 
 def prompts(data_dir: str | Path, column: AlpacaEval) -> list[Prompt]:
-    """Every item's instruction, in the file's order: what a model is to answer in one turn of its chat template."""
-    return [Prompt(row["index"], row["instruction"]) for row in rows(data_dir, column)]
+    """Every item's instruction as the column puts it, in the file's order."""
+    return [Prompt(row["index"], _put(column.prompt, row["instruction"])) for row in rows(data_dir, column)]
+
+
+def _put(prompt: str, instruction: str) -> str:
+    before, _, after = prompt.partition("{instruction}")
+    return before + instruction + after
 
 
 def evaluate(

@@ -6,7 +6,8 @@ What a file says first holds everywhere. What differs by profile or backbone is 
 2. what the profile says of all its columns (``protocol.every_column`` of a profile file: "ten items each");
 3. the file's ``backbones: {<backbone>: …}``;
 4. its ``profiles: {<profile>: …}``, and within that ``backbones: {<backbone>: …}``;
-5. what the profile says of this one (``protocol.of_column``: "GQA from a mirror").
+5. its ``protocols: {<name>: …}``, where the profile names one (``protocol.named``: another published way of asking);
+6. what the profile says of this one (``protocol.of_column``: "GQA from a mirror").
 
 Nothing else has to be told of a new column: a table that names it asks it. README.md explains the ones there are.
 """
@@ -30,7 +31,7 @@ from eval.columns.kinds import LMEval as LMEval
 from eval.columns.kinds import VLMEvalKit as VLMEvalKit
 
 FOLDER = Path(__file__).parent
-_BY_BACKBONE, _BY_PROFILE = "backbones", "profiles"
+_BY_BACKBONE, _BY_PROFILE, _BY_PROTOCOL = "backbones", "profiles", "protocols"
 
 
 class Generation(Settings):
@@ -53,6 +54,7 @@ class Asking(Settings):
     judge_max_usd: float | None = option(
         None, "the most that the judge may cost, unless --max-usd or EMKIT_MAX_USD says another", ge=0
     )
+    named: str | None = option(None, "of the columns' named ways of asking the one that is taken; none: the usual one")
     generation: Generation = option(Generation(), "how a merged model answers")
     keep_image_features: bool = option(False, "whether image features are kept for all rows (eval/features.py)")
     request_seconds: float | None = option(
@@ -106,11 +108,12 @@ def load(
     profile: str = "",
     every: Mapping[str, Any] | None = None,
     own: Mapping[str, Any] | None = None,
+    named: str | None = None,
 ) -> Column:
     """The column called ``name`` as ``backbone`` is asked it on ``profile``; ``UserError`` for a wrong file or none.
 
     ``every`` is what the profile says of all its columns; what a column's harness does not have is not said of it.
-    ``own`` is what it says of this one.
+    ``own`` is what it says of this one, and ``named`` the way of asking that is taken where the column has it.
     """
     if name not in names():
         raise UserError(f"unknown benchmark '{name}': {nearest(name, names())}")
@@ -119,10 +122,13 @@ def load(
     if not isinstance(said, dict):
         raise fail(where, "is not a mapping")
     every = {key: value for key, value in (every or {}).items() if key in HARNESSES[_harness(said, where)].model_fields}
-    by_backbone, by_profile = (_layers(said, key, where) for key in (_BY_BACKBONE, _BY_PROFILE))
+    by_backbone, by_profile, by_protocol = (
+        _layers(said, key, where) for key in (_BY_BACKBONE, _BY_PROFILE, _BY_PROTOCOL)
+    )
     there = dict(by_profile.get(profile, {}))
     within = _layers(there, _BY_BACKBONE, f"{where}{_BY_PROFILE}.{profile}.")
-    merged = said | every | by_backbone.get(backbone, {}) | there | within.get(backbone, {}) | dict(own or {})
+    merged = said | every | by_backbone.get(backbone, {}) | there | within.get(backbone, {})
+    merged |= by_protocol.get(named or "", {}) | dict(own or {})
     return parse(HARNESSES[_harness(merged, where)], merged | {"name": name}, where)
 
 
@@ -141,6 +147,16 @@ def _layers(said: dict, key: str, where: str) -> dict[str, dict]:
     return layers
 
 
+def protocols(columns: Iterable[str]) -> list[str]:
+    """The named ways of asking that any of ``columns`` has."""
+    found: dict[str, None] = {}
+    for name in set(columns) & set(names()):
+        path = FOLDER / f"{name}.yaml"
+        said = load_yaml(path.read_text(encoding="utf-8"), str(path))
+        found |= dict.fromkeys(_layers(said, _BY_PROTOCOL, f"{path}: ") if isinstance(said, dict) else {})
+    return sorted(found)
+
+
 def protocol(profile: str, backbone: str, columns: Iterable[str], said: Any, where: str) -> Protocol:
     """How ``columns`` are asked of ``backbone`` on ``profile``; ``said`` is the profile's section, at ``where``."""
     asking, known = parse(Asking, said, where), {key for kind in HARNESSES.values() for key in kind.model_fields}
@@ -150,10 +166,13 @@ def protocol(profile: str, backbone: str, columns: Iterable[str], said: Any, whe
     for name in asking.of_column:
         if name not in names():
             raise fail(f"{where}.of_column", f"unknown benchmark '{name}': {nearest(name, names())}")
-    loaded = {}
+    loaded, columns = {}, list(columns)
+    if asking.named is not None and asking.named not in (there := protocols(columns)):
+        raise fail(f"{where}.named", f"no column has the protocol '{asking.named}': {nearest(asking.named, there)}")
     for name in columns:
         try:
-            loaded[name] = load(name, backbone, profile, asking.every_column, asking.of_column.get(name))
+            own = asking.of_column.get(name)
+            loaded[name] = load(name, backbone, profile, asking.every_column, own, asking.named)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
     shared = {key: getattr(asking, key) for key in Asking.model_fields}

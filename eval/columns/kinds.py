@@ -218,6 +218,15 @@ class AlpacaEval(_Text):
 
     harness: Literal["alpaca_eval"] = option(..., "the package alpaca_eval")
     reference: str | None = option(None, "whose replies a published set is compared with")
+    prompt: str = option("{instruction}", "what the model is asked, its instruction in the braces")
+    chat: bool = option(True, "whether that is a turn of the model's chat template, or plain text")
+
+    @field_validator("prompt")
+    @classmethod
+    def _with_the_instruction(cls, prompt: str) -> str:
+        if prompt.count("{instruction}") != 1:
+            raise ValueError("has to hold {instruction} once")
+        return prompt
 
     @field_validator("judge")
     @classmethod
@@ -225,6 +234,10 @@ class AlpacaEval(_Text):
         if not judge:
             raise ValueError("alpaca_eval asks a judge")
         return judge
+
+    @property
+    def needs_template(self) -> bool:
+        return False  # a model without one gets the text as it is
 
     @property
     def source(self) -> str:

@@ -170,6 +170,11 @@ def _installed(name: str, column: str) -> dict:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     path = _tasks().get(name)
+    if name in _groups():
+        raise UserError(
+            f"{column}: '{name}' of lm-evaluation-harness is a group of tasks: name one of them, or say under `task:` "
+            "what all of them ask, and under `hub` the files of all"
+        )
     if path is None:
         raise UserError(f"{column}: lm-evaluation-harness has no task '{name}': {nearest(name, _tasks())}")
     if _has_code(path):
@@ -178,6 +183,13 @@ def _installed(name: str, column: str) -> dict:
             "it asks under `task:`, with functions of this project"
         )
     return {key: value for key, value in load_yaml(path).items() if key not in ("tag", "group")}
+
+
+@cache
+def _groups() -> set[str]:
+    """The names of the harness's groups of tasks."""
+    _, _, TaskManager = modules()
+    return {name for name, entry in TaskManager().task_index.items() if entry.kind.name in ("GROUP", "TAG")}
 
 
 @cache
