@@ -84,13 +84,12 @@ def small(names: Mapping[str, str], record: Path) -> dict[str, Path]:
 
     ``UserError`` for one that is not there, or asks for its terms.
     """
-    ids = {label: _pinned(name, record) for label, name in names.items()}
-    return {label: hub.stored(pinned, label, hub.SMALL) for label, pinned in ids.items()}
+    return {label: hub.stored(pinned(name, record), label, hub.SMALL) for label, name in names.items()}
 
 
 def missing_bytes(names: Mapping[str, str], record: Path) -> int:
     """How much there is to fetch of the weights of ``names`` (by label)."""
-    return sum(hub.missing_bytes(_pinned(name, record), label) for label, name in names.items())
+    return sum(hub.missing_bytes(pinned(name, record), label) for label, name in names.items())
 
 
 def fetch(
@@ -102,11 +101,11 @@ def fetch(
     there, asks for its terms, or came in pieces: a file of weights is believed by its hash, which is its name in the
     hub's cache.
     """
-    ids = {label: _pinned(name, record) for label, name in names.items() if hub.is_id(name)}
+    ids = {label: pinned(name, record) for label, name in names.items() if hub.is_id(name)}
     look(small(names, record))
     _check_room(missing_bytes(names, record))
-    for label, pinned in ids.items():
-        found = hub.stored(pinned, label)
+    for label, name in ids.items():
+        found = hub.stored(name, label)
         _check_hashes(found, label)
         remember(record, names[label], found.name)
 
@@ -120,8 +119,8 @@ def _check_room(needed: int) -> None:
         )
 
 
-def _pinned(name: str, record: Path) -> str:
-    """The hub id at the revision that was recorded, else as it is."""
+def pinned(name: str, record: Path) -> str:
+    """A hub id at the revision that was recorded; as it is where none was, and a folder always."""
     revision = revisions(record).get(name)
     return name if revision is None else f"{name.partition('@')[0]}@{revision}"
 

@@ -13,6 +13,7 @@ from test_own_hub import SHA, Hub, server  # noqa: F401 - a fixture
 from emkit import cli
 from emkit.errors import UserError
 from eval import merging, models
+from eval.lessons import probe
 from eval.places import Job
 
 MODELS = {"base": "user/base", "experts": {name: f"user/{name}" for name in own.EXPERTS}}
@@ -64,6 +65,16 @@ def test_a_model_that_changes_on_the_hub_stays_what_it_was(plan, monkeypatch):
     monkeypatch.setitem(Hub.models, "user/math", {**Hub.models["user/math"], "model.safetensors": b"others"})
     provided(plan)
     assert plan.expected(Job("em", 0), "MATH") == before and plan.folder("math") == folder
+
+
+def test_notebooks_open_the_revision_that_the_runs_read(plan, server):  # noqa: F811
+    assert probe.open_zoo(plan.profile_path, "mistral", plan.home.parent).named["math"] == "user/math"
+    provided(plan)
+    server.shutdown()
+    server.server_close()
+    zoo = probe.open_zoo(plan.profile_path, "mistral", plan.home.parent)
+    assert zoo.named == {"base": f"user/base@{SHA}", "math": f"user/math@{SHA}", "code": f"user/code@{SHA}"}
+    assert zoo.experts.labels == list(own.EXPERTS)
 
 
 def test_an_id_with_a_revision_of_its_own_is_fetched_at_it_and_once(plan, tmp_path, server):  # noqa: F811

@@ -122,8 +122,8 @@ def short_fit(zoo: Zoo, pair: tuple[str, str], scale: float, steps: int, samples
 
     Answers of the experts and states are made in a temporary folder, so nothing of it is kept.
     """
-    models, method = zoo.profile.models, methods.get("expert_merging")
-    experts = Experts(models.base, {name: models.experts[name] for name in pair}, backbone=zoo.backbone)
+    method = methods.get("expert_merging")
+    experts = Experts(zoo.named["base"], {name: zoo.named[name] for name in pair}, backbone=zoo.backbone)
     given = dict(zoo.profile.methods.get(method.name, {}))
     given["optimiser"] = {**given.get("optimiser", {}), "steps": steps}
     if isinstance(given.get("beta"), Mapping):

@@ -21,6 +21,8 @@ from emkit.alignment.sources import JsonlSource
 from emkit.errors import UserError
 from emkit.schema import nearest
 from eval import columns, plan, profile, table
+from eval.places import Places
+from eval.resolved import pinned
 
 VALIDATION = "validation"  # the items on which a profile's scales are chosen; no row of a table is scored on them
 
@@ -57,7 +59,13 @@ class Zoo:
         for folder in (models.base, *models.experts.values()):
             if self.profile.zoo is not None and not Path(folder).is_dir():
                 raise UserError(f"there is no model {folder}: `{self.plan.command}` trains the zoo {self.profile.zoo}")
-        return Experts(models.base, models.experts, backbone=self.backbone)
+        return Experts(self.named["base"], {name: self.named[name] for name in self.names}, backbone=self.backbone)
+
+    @cached_property
+    def named(self) -> dict[str, str]:
+        """Role → folder, or hub id at the revision that the profile's runs read."""
+        places = Places(Path(self.results) / self.profile.name, self.backbone, "", ())
+        return {role: pinned(name, places.revisions) for role, name in self.profile.checkpoints.items()}
 
     @cached_property
     def live(self) -> Live:
