@@ -38,11 +38,11 @@ rule all:
 
 rule zoo:
     output: PLAN.zoo_stamp
-    shell: "{EVAL} zoo {ARGUMENTS} --stamp {output}"
+    shell: "{EVAL} zoo {ARGUMENTS} --stamp {output:q}"
 
 rule data:
     output: str(PLAN.manifest("{split}"))
-    shell: "{EVAL} data {ARGUMENTS} --split {wildcards.split}"
+    shell: "{EVAL} data {ARGUMENTS} --split {wildcards.split:q}"
 
 rule prompts:
     output: PLAN.prompts_stamp
@@ -53,18 +53,18 @@ rule curve:
     input: ancient(PLAN.manifest(VALIDATION)), ancient(MODELS)
     output: expand(f"{STAMPS}/validation/{{{{row}}}}/{{value}}.done", value=PLAN.grid)
     resources: **GPU
-    shell: "{EVAL} curve {ARGUMENTS} {wildcards.row}"
+    shell: "{EVAL} curve {ARGUMENTS} {wildcards.row:q}"
 
 rule scale:
     input: lambda wildcards: ancient([PLAN.stamp(point) for point in PLAN.points(wildcards.row)])
     output: f"{PLAN.run}/scale/{{row}}.json"
-    shell: "{EVAL} scale {ARGUMENTS} {wildcards.row}"
+    shell: "{EVAL} scale {ARGUMENTS} {wildcards.row:q}"
 
 rule row:
     input: row_inputs
     output: f"{STAMPS}/evaluation/{{row}}/{{seed}}.done"
     resources: **GPU
-    shell: "{EVAL} row {ARGUMENTS} {wildcards.row} {wildcards.seed}"
+    shell: "{EVAL} row {ARGUMENTS} {wildcards.row:q} {wildcards.seed:q}"
 
 rule table:
     input: ancient([PLAN.stamp(job) for job in PLAN.jobs])

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from emkit.errors import UserError
-from emkit.schema import fail, nearest
+from emkit.schema import NAME, fail, nearest
 
 S = TypeVar("S", bound="Settings")
 Text = Annotated[str, Field(pattern=r"\S")]  # not empty
+Name = Annotated[str, Field(pattern=NAME)]  # what may become a file's name or an argument
 
 
 class Settings(BaseModel):

@@ -11,6 +11,19 @@ import yaml
 
 from emkit.errors import UserError
 
+# of whatever becomes a file's name or an argument: letters, digits, _ . + -, and neither hidden nor taken for an option
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$"
+
+
+def check_name(name: str, where: str, what: str) -> str:
+    """The name; ``UserError`` for one that could be a path of its own, an option, or a shell's words."""
+    if not re.fullmatch(NAME.strip("^$"), name):
+        raise fail(
+            where,
+            f"{what} '{name}' is not a name: letters, digits, '_', '.', '+' and '-', and the last three not first",
+        )
+    return name
+
 
 def fail(where: str, message: str) -> UserError:
     """The line for a wrong value at ``where`` ("file: key.key")."""

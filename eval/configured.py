@@ -32,6 +32,10 @@ class Configured(Places):
 
     def __init__(self, table: str | Path, profile: str | Path = "mini", results: str | Path = "results"):
         self.asked = (str(table), str(profile))
+        if set("{}") & set(str(results)):
+            raise UserError(
+                f"{results}: a folder with braces in its name cannot be used: Snakemake reads them as its own"
+            )
         self.path, self.table = tables.find(table), tables.load(table)
         if self.table.backbone is None:
             raise UserError(f"{self.path} is of other tables' averages: it has no rows of its own to run")

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from emkit.errors import UserError
-from emkit.files import atomic_write, unwritable
+from emkit.files import atomic_write, unwritable, write_json
 from eval import committed, devices, models, notebooks, prompts, remaining, scale, scores, table_files
 from eval.judge import estimate, upstream
 from eval.judge.service import KEY_VARIABLE
@@ -182,12 +182,18 @@ def prune(plan: Plan) -> set[Path]:
     return standing
 
 
+def config(plan: Plan) -> Path:
+    """Write what the Snakefile is told, and return its file: on the command line a path could be read as a number."""
+    table, profile = plan.asked
+    path = plan.run / "log" / f"{plan.name}.config.json"
+    write_json(path, {"table": table, "profile": profile, "results": str(plan.home.parent), "python": sys.executable})
+    return path
+
+
 def _snakemake(plan: Plan, how: Sequence[str], log: Path, lock: int, display: Display) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--nolock", *how]
     command += ["--keep-going", "--ignore-incomplete", "--drop-metadata", "--rerun-triggers", "mtime"]
-    table, profile = plan.asked
-    command += ["--config", f"table={table}", f"profile={profile}", f"results={plan.home.parent}"]
-    command += [f"python={sys.executable}"]
+    command += ["--configfile", str(config(plan))]
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as stream:
         process = subprocess.Popen(

@@ -17,7 +17,7 @@ from emkit import backbones
 from emkit.alignment.like import imposed, layer
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.sources import ZooSamples
-from emkit.config import Settings, option, parse
+from emkit.config import Name, Settings, option, parse
 from emkit.errors import UserError
 from emkit.methods import check_options, get, resolved
 from emkit.schema import fail, load_yaml, nearest
@@ -31,7 +31,7 @@ class Models(Settings):
     """The checkpoints: folders or hub ids."""
 
     base: str = option(..., "the model that the experts were trained from")
-    experts: dict[str, str] = option(..., "expert → checkpoint, in the order of the task vectors", min_length=1)
+    experts: dict[Name, str] = option(..., "expert → checkpoint, in the order of the task vectors", min_length=1)
     mixture: str | None = option(None, "the model trained on the experts' data together; none: it is not public")
     tokenizer: str | None = option(
         None, "whose tokenizer and chat template all models are asked with: base or an expert; none: each its own"
@@ -62,7 +62,7 @@ class Prompts(Settings):
 class Profile(Settings):
     """What a table's rows depend on besides the table; paths are relative to the working folder."""
 
-    name: str = option(..., "the folder of its results below results/", pattern=r"^[\w.+-]+$")
+    name: Name = option(..., "the folder of its results below results/")
     backbone: str = option(..., "the family of the models")
     zoo: str | None = option(None, "the miniature zoo (emkit/recipes/zoo) to train where models are missing")
     device: str = option("cpu", "where fits and answers run")

@@ -16,19 +16,18 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from emkit.config import Settings, option, parse
+from emkit.config import Name, Settings, option, parse
 from emkit.errors import UserError
 from emkit.methods import get, registry
-from emkit.schema import fail, load_yaml, nearest
+from emkit.schema import check_name, fail, load_yaml, nearest
 
 FOLDER = Path(__file__).parent / "tables"
-_ID = r"^[\w.+-]+$"  # a row's id is the name of a folder
 
 
 class Row(Settings):
     """One line of a table; with ``vary`` one line for each value (a sweep), or for each combination of values."""
 
-    id: str = option(..., "the folder of its scores below results/<profile>/<backbone>", pattern=_ID)
+    id: Name = option(..., "the folder of its scores below results/<profile>/<backbone>")
     label: str = option(..., "its name, also in the published table; in a sweep '{}' is the value", min_length=1)
     method: str | None = option(None, "a method of emkit; none: the row is shown as not run yet")
     model: str | None = option(None, "of checkpoint and reset_expert: base, mixture or an expert of the profile")
@@ -180,6 +179,7 @@ def load(name: str | Path) -> Table:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read the table {path}: {error.strerror}") from error
+    check_name(path.stem, where, "the file's own name")  # which the table's results are called by
     table = parse(Table, load_yaml(content, str(path)), where)
     rows = [made for i, row in enumerate(table.rows) for made in row.expanded(f"{where}rows[{i}]")]
     table = table.model_copy(update={"rows": rows})

@@ -24,7 +24,7 @@ from pydantic import field_validator
 from emkit.config import Settings, option, parse
 from emkit.errors import UserError
 from emkit.files import sha256_file
-from emkit.schema import fail, load_yaml, nearest
+from emkit.schema import check_name, fail, load_yaml, nearest
 from eval.columns.kinds import HARNESSES, Column
 from eval.columns.kinds import AlpacaEval as AlpacaEval  # part of what this package offers, as the next two
 from eval.columns.kinds import LMEval as LMEval
@@ -98,8 +98,8 @@ def given_file(items: str) -> Path | None:
 
 
 def names() -> list[str]:
-    """The columns that there are."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """The columns that there are; ``UserError`` for a file whose name no column can have."""
+    return sorted(check_name(path.stem, str(path), "the file's own name") for path in FOLDER.glob("*.yaml"))
 
 
 def load(
@@ -153,7 +153,8 @@ def protocols(columns: Iterable[str]) -> list[str]:
     for name in set(columns) & set(names()):
         path = FOLDER / f"{name}.yaml"
         said = load_yaml(path.read_text(encoding="utf-8"), str(path))
-        found |= dict.fromkeys(_layers(said, _BY_PROTOCOL, f"{path}: ") if isinstance(said, dict) else {})
+        layers = _layers(said, _BY_PROTOCOL, f"{path}: ") if isinstance(said, dict) else {}
+        found |= {check_name(name, f"{path}: {_BY_PROTOCOL}", "the protocol"): None for name in layers}
     return sorted(found)
 
 
