@@ -10,6 +10,7 @@ from pathlib import Path
 from emkit.errors import UserError
 from emkit.files import read_json, read_kept, sha256_json, user_cache, write_json
 
+FORMAT = 1  # of what is hashed, and how
 LARGE = 2**30  # bytes; what is smaller is read each time
 
 
@@ -23,7 +24,7 @@ def once(files: Iterable[Path], about: Sequence[str], make: Callable[[], str]) -
     if sum(state.st_size for _, state in states) < LARGE:
         return make()
     seen = [[str(file), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns] for file, state in states]
-    path = user_cache() / "hashes" / f"{sha256_json([seen, list(about)])}.json"
+    path = user_cache() / "hashes" / f"{sha256_json([FORMAT, seen, list(about)])}.json"
     found = read_kept(path, read_json)
     if isinstance(found, str) and re.fullmatch(r"[0-9a-f]{64}", found):
         return found

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from emkit.checkpoints import Checkpoint
+from emkit.checkpoints import Checkpoint, sha256_tensors
 from emkit.errors import UserError
 from emkit.shards import TensorInfo
 
@@ -41,6 +42,10 @@ class StateDict(Checkpoint):
 
     def identity(self) -> list[list]:
         return [[str(self.path), self.sha256()]]
+
+    @cached_property
+    def _sha256(self) -> str:
+        return sha256_tensors((name, self.read(name)) for name in self.names)
 
 
 class Kept(Checkpoint):

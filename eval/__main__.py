@@ -114,13 +114,14 @@ def show(table: str, profile: str, results: str) -> None:
 @step()
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Jobs at once, one thread each.")
 @click.option("--max-usd", help="The most that a paid judge may cost, in dollars, for each way of asking.")
-def protocols(table: str, profile: str, results: str, jobs: int, max_usd: str | None) -> int:
+@click.option("--snakemake", default="", help='Further arguments of Snakemake\'s, such as "--profile slurm".')
+def protocols(table: str, profile: str, results: str, jobs: int, max_usd: str | None, snakemake: str) -> int:
     """Score base and experts by each way of asking that the columns have, and say which is nearest to the paper's."""
     from eval.judge.spending import set_cap
     from eval.protocols import compare
 
     set_cap(max_usd)
-    return compare(table, profile, results, jobs)
+    return compare(table, profile, results, jobs, shlex.split(snakemake))
 
 
 @step("row")

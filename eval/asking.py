@@ -117,7 +117,8 @@ class Merged:
             found = backbone.generate(
                 *(self.opened[0], processor, images, questions, column.max_new_tokens),
                 batch_size=batch,
-                answered=lambda items, answer: journal.once([questions[i] for i in items], answer),
+                # which items, too: the same questions may be about other pictures
+                answered=lambda items, answer: journal.once([list(items), [questions[i] for i in items]], answer),
                 **kept,
             )
         return [whole(text) for text in found]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,14 +21,14 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 def visible() -> list[str]:
     """What names each GPU that this process sees, as ``CUDA_VISIBLE_DEVICES`` names them; [] where there is none."""
-    count = torch.cuda.device_count()
+    count = torch.cuda.device_count()  # asks the driver's management library, and begins nothing
     given = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     return given[:count] if given else [str(index) for index in range(count)]
 
 
 def check(device: str) -> None:
     """``UserError`` where a profile's ``device`` is not to be had here."""
-    if not device.startswith("cuda") or torch.cuda.is_available():
+    if not device.startswith("cuda") or _usable():
         return
     way = "run it on a machine with one, or copy the profile and give it `device: cpu`, which takes very long"
     if torch.version.cuda is None:
@@ -43,24 +44,29 @@ def check(device: str) -> None:
     raise UserError(f"no GPU for `device: {device}`: {why}; {way}")
 
 
-@contextlib.contextmanager
-def one(device: str) -> Iterator[None]:
-    """In the block, this process and those it starts see one GPU, which no other job of this user has.
+def _usable() -> bool:
+    """Whether there is a GPU that torch can use. While CUDA has not begun, that is asked in another process: to ask
+    here would begin it, and with it fix which GPUs this process sees."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.is_available()
+    if not torch.cuda.device_count():
+        return False
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 
-    Where it sees one at most, as a cluster's job does, that is the one. CUDA must not have been begun with before.
+
+_taken: list[Iterator[int]] = []  # the lock of this process's GPU, held for life
+
+
+def take(device: str) -> None:
+    """Let this process, and those it starts, see one GPU alone, which no other job of this user has until it ends.
+
+    Where it sees one at most, as a cluster's job does, that is the one; a device with a number of its own is that one.
+    CUDA reads what it may see when it is first used: this comes before that, and once a process.
     """
-    names = visible() if device.startswith("cuda") else []
-    if len(names) < 2:
-        yield
-        return
-    before = os.environ.get(VISIBLE)
-    paths = [private_folder() / f"gpu-{name}.lock" for name in names]
-    with contextlib.closing(locks_in_turn(paths, lambda index: report("waiting for a free GPU"))) as held:
+    names = visible() if device == "cuda" and not _taken else []
+    if len(names) > 1:
+        paths = [private_folder() / f"gpu-{name}.lock" for name in names]
+        held = locks_in_turn(paths, lambda index: report("waiting for a free GPU"))
         os.environ[VISIBLE] = names[next(held)]
-        try:
-            yield
-        finally:
-            if before is None:
-                os.environ.pop(VISIBLE, None)
-            else:
-                os.environ[VISIBLE] = before
+        _taken.append(held)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from emkit import originals
 from emkit.alignment.memory import available
 from emkit.errors import UserError
-from emkit.files import free_bytes
+from emkit.files import free_bytes, user_cache
 from emkit.own import hub
 from emkit.own.resources import human
 from eval import devices, keys, models, needs, prompts, resolved, times
@@ -71,7 +72,8 @@ def _device(plan: Plan) -> str:
 
 
 def _gpus() -> list[tuple[int, str, int]]:
-    found = [torch.cuda.get_device_properties(at) for at in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # a driver may be too old to be used
+    found = [torch.cuda.get_device_properties(at) for at in range(count)]
     return [(at, each.name, each.total_memory) for at, each in enumerate(found)]
 
 
@@ -108,6 +110,13 @@ def _models(plan: Plan) -> str:
 def _disk(plan: Plan) -> str:
     wanted, missing = needs.needs(plan), resolved.missing_bytes(plan.profile.checkpoints, plan.revisions)
     cache, here = free_bytes(hub.cache()), free_bytes(plan.home)
+    stored = {role: resolved.stored(name, plan.revisions) for role, name in plan.profile.checkpoints.items()}
+    original = any(folder is not None and originals.kind(folder) is not None for folder in stored.values())
+    if missing and (plan.backbone == "internvl" or original) and missing > free_bytes(user_cache()):
+        raise UserError(
+            f"InternVL's original layout is converted: that takes {human(missing)} in {user_cache()}, where "
+            f"{human(free_bytes(user_cache()))} are free: set XDG_CACHE_HOME to a folder on another disk"
+        )
     if missing > cache:
         raise UserError(f"{human(missing)} of weights to fetch, {human(cache)} free in {hub.cache()}: set HF_HOME")
     if wanted is not None and wanted.merged > here:
@@ -127,6 +136,7 @@ def _calibration(plan: Plan) -> str | None:
     if not any(plan.method(job.row).learned for job in plan.jobs):
         return None
     if plan.profile.prompts is not None:
+        prompts.check_ours(plan)
         made = "are here" if prompts.are_current(plan) else "will be made of the columns' questions"
         return f"{prompts.folder(plan)}: prompts {made}"
     models.check_calibration(plan)

@@ -22,8 +22,8 @@ T = TypeVar("T")
 class Journal:
     """JSON values by key, one a line of ``path``; every line carries its hash, and ``identity`` is part of it.
 
-    What is of another identity, damaged, or cut off is made again. While another process writes the same file, nothing
-    is kept here.
+    What is of another identity, damaged, or cut off is made again. While another process writes the same file, it is
+    read and nothing is kept here.
     """
 
     def __init__(self, path: Path, identity: str):
@@ -40,10 +40,11 @@ class Journal:
         except OSError as error:
             raise unwritable(self.path, error) from error
         with file:
+            sound = self._read(file)
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._file = file
-                file.truncate(self._read(file))
+                file.truncate(max(sound, self._read(file)))  # whoever had it may have written on
             try:
                 yield self
             finally:

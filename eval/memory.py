@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import traceback
 from collections.abc import Iterator
 
 import torch
@@ -24,6 +25,7 @@ def answering(batch: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # which hold the model
         raise UserError(
             f"out of memory on the device with {batch} questions answered at once: answer fewer (the profile's "
             "`protocol.generation.batch`), or with fewer new tokens; other programs may have some (`nvidia-smi`)"

@@ -52,6 +52,8 @@ def reproduce(
         if here(snakemake):
             devices.check(plan.profile.device)
         models.check(plan)
+        if plan.profile.prompts is not None:
+            prompts.check_ours(plan)
     for plan in plans:
         announce_judge(plan)
     with contextlib.ExitStack() as held:
@@ -158,7 +160,8 @@ def prune(plan: Plan) -> set[Path]:
     shutil.rmtree(plan.run / "tmp", ignore_errors=True)
     if not models.are_there(plan):
         plan.zoo_stamp.unlink(missing_ok=True)
-    if plan.profile.prompts is not None and not prompts.are_current(plan):
+    prompted = plan.profile.prompts is None or prompts.are_current(plan)
+    if not prompted:
         plan.prompts_stamp.unlink(missing_ok=True)
     for split in (VALIDATION, EVALUATION):
         if not plan.data_is_current(split):
@@ -167,7 +170,8 @@ def prune(plan: Plan) -> set[Path]:
     points = {source: plan.points(source) for source in plan.scale_rows}
     for job in [*(point for of in points.values() for point in of), *plan.jobs]:
         valid = {plan.cell(job, name) for name in plan.benchmarks if plan.is_valid(job, name)}
-        if len(valid) < len(plan.benchmarks):
+        # what was fitted on files that are to be made anew is looked at again once they are
+        if len(valid) < len(plan.benchmarks) or (not prompted and plan.method(job.row).learned):
             plan.stamp(job).unlink(missing_ok=True)
         standing |= valid
     for source, of in points.items():

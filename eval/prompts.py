@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from emkit.errors import UserError
-from emkit.files import atomic_dir, read_json, read_kept, sha256_file, sha256_json, write_json
+from emkit.files import atomic_dir, lock, read_json, read_kept, sha256_file, sha256_json, write_json
 from eval import columns, keys
 from eval.asking import Prompt
 from eval.items.fetching import placing
@@ -49,10 +49,21 @@ def key(plan: Plan) -> str:
 
 def are_current(plan: Plan) -> bool:
     """Whether every file is there as it was written, from what profile and code say now."""
-    kept = read_kept(folder(plan) / MANIFEST, read_json)
-    if kept is None or kept["key"] != key(plan):
+    kept = _manifest(plan)
+    if kept is None or (kept["key"], kept["profile"]) != (key(plan), _whose(plan)):
         return False
     return all(keys.file_identity(folder(plan) / name) == digest for name, digest in kept["files"].items())
+
+
+def _whose(plan: Plan) -> str:
+    return f"{plan.profile.name}/{plan.backbone}"
+
+
+def _manifest(plan: Plan) -> dict | None:
+    """What was written with the files; None where nobody here wrote any."""
+    found = read_kept(folder(plan) / MANIFEST, read_json)
+    sound = isinstance(found, dict) and isinstance(found.get("files"), dict) and {"key", "profile"} <= set(found)
+    return found if sound else None
 
 
 def make(plan: Plan) -> None:
@@ -61,9 +72,13 @@ def make(plan: Plan) -> None:
     ``UserError`` for a set that cannot be fetched, a task without a question, and files that somebody else put there.
     """
     target = folder(plan)
-    if are_current(plan):
-        return
-    _check_ours(target)
+    with lock(target.with_name(f".{target.name}.lock"), remove=True):
+        if not are_current(plan):
+            check_ours(plan)
+            _make(plan, target)
+
+
+def _make(plan: Plan, target: Path) -> None:
     data, asked = plan.run / "data" / "prompts", _protocol(plan)
     write(asked, "evaluation", data, placing(plan.revisions))
     with atomic_dir(target) as part:
@@ -74,15 +89,21 @@ def make(plan: Plan) -> None:
             (part / Path(plan.profile.calibration.files[task]).name).write_text("".join(lines), encoding="utf-8")
         written = [file for file in sorted(part.rglob("*")) if file.is_file()]
         files = {str(file.relative_to(part)): sha256_file(file) for file in written}
-        write_json(part / MANIFEST, {"key": key(plan), "files": files})
+        write_json(part / MANIFEST, {"key": key(plan), "profile": _whose(plan), "files": files})
 
 
-def _check_ours(target: Path) -> None:
-    """``UserError`` where a file in the folder is not as it was written here: then it is somebody's own."""
-    kept = read_kept(target / MANIFEST, read_json) or {"files": {}}
+def check_ours(plan: Plan) -> None:
+    """``UserError`` where a file in the folder is not as it was written here for this profile: then it is somebody's
+    own."""
+    target, kept = folder(plan), _manifest(plan)
+    if kept is not None and kept["profile"] != _whose(plan):
+        raise UserError(
+            f"{target} holds the prompts of the profile {kept['profile']}: name another folder in calibration.files"
+        )
+    known = {MANIFEST: None, **kept["files"]} if kept is not None else {}
     for file in sorted(target.rglob("*")):
         name = str(file.relative_to(target))
-        if file.is_file() and name != MANIFEST and kept["files"].get(name) != sha256_file(file):
+        if file.is_file() and (name not in known or known[name] not in (None, sha256_file(file))):
             raise UserError(
                 f"{file} is not one that emkit made here, or was changed since: move it away, or leave `prompts` out "
                 "of the profile, and the files are taken as they are"

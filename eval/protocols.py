@@ -9,6 +9,7 @@ rows: the nearest way of asking is the one to score merges by (``protocol.named`
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 import yaml
 
@@ -22,15 +23,18 @@ from eval.table import published
 USUAL = "usual"
 
 
-def compare(table: str, profile: str, results: str, jobs: int) -> int:
-    """Score what is missing, print the comparison, and return the exit status (1: some cell has no score)."""
+def compare(table: str, profile: str, results: str, jobs: int, snakemake: Sequence[str] = ()) -> int:
+    """Score what is missing, print the comparison, and return the exit status (1: some cell has no score).
+
+    ``snakemake``: further arguments of Snakemake's.
+    """
     plan = Plan(table, profile, results)
     plans = {name: of(plan, name) for name in (USUAL, *columns.protocols(plan.benchmarks))}
     if len(plans) == 1:
         raise UserError(f"no column of {plan.path} has a protocol but the usual one: there is nothing to compare")
     if not published(plan.table):
         raise UserError(f"{plan.path} has no published numbers to compare with")
-    status = pipeline.reproduce(list(plans.values()), jobs)
+    status = pipeline.reproduce(list(plans.values()), jobs, snakemake=snakemake)
     print(text(plans), end="")
     return status
 
@@ -45,7 +49,7 @@ def of(plan: Plan, name: str) -> Plan:
     rows = [row for row in table["rows"] if row.get("method") == "checkpoint" and row.get("model") != "mixture"]
     table = {key: table[key] for key in ("title", "about", "backbone", "columns", "published") if key in table}
     given = yaml.safe_load(plan.profile_path.read_text(encoding="utf-8"))
-    asked = {**given["protocol"], **({} if name == USUAL else {"named": name})}
+    asked = {**given["protocol"], "named": None if name == USUAL else name}
     about = {"name": f"{plan.profile.name}.{name}", "asked_as": plan.profile.asked_as or plan.profile.name}
     emptied: dict = {"leave_out": [], "sources": {}, "scales": {}, "prompts": None}
     files = {plan.path.name: table | {"rows": rows}, "profile.yaml": given | about | emptied | {"protocol": asked}}

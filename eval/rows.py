@@ -34,8 +34,9 @@ def run_job(plan: Plan, job: Job) -> None:
         missing = [name for name in plan.benchmarks if not plan.is_valid(job, name)]
         if missing:
             devices.check(plan.profile.device)  # of a cluster's node, say, before its cells say "failed"
+            devices.take(plan.profile.device)
             torch.set_num_threads(1)  # sums in another order are other numbers
-            with devices.one(plan.profile.device), _workspace(plan, job) as folder:
+            with _workspace(plan, job) as folder:
                 _score(plan, resolved, missing, folder)
         with atomic_write(plan.stamp(job)) as part:
             part.write_text(f"{job.name}: {len(plan.benchmarks)} cells\n", encoding="utf-8")
@@ -66,12 +67,13 @@ def _score(plan: Plan, job: Job, benchmarks: list[str], folder: Path) -> None:
         return
     with asking.opened_judge(plan, benchmarks) as judged:
         for name in benchmarks:
-            path, started = plan.cell(job, name), time.monotonic()
+            path, started, resumed = plan.cell(job, name), time.monotonic(), plan.answers(job, name).exists()
             try:
                 with section(name):
                     items, harness = asking.ask(merged, name, judged)
                 scores.write_scored(path, items, harness=harness, **about[name])
-                times.note(plan, job, name, time.monotonic() - started)
+                if not resumed:  # then it took longer than this
+                    times.note(plan, job, name, time.monotonic() - started)
                 plan.answers(job, name).unlink(missing_ok=True)
             except NoJudge as error:
                 scores.write_unscored(path, "no judge", str(error), **about[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import statistics
@@ -49,10 +50,11 @@ def note(plan: Plan, job: Job, what: str, seconds: float) -> None:
     """Keep how long a column of a job took, or its merge (:data:`MERGE`)."""
     items = 1 if what == MERGE else _count(plan, job, what)
     said = {"what": _merge(plan, job) if what == MERGE else what, "items": items, "seconds": round(seconds, 3)}
-    path = _file(plan)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:  # one write a line: jobs run side by side
-        file.write(json.dumps({**said, "machine": machine(plan.profile.device)}) + "\n")
+    with contextlib.suppress(OSError):  # a score is worth more than its time
+        path = _file(plan)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:  # one write a line: jobs run side by side
+            file.write(json.dumps({**said, "machine": machine(plan.profile.device)}) + "\n")
 
 
 def machine(device: str) -> str:
@@ -72,7 +74,7 @@ def said(plan: Plan) -> str:
     seconds, unknown = Times.of(plan).seconds(plan, jobs)
     where = machine(plan.profile.device)
     if not seconds and unknown:
-        return f"no row was timed on this machine's {where} yet: `make taste PROFILE={plan.profile.name}` times some"
+        return f"no row was timed on this machine's {where} yet: `{plan.command}` times them as it goes"
     rest = f"; not timed yet: {', '.join(unknown)}" if unknown else ""
     return f"about {_hours(seconds)} of one {where}, at the rates measured here{rest}"
 

@@ -62,10 +62,10 @@ import os, torch
 torch.cuda.device_count = lambda: 2
 from eval import devices
 print("ready", flush=True)
-with devices.one("cuda"):
-    print(os.environ[devices.VISIBLE], flush=True)
-    input()
-print(os.environ.get(devices.VISIBLE), flush=True)
+devices.take("cuda")
+devices.take("cuda")  # the next job of this process has the same
+print(os.environ[devices.VISIBLE], flush=True)
+input()
 """
 
 
@@ -83,33 +83,53 @@ def test_each_job_has_a_gpu_of_its_own_and_a_third_waits():
         with pytest.raises(queue.Empty):
             said.get(timeout=1)
         first = next(iter(running))
-        first.stdin.write("\n")
-        first.stdin.flush()
-        then = dict(said.get(timeout=60) for _ in range(2))
-        assert then.pop(first) == "None"  # what it saw before
-        assert list(then.values()) == [running[first]]
+        first.kill()  # a lock ends with its holder, however that ends
+        then, line = said.get(timeout=60)
+        assert then not in running and line == running[first]
     finally:
         for job in jobs:
             job.kill()
             job.wait()
 
 
-def test_of_the_gpus_that_a_person_names_those_alone_are_taken(gpus, monkeypatch):
+@pytest.fixture
+def untaken(monkeypatch):
+    """A process that has no GPU yet."""
+    monkeypatch.setattr(devices, "_taken", [])
+
+
+def test_of_the_gpus_that_a_person_names_those_alone_are_taken(gpus, untaken, monkeypatch):
     gpus(4)
     monkeypatch.setenv(devices.VISIBLE, "2,3")
     assert devices.visible() == ["2", "3"]
-    with devices.one("cuda"):
-        assert os.environ[devices.VISIBLE] in ("2", "3")
-    assert os.environ[devices.VISIBLE] == "2,3"
-    monkeypatch.setenv(devices.VISIBLE, "3")  # as a cluster gives a job: nobody is asked
-    with devices.one("cuda"):
-        assert os.environ[devices.VISIBLE] == "3"
+    devices.take("cuda")
+    assert os.environ[devices.VISIBLE] in ("2", "3")
 
 
-def test_on_the_cpu_nothing_is_claimed(gpus):
+@pytest.mark.parametrize(("device", "named"), [("cpu", None), ("cuda:1", None), ("cuda", "3")])
+def test_a_job_that_has_no_choice_chooses_nothing(gpus, untaken, monkeypatch, device, named):
+    """On the CPU, on a GPU that the profile numbers, and on the one that a cluster gave."""
+    gpus(4)
+    if named is not None:
+        monkeypatch.setenv(devices.VISIBLE, named)
+    devices.take(device)
+    assert os.environ.get(devices.VISIBLE) == named
+
+
+@pytest.mark.parametrize(("usable", "said"), [(0, None), (1, "cannot use the driver")])
+def test_looking_for_a_gpu_does_not_begin_cuda_here(gpus, monkeypatch, tmp_path, usable, said):
+    """Which would fix what this process sees, before it has taken its own."""
     gpus(2)
-    with devices.one("cpu"):
-        assert devices.VISIBLE not in os.environ
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("this begins CUDA"))
+    monkeypatch.setattr(devices.subprocess, "run", lambda *given, **more: subprocess.CompletedProcess(given, usable))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    (tmp_path / "version").write_text("NVRM")
+    monkeypatch.setattr(devices, "_DRIVER", tmp_path / "version")
+    if said is None:
+        devices.check("cuda")
+    else:
+        with pytest.raises(UserError, match=said):
+            devices.check("cuda")
 
 
 def test_a_worker_is_of_one_gpu(tmp_path, monkeypatch):

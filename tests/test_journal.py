@@ -3,12 +3,16 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from small_plan import ROOT
 from text_benchmarks import column, write
 
 from emkit import backbones
@@ -65,9 +69,17 @@ def test_a_second_writer_leaves_the_first_ones_file_alone(tmp_path):
     path = tmp_path / "kept.jsonl"
     with Journal(path, "one").opened() as first:
         first.once(["a"], lambda: "A")
-        assert keep(path, "one", "ab") == ["a", "b"]
+        assert keep(path, "one", "ab") == ["b"]
         first.once(["b"], lambda: "B")
     assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == ["A", "B"]
+
+
+def test_what_another_writer_has_kept_is_read(tmp_path):
+    path = tmp_path / "kept.jsonl"
+    with Journal(path, "one").opened() as first:
+        first.once(["a"], lambda: "A")
+        assert keep(path, "one", "ab") == ["b"]
+    assert keep(path, "one", "ab") == ["b"]
 
 
 def test_an_error_while_something_is_made_is_its_own_and_keeps_nothing(tmp_path):
@@ -140,3 +152,37 @@ def test_a_killed_worker_of_the_harness_goes_on_at_its_next_batch(tmp_path, mode
     lines = path.read_bytes()
     assert killed and 2 <= killed[0].count(b"\n") < 4, "the worker was killed too late to show anything"
     assert lines.startswith(killed[0][: killed[0].rfind(b"\n") + 1]) and lines.count(b"\n") == 4
+
+
+ASKING = """
+import sys
+from pathlib import Path
+from text_benchmarks import column
+from eval.journal import Journal
+from eval.lm import client
+data, model, path = map(Path, sys.argv[1:])
+client.evaluate(data, [column("GSM8K")], model, batch=1, journal=Journal(path, "one"))
+"""
+
+
+def test_a_worker_ends_with_the_only_one_who_asks_it(tmp_path, model):
+    """A job that was killed leaves no process that goes on answering, with the model in a device's memory."""
+    data, path = tmp_path / "data", tmp_path / "kept.jsonl"
+    write("validation", data, dict.fromkeys(("AlpacaEval", "GSM8K", "MATH", "HumanEval", "MBPP"), 60))
+    known = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    asking = subprocess.Popen([sys.executable, "-c", ASKING, data, model, path], env=known, cwd=ROOT)
+    try:
+        until(lambda: path.is_file() and path.read_bytes().count(b"\n") >= 2, 120)
+    finally:
+        asking.kill()
+        asking.wait()
+    worker = int(client._service(data).socket_path.with_suffix(".alive").read_text())
+    until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE, 20)
+    assert 2 <= path.read_bytes().count(b"\n") < 60, "it had answered everything: nothing is shown"
+
+
+def until(holds, seconds):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -1,9 +1,12 @@
 """The proxy as its clients see it: protocol, cache, upstream, and that a key is written nowhere."""
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,7 +15,7 @@ import pytest
 
 from emkit.errors import UserError
 from eval import judge
-from eval.judge import prices, rules
+from eval.judge import prices, rules, server
 from eval.judge.cache import Cache
 
 KEY = "sk-a-key-that-must-not-appear"
@@ -155,6 +158,71 @@ def test_bad_requests_get_a_clear_400(tmp_path, body):
 def test_other_paths_are_refused(tmp_path):
     with judge.running(tmp_path) as url:
         assert post(url.replace("/chat/", "/other/"), HELLO)[0] == 404
+
+
+def test_only_who_was_told_the_path_is_answered(tmp_path):
+    with judge.running(tmp_path) as url, judge.running(tmp_path / "2") as other:
+        assert url.split("/")[3] != other.split("/")[3] and len(url.split("/")[3]) >= 32
+        guessed = url.replace(url.split("/")[3] + "/", "")
+        for where in (guessed, url.replace(url.split("/")[3], other.split("/")[3]), url + "?x", url + "/"):
+            status, reply = post(where, HELLO)
+            assert status == 404 and reply["error"]["message"] == "no such path"
+        assert post(url, HELLO)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "example.org"},  # a name that was made to lead here
+        {"Origin": "https://example.org"},
+        {"Origin": "null"},
+        {"Referer": "https://example.org/page"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_a_browser_is_not_answered(tmp_path, headers):
+    with judge.running(tmp_path) as url:
+        assert post(url, HELLO, headers)[0] == 403
+
+
+@pytest.mark.parametrize("verb", ["GET", "PUT", "DELETE", "OPTIONS", "NONSENSE"])
+def test_another_verb_gets_an_error_in_json(tmp_path, verb):
+    with judge.running(tmp_path) as url:
+        request = urllib.request.Request(url, method=verb)
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(request)
+        assert json.load(raised.value)["error"]["code"] == raised.value.code
+
+
+def test_a_request_that_trickles_in_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "_READ", 1.0)
+    with judge.running(tmp_path) as url:
+        address, path = url.removeprefix("http://").split("/", 1)
+        host, port = address.split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"POST /{path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 5000\r\n\r\n".encode())
+            began = time.monotonic()
+            with contextlib.suppress(OSError):
+                while time.monotonic() - began < 20:
+                    connection.sendall(b" ")
+                    time.sleep(0.2)
+                    connection.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        if found := connection.recv(1000):
+                            assert b" 408 " in found
+                        break
+                    connection.setblocking(True)
+        assert time.monotonic() - began < 10
+
+
+def test_a_defect_is_an_error_in_json(tmp_path, monkeypatch):
+    def broken(self, request):
+        raise RuntimeError(f"with {KEY} in it")
+
+    monkeypatch.setattr(server.Judge, "answer", broken)
+    with judge.running(tmp_path) as url:
+        status, reply = post(url, HELLO)
+    assert status == 424 and reply["error"]["message"] == "the judge failed: RuntimeError"
 
 
 def test_upstreams_that_cannot_be(tmp_path, monkeypatch):

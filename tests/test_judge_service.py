@@ -1,10 +1,12 @@
 """A paid judge against a service on this machine that fails in every way a service can."""
 
 import json
+import resource
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -291,7 +293,7 @@ def test_the_bound_is_one():
 
 
 def test_the_account_is_shared_and_never_overdrawn(tmp_path):
-    ledger = Ledger(tmp_path, 1.0)
+    """Whoever books and is gone without a word may have been charged."""
 
     def book(_):
         try:
@@ -302,11 +304,143 @@ def test_the_account_is_shared_and_never_overdrawn(tmp_path):
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(book, range(8))) == 3
-    ledger.settle(0.3, 0.1)
-    assert ledger.spent() == pytest.approx(0.7)
-    ledger.path.write_text("nonsense")
+    with pytest.raises(CapReached, match=r"\$0\.9000 spent, and a request may cost \$0\.2000"):
+        Ledger(tmp_path, 1.0).reserve(0.2)
+    assert Ledger(tmp_path, 1.0).spent() == pytest.approx(0.9)
+    assert not list((tmp_path / "booked").glob("*.json"))
+
+
+def test_what_is_booked_is_not_spent_and_who_finds_all_booked_waits(tmp_path):
+    first, second = Ledger(tmp_path, 1.0), Ledger(tmp_path, 1.0)
+    first.reserve(0.9)
+    assert first.spent() == 0
+    done = threading.Event()
+
+    def wait():
+        second.reserve(0.9)
+        done.set()
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    assert not done.wait(0.5), "0.9 are booked of 1.0"
+    first.settle(0.9, 0.05)
+    assert done.wait(10) and first.spent() == pytest.approx(0.05)
+    second.settle(0.9, 0.05)
+    assert second.spent() == pytest.approx(0.1)
+    with pytest.raises(CapReached, match=r"\$0\.1000 spent, and a request may cost \$0\.9500"):
+        second.reserve(0.95)
+
+
+def test_what_a_killed_process_had_booked_counts_as_spent(tmp_path):
+    code = "import os, sys; from eval.judge.spending import Ledger; Ledger(sys.argv[1], 1.0).reserve(0.4); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == 9
+    ledger = Ledger(tmp_path, 1.0)
+    assert ledger.spent() == 0  # nobody has looked yet
+    ledger.reserve(0.1)
+    assert ledger.spent() == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    "content", ["nonsense", '{"usd": NaN}', '{"usd": -1}', '{"usd": Infinity}', '{"usd": true}', "[]"]
+)
+def test_an_account_that_is_no_amount_is_damaged_and_nothing_is_asked(tmp_path, content):
+    ledger = Ledger(tmp_path, 1.0)
+    ledger.path.write_text(content)
     with pytest.raises(UserError, match="is damaged"):
         ledger.reserve(0.1)
+    with pytest.raises(UserError, match="is damaged"):
+        ledger.spent()
+
+
+@pytest.mark.parametrize("content", ["nonsense", '{"usd": NaN}', '{"usd": -1}'])
+def test_a_booking_that_is_no_amount_is_damaged(tmp_path, content):
+    (tmp_path / "booked").mkdir()
+    (tmp_path / "booked" / "x.json").write_text(content)
+    with pytest.raises(UserError, match="is damaged"):
+        Ledger(tmp_path, 1.0).reserve(0.1)
+
+
+# ------------------------------------------------------------------------------------------- a hostile service
+def steadily(handler):
+    """A byte every twentieth of a second, for as long as anybody listens."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    for _ in range(1000):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def steady_headers(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    for _ in range(1000):
+        handler.wfile.write(b"x")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def endless(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(10**9))
+    handler.end_headers()
+    for _ in range(1000):
+        handler.wfile.write(b" " * 2**20)
+
+
+def bomb(handler):
+    """A gigabyte of blanks."""
+    packed = zlib.compressobj(wbits=31)
+    body = b"".join([*(packed.compress(b" " * 2**20) for _ in range(1024)), packed.flush()])
+    handler.reply(200, body, {"Content-Encoding": "gzip"})
+
+
+@pytest.mark.parametrize("act", [steadily, steady_headers, endless, bomb])
+def test_a_service_that_never_ends_is_given_up(tmp_path, upstream, act, monkeypatch):
+    monkeypatch.setattr(service, "TRIES", 2)
+    upstream.script = [act]
+    began, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with judge.opened(tmp_path, upstream.url) as proxy:
+        status, reply = post(proxy.url, asking("x"))
+    assert status == 424 and "cannot be reached" in reply["error"]["message"]
+    assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200 * 1024  # kB
+
+
+def test_a_prompt_goes_to_no_other_host(tmp_path, upstream):
+    elsewhere = Service()
+    threading.Thread(target=elsewhere.serve_forever, args=(0.02,), daemon=True).start()
+    there = f"http://127.0.0.1:{elsewhere.server_address[1]}/v1/chat/completions"
+    for status in (301, 302, 307, 308):
+        upstream.script = [(status, {}, {"Location": there})]
+        with judge.opened(tmp_path, upstream.url) as proxy:
+            found, reply = post(proxy.url, asking(str(status)))
+        assert found == 424 and f"status {status}" in reply["error"]["message"]
+    assert elsewhere.requests == []
+    elsewhere.shutdown()
+    elsewhere.server_close()
+
+
+def test_a_key_in_a_reply_is_masked_however_it_is_spelt(tmp_path, upstream):
+    spelt = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
+    body = json.dumps(completion("KEY"))
+    upstream.script = [(200, body.replace("KEY", spelt).encode(), {})]
+    with judge.opened(tmp_path, upstream.url) as proxy:
+        status, reply = post(proxy.url, asking("x"))
+    assert status == 200 and reply["choices"][0]["message"]["content"] == "<key>"
+    assert KEY not in json.dumps(reply) and not [f for f in tmp_path.rglob("*.json") if KEY in f.read_text()]
+
+
+def test_sixty_four_at_once_spend_no_more_than_the_cap_and_all_that_can_be_paid_are_answered(
+    tmp_path, upstream, monkeypatch
+):
+    """200 requests that cost a hundredth of what they might: none is refused for what others have only booked."""
+    each, bound = PRICE.of(100, 10), PRICE.bound(asking("0000"))
+    monkeypatch.setenv("EMKIT_MAX_USD", str(200 * each + 2 * bound))
+    with judge.opened(tmp_path, upstream.url) as proxy, ThreadPoolExecutor(64) as pool:
+        found = list(pool.map(lambda i: post(proxy.url, asking(f"{i:04d}"))[0], range(200)))
+    assert found == [200] * 200
+    assert Ledger(tmp_path, 1).spent() == pytest.approx(200 * each)
 
 
 # --------------------------------------------------------------------------------------------------- the key

@@ -6,14 +6,14 @@ import json
 
 import pytest
 import yaml
-from small_plan import ROOT, TABLE, smoke, write
+from small_plan import ROOT, TABLE, score, smoke, write
 from text_benchmarks import asked
 
 from emkit.alignment.sources import JsonlSource
 from emkit.errors import UserError
 from emkit.schema import load_yaml
+from eval import pipeline, prompts
 from eval import profile as profiles
-from eval import prompts
 from eval.__main__ import main
 from eval.items import lines
 from eval.plan import Plan
@@ -100,6 +100,51 @@ def test_a_file_that_was_changed_is_somebody_s_and_not_written_over(tmp_path):
     file.unlink()
     prompts.make(made)
     assert prompts.are_current(made)
+
+
+def test_the_folder_of_another_profile_or_person_is_left_alone(tmp_path):
+    made = plan("mistral", tmp_path, {"Code": ["MBPP"]}, each=2)
+    run(made)
+    data = yaml.safe_load(made.profile_path.read_text())
+    (tmp_path / "copy").mkdir()
+    other = type(made)(
+        *write(tmp_path / "copy", yaml.safe_load(made.path.read_text()), data | {"name": "copy"}), tmp_path
+    )
+    assert not prompts.are_current(other)
+    with pytest.raises(UserError, match="holds the prompts of the profile smoke/mistral: name another folder"):
+        prompts.make(other)
+    for content in ("{}", "[]", "7", "not json", '{"files": [], "key": 1, "profile": ""}'):
+        (prompts.folder(made) / prompts.MANIFEST).write_text(content)
+        assert not prompts.are_current(made)
+        with pytest.raises(UserError, match="is not one that emkit made here"):
+            prompts.make(made)
+
+
+def test_rows_that_were_fitted_on_files_to_be_made_anew_are_looked_at_again(tmp_path):
+    made = plan("mistral", tmp_path, {"Code": ["MBPP"]}, each=2)
+    rows = [
+        {"id": "base", "label": "Base", "method": "checkpoint", "model": "base"},
+        {"id": "em", "label": "Expert Merging", "method": "expert_merging", "scale": None},
+    ]
+    data = yaml.safe_load(made.profile_path.read_text()) | {"scales": {"task_arithmetic": 0.3}}
+    table = yaml.safe_load(made.path.read_text()) | {"rows": [{k: v for k, v in row.items() if v} for row in rows]}
+    made = type(made)(*write(tmp_path, table, data), tmp_path / "results")
+    run(made)
+    data_key = made.data("evaluation")
+    data_key.mkdir(parents=True)
+    made.manifest("evaluation").write_text(json.dumps({"benchmarks": {"MBPP": {"sha256": "x"}}, "files": {}}))
+    (data_key / "key").write_text(made.data_key("evaluation"))
+    made.prompts_stamp.parent.mkdir(parents=True, exist_ok=True)
+    for job in made.jobs:
+        score(made, job, "MBPP", 1.0)
+        made.stamp(job).parent.mkdir(parents=True, exist_ok=True)
+        made.stamp(job).write_text("")
+    pipeline.prune(made)
+    assert made.prompts_stamp.is_file() and all(made.stamp(job).is_file() for job in made.jobs)
+    (prompts.folder(made) / "Code.jsonl").unlink()
+    pipeline.prune(made)
+    assert not made.prompts_stamp.exists()
+    assert {job.row: made.stamp(job).is_file() for job in made.jobs} == {"base": True, "em": False}
 
 
 def test_a_picture_is_the_set_s_own_file(tmp_path):

@@ -57,6 +57,9 @@ def test_questions_are_those_of_mergelm(tmp_path):
     write_json_line(tmp_path / column.file, long)
     ((_, text),) = client.prompts(tmp_path, column)
     assert "Test examples:\ncalculate_polygons(startx, starty, endx, endy, radius)\n\n### Response:" in text
+    del long["task_id"]  # a drawn item has none
+    write_json_line(tmp_path / column.file, long)
+    assert client.prompts(tmp_path, column)[0][1] == ITEMS["MBPP"][1]
     client._service(tmp_path).socket_path.unlink(missing_ok=True)
 
 
@@ -163,6 +166,15 @@ def test_a_profile_names_the_way_of_asking_and_none_is_the_usual():
         columns.protocol("paper", "mistral", TEXT, said("paper", "mistral") | {"named": "mergeln"}, "here")
 
 
+def test_the_usual_way_is_the_usual_one_also_where_the_profile_names_another(tmp_path):
+    profile = yaml.safe_load((ROOT / "eval/profiles/smoke/mistral.yaml").read_text())
+    profile["protocol"]["named"] = "mergelm"
+    paths = write(tmp_path, yaml.safe_load((ROOT / "eval/tables/table3.yaml").read_text()), profile)
+    plan = Plan(*paths, tmp_path / "results")
+    found = {name: protocols.of(plan, name).protocol.columns["GSM8K"].protocol for name in ("usual", "mergelm")}
+    assert found == {"usual": "gsm8k-chat-0shot", "mergelm": "mergelm-gsm8k"}
+
+
 def test_the_nearest_way_of_asking_is_found_by_the_rows_that_nobody_merged(tmp_path, monkeypatch):
     table = yaml.safe_load((ROOT / "eval/tables/table3.yaml").read_text())
     profile = yaml.safe_load((ROOT / "eval/profiles/smoke/mistral.yaml").read_text())
@@ -171,7 +183,7 @@ def test_the_nearest_way_of_asking_is_found_by_the_rows_that_nobody_merged(tmp_p
     offsets = {"usual": 8.0, "mergelm": 3.0}
     seen = {}
 
-    def reproduce(plans, jobs):
+    def reproduce(plans, jobs, snakemake):
         """In place of hours on a GPU: cells as far from the published ones as ``offsets`` say."""
         for one in plans:
             name = one.profile.name.rpartition(".")[2]

@@ -11,7 +11,7 @@ from text_benchmarks import changed
 
 from emkit.errors import UserError
 from emkit.files import read_json, write_json
-from eval import asking, columns, features, keys, merging, pipeline, rows, scale, scores
+from eval import asking, columns, features, keys, merging, pipeline, rows, scale, scores, times
 from eval.judge.errors import NoJudge
 from eval.places import EVALUATION, VALIDATION, Job
 from eval.vlm import client
@@ -109,6 +109,43 @@ def test_a_killed_row_scores_only_what_is_missing(plan, fakes):
     plan.stamp(BASE).unlink()
     rows.run_job(plan, BASE)
     assert fakes.evaluated == ["VizWiz", "GQA", "GQA"]
+
+
+def test_the_same_question_about_another_picture_has_an_answer_of_its_own(plan, fakes, monkeypatch):
+    """All questions are "?" here, as thousands of a published set are alike; batches of two."""
+
+    def generate(model, processor, images, questions, max_new_tokens, batch_size, answered, features, encoded):
+        found = []
+        for start in range(0, len(questions), 2):
+            found += answered([start, start + 1], lambda start=start: [f"of {start}", f"of {start + 1}"])
+        return found
+
+    given = {}
+    monkeypatch.setattr(fakes, "generate", generate)
+    monkeypatch.setattr(
+        client,
+        "evaluate",
+        lambda data, column, predictions, *more: given.update({column.name: predictions}) or scored(),
+    )
+
+    def scored():
+        return SimpleNamespace(items=items(1, 1, 1, 0), harness={"name": "fake"})
+
+    rows.run_job(plan, BASE)
+    assert given == {name: {str(i): f"of {i}" for i in range(4)} for name in plan.benchmarks}
+
+
+def test_a_time_that_cannot_be_kept_costs_no_score(plan, fakes):
+    (plan.run / "times.jsonl").mkdir(parents=True)
+    rows.run_job(plan, BASE)
+    assert {scores.read_cell(plan.cell(BASE, name)).status for name in plan.benchmarks} == {"ok"}
+
+
+def test_the_time_of_a_column_that_was_gone_on_with_is_not_taken_for_the_whole(plan, fakes):
+    plan.answers(BASE, "GQA").parent.mkdir(parents=True)
+    plan.answers(BASE, "GQA").write_text("")
+    rows.run_job(plan, BASE)
+    assert set(times.Times.of(plan).found) == {"merge by checkpoint", "VizWiz"}
 
 
 def test_answers_are_kept_until_they_are_scored(plan, fakes):

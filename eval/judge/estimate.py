@@ -78,7 +78,7 @@ def total(plan, jobs=None) -> float:
 
 def spent(plan) -> float:
     """Dollars that the judge of ``plan``'s profile has cost so far."""
-    return spending.Ledger(plan.judge, 0).spent()
+    return spending.Ledger(plan.judge, 0).accounted()
 
 
 def cap_of(plan) -> float | None:

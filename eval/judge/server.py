@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import json
+import secrets
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,12 +40,13 @@ class Judge(ThreadingHTTPServer):
         self.model, self.failure = model, ""
         self.counts = {"requests": 0, "asked": 0, "unparsable": 0, "failed": 0}
         self._lock, self._under_way = threading.Lock(), dict[str, Future]()
+        self.path = f"/{secrets.token_urlsafe(24)}{PATH}"  # known to who was given it: nobody else is answered
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
     def url(self) -> str:
-        """The whole path, as VLMEvalKit wants it in OPENAI_API_BASE."""
-        return f"http://127.0.0.1:{self.server_address[1]}{PATH}"
+        """The whole path, as VLMEvalKit wants it in OPENAI_API_BASE. It is a secret, new for each judge."""
+        return f"http://127.0.0.1:{self.server_address[1]}{self.path}"
 
     @property
     def base_url(self) -> str:
@@ -99,8 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _READ
 
     def do_POST(self):
-        if self.path != PATH:
-            return self._fail(404, f"no such path; post to {PATH}")
+        if why := self._stranger():
+            return self._fail(*why)
         try:
             length = int(self.headers.get("Content-Length") or 0)
         except ValueError:
@@ -108,9 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not 0 < length <= _LARGEST_REQUEST:
             return self._fail(413, f"a request needs 1 to {_LARGEST_REQUEST} bytes")
         try:
-            request = json.loads(self.rfile.read(length))
+            request = json.loads(self._body(length))
         except (ValueError, RecursionError):
             return self._fail(400, "the request is not JSON")
+        except TimeoutError:
+            return self._fail(408, f"the request took more than {_READ:g} s to arrive")
         if wrong := _wrong(request):
             return self._fail(400, wrong)
         try:
@@ -119,6 +125,39 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(error.status, str(error))
         except UserError as error:  # no price, or the cache cannot be written
             return self._fail(424, str(error))
+        except Exception as error:  # its text could quote a header
+            return self._fail(424, f"the judge failed: {type(error).__name__}")
+
+    def _stranger(self) -> tuple[int, str] | None:
+        """Status and reason for whoever is not the harness that was told the path: another user, a browser's page."""
+        if not hmac.compare_digest(self.path.encode(), self.server.path.encode()):
+            return 404, "no such path"
+        port = self.server.server_address[1]
+        if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            return 403, "a judge is asked by its own address alone"
+        if any(name in self.headers for name in ("Origin", "Referer", "Sec-Fetch-Site")):
+            return 403, "a judge answers no browser"
+        return None
+
+    def _body(self, length: int) -> bytes:
+        """The request's bytes; ``TimeoutError`` when they take too long to come, however steadily."""
+        deadline, parts = time.monotonic() + _READ, []
+        while length:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.connection.settimeout(left)
+            part = self.rfile.read1(length)
+            if not part:
+                raise ValueError
+            parts.append(part)
+            length -= len(part)
+        return b"".join(parts)
+
+    def send_error(self, code, message=None, explain=None):
+        """Whatever the library refuses by itself (another verb, a header too long) is JSON, too."""
+        self.close_connection = True
+        self._fail(code, str(message or "refused"))
 
     def _fail(self, status: int, message: str) -> None:
         self._send(status, {"error": {"message": message, "type": "judge_error", "code": status}})

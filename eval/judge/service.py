@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+from eval.judge import transport
 from eval.judge.prices import Price, of_model
 from eval.judge.spending import CapReached, Ledger
 
@@ -74,25 +75,30 @@ class Service:
     def _persist(self, request: dict, price: Price) -> dict:
         """Try until there is a good reply, a failure that will not pass, or no try left."""
         self._opened()
+        bound = price.bound(request)
         for attempt in range(TRIES):
             try:
-                bound = price.bound(request)
                 self._ledger.reserve(bound)
             except CapReached as error:
                 raise UpstreamError(str(error), 402) from None
-            status, headers, body = self._post(request)
+            cost = bound  # for as long as nobody knows whether it was charged, and how much
+            try:
+                status, headers, body = self._post(request)
+                reply = _parsed(body, self._key) if status == 200 else None
+                if status == 200:
+                    used = price.used((reply or {}).get("usage"))
+                    cost = bound if used is None else used
+                elif status:
+                    cost = 0.0
+            finally:
+                self._ledger.settle(bound, cost)
+            if reply is not None:
+                return _of_model(reply, request["model"])
             if status == 200:
-                reply = _parsed(body)
-                used = price.used((reply or {}).get("usage"))
-                if used is not None:
-                    self._ledger.settle(bound, used)
-                if reply is not None:
-                    return _of_model(reply, request["model"])
                 problem = "the service's replies are no chat completions"
-            elif status == 0:  # nobody knows whether it was charged
+            elif status == 0:
                 problem = f"the service cannot be reached ({body})"
             else:
-                self._ledger.settle(bound, 0.0)
                 problem = _refusal(status, body)
                 if status not in _AGAIN and status < 500:
                     raise UpstreamError(problem, 401 if status in (401, 403) else 424)
@@ -109,8 +115,9 @@ class Service:
 
         client = self._opened()
         try:
-            got = client.post("/chat/completions", body=request, cast_to=httpx.Response)
-            return got.status_code, dict(got.headers), got.text.replace(self._key, "<key>")
+            with transport.limited(SECONDS):
+                got = client.post("/chat/completions", body=request, cast_to=httpx.Response)
+            return got.status_code, dict(got.headers), got.text
         except openai.APIStatusError as error:
             return error.status_code, dict(error.response.headers), error.response.text
         except (openai.OpenAIError, httpx.HTTPError, UnicodeError) as error:
@@ -128,19 +135,32 @@ class Service:
                 if not key.isascii() or not key.isprintable() or " " in key:
                     raise UpstreamError(f"{KEY_VARIABLE} holds characters that no key has", 401)
                 self._key = key
-                self._client = OpenAI(base_url=self.name, api_key=key, max_retries=0, timeout=SECONDS)
+                http = transport.client(SECONDS)
+                self._client = OpenAI(base_url=self.name, api_key=key, max_retries=0, timeout=SECONDS, http_client=http)
             return self._client
 
 
-def _parsed(body: str) -> dict | None:
-    """The chat completion in ``body``; None if it is none: garbage, cut off, or without a message."""
+def _parsed(body: str, key: str) -> dict | None:
+    """The chat completion in ``body``, ``key`` masked in whatever it says; None if it is none: garbage, cut off, or
+    without a message."""
     try:
-        reply = json.loads(body)
+        reply = _masked(json.loads(body), key)
         message = reply["choices"][0]["message"]
         content = message["content"]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
     return reply if content is None or isinstance(content, str) else None
+
+
+def _masked(value: Any, key: str) -> Any:
+    """A JSON value without the key, however it was spelt (an escaped letter is the letter by now)."""
+    if isinstance(value, str):
+        return value.replace(key, "<key>")
+    if isinstance(value, list):
+        return [_masked(part, key) for part in value]
+    if isinstance(value, dict):
+        return {name.replace(key, "<key>"): _masked(part, key) for name, part in value.items()}
+    return value
 
 
 def _of_model(reply: dict, model: str) -> dict:

@@ -29,4 +29,4 @@ def answer(data_dir: str, request: dict):
 
 
 if __name__ == "__main__":
-    sys.exit(server.main(__doc__, harness.prepare, answer))
+    sys.exit(server.main(__doc__, harness.prepare, answer, alone=True))

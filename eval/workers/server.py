@@ -11,10 +11,12 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import socket
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from emkit.errors import UserError
@@ -48,8 +50,9 @@ def reply(answer: Answer, folder: str, request: dict) -> dict:
         return {"error": {"kind": "internal", "message": f"{type(error).__name__}: {error}"}}
 
 
-def _converse(connection: socket.socket, answer: Answer, folder: str, work: Path) -> None:
-    """Read one request, note it in ``work``, answer it; a client that went away is no concern of ours."""
+def _converse(connection: socket.socket, answer: Answer, folder: str, work: Path, alone: bool = False) -> None:
+    """Read one request, note it in ``work``, answer it; a client that went away is no concern of ours, unless it is
+    ``alone`` in having us: then this process ends with it."""
     with connection, contextlib.suppress(OSError, ValueError):
         connection.settimeout(_READ)
         with connection.makefile("rwb") as stream:
@@ -58,9 +61,30 @@ def _converse(connection: socket.socket, answer: Answer, folder: str, work: Path
                 connection.settimeout(None)
                 request = json.loads(line)
                 _note(work, request["id"], request["seconds"])
-                text = whole(json.dumps(reply(answer, folder, request), ensure_ascii=False)).encode() + b"\n"
+                with _ending_with(connection) if alone else contextlib.nullcontext():
+                    replied = reply(answer, folder, request)
+                text = whole(json.dumps(replied, ensure_ascii=False)).encode() + b"\n"
                 _note(work, "", _READ)  # the next request is begun, and noted, well within that time
                 stream.write(text)
+
+
+@contextlib.contextmanager
+def _ending_with(connection: socket.socket) -> Iterator[None]:
+    """In the block, end this process as soon as the client hangs up, as one does that is killed: nobody wants the
+    answer any more, and the model takes the memory of a device."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_GLANCE):
+            with contextlib.suppress(OSError):
+                if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
+                    os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _note(work: Path, request: str, seconds: float) -> None:
@@ -68,7 +92,7 @@ def _note(work: Path, request: str, seconds: float) -> None:
     write_json(work, {"id": request, "until": time.monotonic() + seconds})
 
 
-def serve(answer: Answer, folder: str, path: Path, idle: float) -> None:
+def serve(answer: Answer, folder: str, path: Path, idle: float, alone: bool = False) -> None:
     """Answer requests on ``path`` until idle, or until ``path`` or ``folder`` is removed."""
     path.unlink(missing_ok=True)
     work = path.with_suffix(".work")
@@ -79,7 +103,7 @@ def serve(answer: Answer, folder: str, path: Path, idle: float) -> None:
         ours, last = path.stat().st_ino, time.monotonic()
         while _inode(path) == ours and os.path.isdir(folder) and time.monotonic() - last < idle:
             with contextlib.suppress(TimeoutError):
-                _converse(server.accept()[0], answer, folder, work)
+                _converse(server.accept()[0], answer, folder, work, alone)
                 last = time.monotonic()
         if _inode(path) == ours:
             path.unlink()
@@ -96,10 +120,17 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def main(about: str, prepare: Callable[[], object], answer: Answer, argv: list[str] | None = None) -> int:
+def main(
+    about: str,
+    prepare: Callable[[], object],
+    answer: Answer,
+    argv: list[str] | None = None,
+    alone: bool = False,
+) -> int:
     """Entry point of a worker module: 0 also when another worker already serves the socket.
 
-    ``prepare`` loads the harness before the first client is let in.
+    ``prepare`` loads the harness before the first client is let in. ``alone``: a client has the worker to itself, and
+    what it asks for is ended when it goes away.
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--folder", required=True)
@@ -115,5 +146,5 @@ def main(about: str, prepare: Callable[[], object], answer: Answer, argv: list[s
         alive.write(str(os.getpid()))
         alive.flush()
         prepare()
-        serve(answer, options.folder, options.socket, options.idle)
+        serve(answer, options.folder, options.socket, options.idle, alone)
     return 0
