@@ -64,13 +64,37 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(file_mode())
+        sync(part)
         os.replace(part, path)
+        sync(path.parent)
     except (OSError, SafetensorError) as error:
         if not _by_system(error):
             raise
         raise unwritable(path, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """See to it that what was written to a file, or renamed in a folder, is on the disk: a power cut after a rename
+    could otherwise leave a file that has its name and not its bytes."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EROFS, errno.EBADF):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """The same for a folder and everything in it."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            sync(path)
+    for path in [*(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()), folder]:
+        sync(path)
 
 
 def _umask() -> int:
@@ -102,7 +126,9 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(folder_mode())
+        sync_tree(part)
         replace_dir(part, path)
+        sync(path.parent)
     except (OSError, SafetensorError) as error:
         if not _by_system(error):
             raise
@@ -144,7 +170,9 @@ def resumable_dir(path: str | Path, key: str, allowed: Callable[[], None] | None
             part.chmod(folder_mode())
             if allowed is not None:
                 allowed()
+            sync_tree(part)
             replace_dir(part, path)
+            sync(path.parent)
             (path / PLAN).unlink()  # not before: without it the folder would be anybody's
     except OSError as error:
         raise unwritable(path, error) from error

@@ -6,8 +6,10 @@ at once; memory holds one tensor at a time, whatever the size of a shard.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +17,12 @@ from pathlib import Path
 
 import torch
 
+from emkit.files import read_json, read_kept, sha256_file, sync, write_json
 from emkit.progress import report
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
+WRITTEN = ".written.json"  # in a folder that is being written: the hash of each finished shard
 # in the order in which safetensors stores them: larger alignment first
 DTYPES = {
     "I64": torch.int64,
@@ -79,27 +83,43 @@ class Shard:
         return len(self.header) + sum(info.nbytes for info in self.tensors.values())
 
     def is_in(self, folder: Path) -> bool:
-        """Whether ``folder`` has the file, whole and for these very tensors."""
-        path = folder / self.file
-        if not path.is_file() or path.stat().st_size != self.nbytes:
+        """Whether ``folder`` has the file as it was written: with the header of these very tensors, and its hash."""
+        path, written = folder / self.file, _written(folder).get(self.file)
+        if written is None or not path.is_file() or path.is_symlink() or path.stat().st_size != self.nbytes:
             return False
         with open(path, "rb") as file:
-            return file.read(len(self.header)) == self.header
+            if file.read(len(self.header)) != self.header:
+                return False
+        return sha256_file(path) == written
 
     def write(self, folder: Path, tensors: Callable[[str], torch.Tensor]) -> None:
-        """Write the file, each tensor as soon as ``tensors`` has made it; it takes its name when it is whole."""
-        part = folder / f"{self.file}.part"
+        """Write the file, each tensor as soon as ``tensors`` has made it; it takes its name when it is whole, on the
+        disk, and its hash is recorded."""
+        part, digest = folder / f"{self.file}.part", hashlib.sha256(self.header)
+        part.unlink(missing_ok=True)  # a link there would lead the bytes elsewhere
         try:
-            with open(part, "wb") as file:
+            with open(part, "xb") as file:
                 file.write(self.header)
                 for number, name in enumerate(self.order, 1):
                     report(f"{self.file}, tensor", number, len(self.order))
                     tensor = tensors(name)
                     _check(name, tensor, self.tensors[name])
-                    file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                    made = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                    digest.update(made)
+                    file.write(made)
+                file.flush()
+                os.fsync(file.fileno())
+            write_json(folder / WRITTEN, _written(folder) | {self.file: digest.hexdigest()})
             part.rename(folder / self.file)
+            sync(folder)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _written(folder: Path) -> dict[str, str]:
+    """File → hash of the shards that were finished in a folder."""
+    found = read_kept(folder / WRITTEN, read_json)
+    return found if isinstance(found, dict) else {}
 
 
 def _check(name: str, tensor: torch.Tensor, info: TensorInfo) -> None:
@@ -131,6 +151,7 @@ def write(folder: Path, shards: Sequence[Shard], tensors: Callable[[str], torch.
     for shard in shards:
         if not shard.is_in(folder):
             shard.write(folder, tensors)
+    (folder / WRITTEN).unlink(missing_ok=True)
     if len(shards) > 1:
         weight_map = {name: shard.file for shard in shards for name in shard.tensors}
         total = sum(info.nbytes for shard in shards for info in shard.tensors.values())

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
-from safetensors.torch import load_file, save_file
 
 from emkit.backbones.base import PIXELS, Backbone, Batch, Encoded, Features
 from emkit.checkpoints import sha256_tensors
-from emkit.files import atomic_write, lock, read_kept, sha256_json
+from emkit.files import lock, sha256_json
+from emkit.sealed import read_tensors, write_tensors
 
 TILES = 64  # (or patches) in one pass of the tower, unless an image alone has more
 
@@ -39,11 +39,10 @@ def encodings(folder: Path, identity: dict, processor: Any, questions: Sequence[
     def encoded(items: Sequence[int], encode: Callable[[], Batch]) -> Batch:
         key = sha256_json([shared, list(items), [questions[i] for i in items]])
         path = folder / f"{key[:32]}.safetensors"
-        found = read_kept(path, load_file)
+        found = read_tensors(path)
         if found is None:
             found = {name: tensor.contiguous() for name, tensor in encode().items() if name != PIXELS}
-            with atomic_write(path) as part:
-                save_file(found, part)
+            write_tensors(path, found)
         return found
 
     return encoded
@@ -66,11 +65,10 @@ def kept(folder: Path, identity: dict, backbone: Backbone, model, processor, ima
     key = sha256_json({**identity, "tower": tower, "config": model.config.vision_config.to_dict(), **how})
     path = folder / f"{key[:32]}.safetensors"
     with lock(path.with_suffix(".lock")):
-        found = read_kept(path, load_file)
+        found = read_tensors(path)
         if found is None:
             found = _compute(backbone, model, processor, images)
-            with atomic_write(path) as part:
-                save_file(found, part)
+            write_tensors(path, found)
     starts = found["starts"].tolist()
     return lambda start, stop: found["features"][starts[start] : starts[stop]].to(model.device)
 

@@ -121,14 +121,60 @@ def test_another_key_or_layout_starts_anew(like, tmp_path, change):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_damaged_finished_shard_is_made_again(like, tmp_path):
+def zeroed(shard):
+    """The header stands, the tensors are zeros: as a disk leaves a file whose blocks it had not written."""
+    content = shard.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    shard.write_bytes(content[:begin] + bytes(len(content) - begin))
+
+
+def flipped(shard):
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+
+
+def linked(shard):
+    """To a file of the very bytes, which somebody else may change."""
+    other = shard.parent.parent / "elsewhere"
+    shard.rename(other)
+    shard.symlink_to(other)
+
+
+@pytest.mark.parametrize(
+    "damage", [zeroed, flipped, linked, lambda shard: shard.write_bytes(shard.read_bytes()[:-1]), Path.unlink]
+)
+def test_a_damaged_finished_shard_is_made_again(like, tmp_path, damage):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "out", Interrupted(like, "e"), like)
-    shard = tmp_path / ".out.part" / "model-00001-of-00003.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1])
+    damage(tmp_path / ".out.part" / "model-00001-of-00003.safetensors")
     again = Interrupted(like)
     write(tmp_path / "out", again, like)
     assert again.asked == ["a", "b", "e", "f"]
+    write(tmp_path / "whole", Interrupted(like), like)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"model-00001-of-00003.safetensors": 7}', None])
+def test_without_the_hash_of_a_finished_shard_it_is_not_believed(like, tmp_path, content):
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out", Interrupted(like, "e"), like)
+    record = tmp_path / ".out.part" / shards.WRITTEN
+    record.unlink() if content is None else record.write_text(content)
+    again = Interrupted(like)
+    write(tmp_path / "out", again, like)
+    assert again.asked == list("abcdef")
+
+
+def test_bytes_go_through_no_link_that_was_planted(like, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out", Interrupted(like, "c"), like)
+    victim = tmp_path / "victim"
+    victim.write_text("somebody's")
+    (tmp_path / ".out.part" / "model-00002-of-00003.safetensors.part").symlink_to(victim)
+    write(tmp_path / "out", Interrupted(like), like)
+    assert victim.read_text() == "somebody's"
 
 
 def test_bad_weights_leave_nothing_behind_and_a_full_disk_what_is_finished(like, tmp_path):
@@ -137,7 +183,8 @@ def test_bad_weights_leave_nothing_behind_and_a_full_disk_what_is_finished(like,
     assert [path.name for path in tmp_path.iterdir()] == ["like"]
     with pytest.raises(UserError, match=r"cannot write .*free some space"):
         write(tmp_path / "out", Interrupted(like, "f", OSError(28, "No space left on device")), like)
-    assert sorted(contents(tmp_path / ".out.part")) == [PLAN] + [f"model-0000{i}-of-00003.safetensors" for i in (1, 2)]
+    finished = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2)]
+    assert sorted(contents(tmp_path / ".out.part")) == sorted([PLAN, shards.WRITTEN, *finished])
 
 
 def test_without_a_key_nothing_is_kept(like, tmp_path):

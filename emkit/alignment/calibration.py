@@ -26,8 +26,9 @@ from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.content import side_files_sha256, surroundings
 from emkit.errors import UserError
-from emkit.files import atomic_dir, locks_in_turn, read_kept, sha256_json
+from emkit.files import locks_in_turn, sha256_json
 from emkit.progress import report, section
+from emkit.sealed import read_dir, sealed_dir
 from emkit.task_vectors import TaskVectors
 
 FORMAT = 3  # of the cache; part of its keys
@@ -127,7 +128,7 @@ def _samples(
     with tqdm(total=wanted, desc=f"calibration {task}", unit="token", disable=not progress) as bar:
         for number in range(settings.samples):
             place = folder / f"{number:04d}"
-            sample = read_kept(place, load)
+            sample = read_dir(place, load)
             if sample is None:
                 with section(f"calibration {task}, sample {number + 1} of {settings.samples}"):
                     expert = expert or teacher()
@@ -136,7 +137,7 @@ def _samples(
                     break
                 if made is None:
                     raise UserError(_too_few(task, number, images + expert.images, settings))
-                with atomic_dir(place) as part:
+                with sealed_dir(place) as part:
                     save_samples(made, part, heads)
                 sample = load(place)
             else:

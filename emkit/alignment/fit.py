@@ -26,8 +26,9 @@ from emkit.backbones.base import Backbone
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
 from emkit.errors import UserError
-from emkit.files import read_json, read_kept, sha256_json, write_json
+from emkit.files import sha256_json
 from emkit.progress import report
+from emkit.sealed import read_value, write_value
 from emkit.task_vectors import TaskVectors
 
 STATES = 50  # how often in a fit its state is written at least
@@ -146,7 +147,7 @@ def fit(
                 report("fit step", step, steps)
                 history.append(_step(problem, merged, variable, start, step, seed, engine))
                 if state is not None and len(history) % -(-steps // STATES) == 0:
-                    write_json(state, {"identity": identity, "history": history, **variable.snapshot()})
+                    write_value(state, {"identity": identity, "history": history, **variable.snapshot()})
                 bar.set_postfix(loss=f"{history[-1]['loss']:.4f}", refresh=False)
                 bar.update()
     except RuntimeError as error:
@@ -199,7 +200,7 @@ def _coefficients(start: Coefficients, variable: Variable) -> Coefficients:
 
 def _resume(variable: Variable, state: Path | None, identity: str) -> list[dict]:
     """Take up the state that an interrupted fit of the same ``identity`` left, and return its history."""
-    found = None if state is None else read_kept(state, read_json)
+    found = None if state is None else read_value(state)
     if found is None or found["identity"] != identity:
         return []
     variable.restore(found)

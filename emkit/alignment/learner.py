@@ -23,8 +23,9 @@ from emkit.coefficients import Coefficients
 from emkit.config import Settings
 from emkit.content import surroundings
 from emkit.errors import UserError
-from emkit.files import atomic_dir, lock, read_json, read_kept, sha256_json, write_json
+from emkit.files import lock, read_json, sha256_json, write_json
 from emkit.progress import report
+from emkit.sealed import read_dir, sealed_dir
 from emkit.task_vectors import TaskVectors
 
 FORMAT = 4  # of the kept fits; part of their keys
@@ -113,7 +114,7 @@ class Learner:
         folder = self.cache / "fits" / self._key(calibration, start, given)
         state = folder.with_suffix(".state.json")
         with lock(folder.with_suffix(".lock")):
-            found = read_kept(folder, _read_fit)
+            found = read_dir(folder, _read_fit)
             if found is None:
                 problem = Problem(
                     backbone=self.backbone,
@@ -134,7 +135,7 @@ class Learner:
                     state=state,
                     progress=self.progress,
                 )
-                with atomic_dir(folder) as part:
+                with sealed_dir(folder) as part:
                     result.coefficients.save(part / "coefficients.json")
                     write_json(part / "history.json", result.history)
                 found = _read_fit(folder)

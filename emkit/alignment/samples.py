@@ -18,6 +18,7 @@ from emkit.alignment.heads import Head
 from emkit.alignment.sequences import Folded
 from emkit.checkpoints import sha256_tensors
 from emkit.files import atomic_write, lock
+from emkit.sealed import Broken
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def load_samples(folder: Path, heads: Path, task: str, known: dict[str, Head] | 
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     if key not in known:
         head = load_file(heads / f"{key}.safetensors")
+        if sha256_tensors(sorted(head.items())) != key:
+            raise Broken(f"the head {key} is not what was written")
         known[key] = Head(head["weight"], head.get("bias"))
     split = {
         name: list(tensors[name].split(tensors[f"{name}.sizes"].tolist())) for name in ("features", "final", "hidden")
