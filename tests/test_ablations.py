@@ -35,9 +35,10 @@ def test_the_rows_are_the_papers_in_its_order(number):
     with open(ROOT / f"eval/paper/table{number}.csv", encoding="utf-8", newline="") as file:
         head, *lines = csv.reader(file)
     assert [*plan.benchmarks, "Avg"] == head[1:]
-    assert len(plan.rows) == len(lines)
+    ours = list(plan.rows)[len(lines) :]
+    assert ours == (["trade_offs"] if number == 5 else []), "rows of our own stand below the paper's"
     theirs = tables.published(plan.table)
-    named = [row.label for row in plan.rows.values()]
+    named = [row.label for row in plan.rows.values() if row.id not in ours]
     if plan.table.sweep is None:
         assert {*named} == {line[0] for line in lines}
     assert all(theirs[label]["Avg"] is not None for label in named)
