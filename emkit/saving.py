@@ -47,12 +47,13 @@ def write_checkpoint(
         return tensor
 
     with atomic_dir(out) if key is None else resumable_dir(out, _written_key(key, planned), allowed) as part:
-        shards.write(part, planned, checked)
+        shards.write(part, planned, checked, keep_record=True)  # the checks below may be interrupted
         copy_side_files(like.configured, part)
         if card is not None:
             (part / "README.md").write_text(card, encoding="utf-8")
         if finish is not None:
             finish(part)
+        (part / shards.WRITTEN).unlink(missing_ok=True)
 
 
 def _written_key(key: str, planned: Sequence[Shard]) -> str:

@@ -142,16 +142,20 @@ def plan(tensors: Mapping[str, TensorInfo], shard_bytes: int = SHARD_BYTES) -> l
     return [Shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", group) for i, group in enumerate(groups, 1)]
 
 
-def write(folder: Path, shards: Sequence[Shard], tensors: Callable[[str], torch.Tensor]) -> None:
+def write(
+    folder: Path, shards: Sequence[Shard], tensors: Callable[[str], torch.Tensor], keep_record: bool = False
+) -> None:
     """Write the shards that ``folder`` does not have yet, and the index if there are several.
 
     ``tensors`` makes the tensor of a name; it is called for the tensors of unfinished shards alone, once each.
-    ``ValueError`` for another dtype or shape than planned.
+    ``keep_record``: leave the hashes of the shards (:data:`WRITTEN`) to whoever has more to do before the folder is
+    finished. ``ValueError`` for another dtype or shape than planned.
     """
     for shard in shards:
         if not shard.is_in(folder):
             shard.write(folder, tensors)
-    (folder / WRITTEN).unlink(missing_ok=True)
+    if not keep_record:
+        (folder / WRITTEN).unlink(missing_ok=True)
     if len(shards) > 1:
         weight_map = {name: shard.file for shard in shards for name in shard.tensors}
         total = sum(info.nbytes for shard in shards for info in shard.tensors.values())
