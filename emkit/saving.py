@@ -53,7 +53,7 @@ def write_checkpoint(
             (part / "README.md").write_text(card, encoding="utf-8")
         if finish is not None:
             finish(part)
-        (part / shards.WRITTEN).unlink(missing_ok=True)
+    (out / shards.WRITTEN).unlink(missing_ok=True)  # not before: until the folder has its name it may be gone on with
 
 
 def _written_key(key: str, planned: Sequence[Shard]) -> str:
