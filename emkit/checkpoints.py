@@ -5,7 +5,6 @@ A checkpoint's own code is never executed and pickled weights are refused: a pic
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from emkit.blocks import in_blocks
 from emkit.errors import UserError
-from emkit.hashes import once
+from emkit.hashes import once, sha256_tensors
 from emkit.shards import DTYPES, INDEX, SINGLE, TensorInfo
 
 _ZOO = Path("results/zoo")  # of the repository, where commands are typed
@@ -208,15 +207,6 @@ def file_identities(files: Iterable[Path]) -> list[list]:
         status = file.stat()
         found.append([str(file), status.st_size, status.st_mtime_ns, status.st_ino])
     return found
-
-
-def sha256_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Hex SHA-256 over name, dtype, shape and bytes of each tensor, in the order given."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _mapped(path: Path) -> dict[str, Path]:

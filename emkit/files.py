@@ -4,46 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
+from emkit.disk import file_mode, folder_mode, refused, sync, sync_tree, unwritable
 from emkit.errors import UserError
+from emkit.locks import taken
 
 T = TypeVar("T")
-_WORDS = {
-    errno.ENOSPC: "the disk is full: free some space and run the same command again",
-    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
-    errno.EFBIG: "the file is larger than this system allows: free some space or raise the limit, then run again",
-    errno.EROFS: "the file system is read-only: choose a folder that can be written to",
-    errno.EACCES: "permission denied: choose a folder that can be written to",
-    errno.EPERM: "permission denied: choose a folder that can be written to",
-    errno.ENOTDIR: "a part of this path is a file, not a folder: choose another folder",
-}
-
-
-def unwritable(path: Path, error: OSError | SafetensorError) -> UserError:
-    """The line to show when writing ``path`` failed with ``error`` (safetensors says it in words: "os error 28")."""
-    number: int | None = getattr(error, "errno", None)
-    if number is None and (found := re.search(r"os error (\d+)", str(error))):
-        number = int(found[1])
-    said = getattr(error, "strerror", None) or str(error)
-    return UserError(f"cannot write {path}: {said if number is None else _WORDS.get(number, said)}")
-
-
-def _by_system(error: OSError | SafetensorError) -> bool:
-    """Whether it was the system that refused; safetensors has errors of its own as well."""
-    return isinstance(error, OSError) or "os error" in str(error)
 
 
 @contextlib.contextmanager
@@ -68,50 +45,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
         sync(path.parent)
     except (OSError, SafetensorError) as error:
-        if not _by_system(error):
+        if not refused(error):
             raise
         raise unwritable(path, error) from error
     finally:
         part.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """See to it that what was written to a file, or renamed in a folder, is on the disk: a power cut after a rename
-    could otherwise leave a file that has its name and not its bytes."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EROFS, errno.EBADF):  # a file system that has no such thing
-            raise
-    finally:
-        os.close(handle)
-
-
-def sync_tree(folder: Path) -> None:
-    """The same for a folder and everything in it."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
-            sync(path)
-    for path in [*(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()), folder]:
-        sync(path)
-
-
-def _umask() -> int:
-    """The process's umask. It can only be read by setting it; for that moment new files are private, never public."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def file_mode() -> int:
-    """The permissions that a new file gets under the umask. Temporary files are private until they have their name."""
-    return 0o666 & ~_umask()
-
-
-def folder_mode() -> int:
-    """The permissions that a new folder gets under the umask."""
-    return 0o777 & ~_umask()
 
 
 @contextlib.contextmanager
@@ -130,7 +68,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         replace_dir(part, path)
         sync(path.parent)
     except (OSError, SafetensorError) as error:
-        if not _by_system(error):
+        if not refused(error):
             raise
         raise unwritable(path, error) from error
     finally:
@@ -155,7 +93,7 @@ def resumable_dir(path: str | Path, key: str, allowed: Callable[[], None] | None
     part, wanted = path.with_name(f".{path.name}.part"), json.dumps({"key": key})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(part / PLAN) as plan:
+        with taken(part / PLAN) as plan:
             plan.seek(0)
             if plan.read() != wanted:
                 _clear(part, but=PLAN)
@@ -176,26 +114,6 @@ def resumable_dir(path: str | Path, key: str, allowed: Callable[[], None] | None
             (path / PLAN).unlink()  # not before: without it the folder would be anybody's
     except OSError as error:
         raise unwritable(path, error) from error
-
-
-def _locked(path: Path, waiting: Callable[[], None] = lambda: None) -> TextIO:
-    """The file ``path`` open and locked; it and its folder are made where there are none."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller's
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with contextlib.ExitStack() as kept:
-                kept.callback(handle.close)
-                waiting()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                kept.pop_all()
-        with contextlib.suppress(FileNotFoundError):
-            # who held the lock may have finished meanwhile, and this file be gone, with its folder or without
-            if os.path.samestat(os.fstat(handle.fileno()), os.stat(path)):
-                return handle
-        handle.close()
 
 
 def _clear(folder: Path, but: str) -> None:
@@ -266,74 +184,6 @@ def read_kept(path: str | Path, read: Callable[[Path], T]) -> T | None:
         what = " ".join(str(error).split()) or type(error).__name__
         print(f"warning: {path} is unreadable ({what}); it is made again", file=sys.stderr, flush=True)
         return None
-
-
-@contextlib.contextmanager
-def lock(path: str | Path, remove: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold ``path`` locked among processes; the system releases it when its holder dies, however it dies.
-
-    ``waiting`` is called when another process holds it. With ``remove`` the file is gone after the block; who waited
-    for it then has one of its own.
-    """
-    path = Path(path)
-    try:
-        handle = _locked(path, waiting)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    with handle:
-        try:
-            yield
-        finally:
-            if remove:
-                path.unlink(missing_ok=True)
-
-
-class _Busy(Exception):
-    """Another process holds the lock."""
-
-
-def _refuse() -> None:
-    raise _Busy
-
-
-def locks_in_turn(
-    paths: Sequence[Path], waiting: Callable[[int], None] = lambda index: None
-) -> Generator[int, None, None]:
-    """Hold each of ``paths`` locked once, free ones first: yields the index of the one that is held until the next.
-
-    ``waiting(index)`` is called when other processes hold all that are left, before this one is waited for. Close the
-    iterator (``contextlib.closing``), so that an error between two of them lets go.
-    """
-    left = list(range(len(paths)))
-    while left:
-        index, handle = _first_free(paths, left, waiting)
-        left.remove(index)
-        with handle:
-            yield index
-
-
-def _first_free(paths: Sequence[Path], left: Sequence[int], waiting: Callable[[int], None]) -> tuple[int, TextIO]:
-    for index in left:
-        with contextlib.suppress(_Busy):
-            return index, _locked(paths[index], _refuse)
-    waiting(left[0])
-    return left[0], _locked(paths[left[0]])
-
-
-def user_cache() -> Path:
-    """Where a user's caches are: of fits, converted layouts, published sets."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "emkit"
-
-
-def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
-
-
-def free_bytes(path: Path) -> int:
-    """Free bytes of the disk that ``path`` is on, or will be."""
-    return shutil.disk_usage(existing(path)).free
 
 
 def sha256_file(path: str | Path) -> str:

@@ -1,14 +1,19 @@
-"""Hashes of large files, computed once: reading 15 GB for every row of a table takes longer than some rows do."""
+"""Hashes of tensors; those of large files are computed once, as reading 15 GB for every row of a table takes longer
+than some rows do."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import torch
+
+from emkit.disk import user_cache
 from emkit.errors import UserError
-from emkit.files import read_json, read_kept, sha256_json, user_cache, write_json
+from emkit.files import read_json, read_kept, sha256_json, write_json
 
 FORMAT = 1  # of what is hashed, and how
 LARGE = 2**30  # bytes; what is smaller is read each time
@@ -32,3 +37,12 @@ def once(files: Iterable[Path], about: Sequence[str], make: Callable[[], str]) -
     with contextlib.suppress(UserError):  # a home that cannot be written to costs time, no more
         write_json(path, made)
     return made
+
+
+def sha256_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hex SHA-256 over name, dtype, shape and bytes of each tensor, in the order given."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -16,9 +16,10 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.sources import Samples
 from emkit.coefficients import Coefficients
 from emkit.config import default
+from emkit.disk import user_cache
 from emkit.errors import UserError
 from emkit.experts import Experts
-from emkit.files import atomic_write, sha256_json, user_cache
+from emkit.files import atomic_write, sha256_json
 from emkit.job import Job
 from emkit.merging import Context, Merge
 from emkit.own import merge as own

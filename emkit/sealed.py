@@ -7,7 +7,6 @@ have the hash that was written with it counts as not kept, after a line on stder
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from emkit.files import atomic_dir, atomic_write, read_json, read_kept, sha256_file, sha256_json, write_json
+from emkit.hashes import sha256_tensors
 
 T = TypeVar("T")
 SEAL = ".sealed.json"  # in a kept folder: the hash of every other file
@@ -70,7 +70,7 @@ def read_value(path: Path) -> Any:
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """A safetensors file with the hash of its tensors."""
     with atomic_write(path) as part:
-        save_file(tensors, part, metadata={"sha256": _of_tensors(tensors)})
+        save_file(tensors, part, metadata={"sha256": sha256_tensors(sorted(tensors.items()))})
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
@@ -80,17 +80,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
         with safe_open(file, framework="pt") as opened:
             found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
             written = (opened.metadata() or {}).get("sha256")
-        if _of_tensors(found) != written:
+        if sha256_tensors(sorted(found.items())) != written:
             raise Broken("its tensors are not those that were written")
         return found
 
     return read_kept(path, checked)
-
-
-def _of_tensors(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from emkit.files import read_json, read_kept, sha256_file, sync, write_json
+from emkit.disk import sync
+from emkit.files import read_json, read_kept, sha256_file, write_json
 from emkit.progress import report
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

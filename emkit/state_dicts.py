@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from emkit.checkpoints import Checkpoint, sha256_tensors
+from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
+from emkit.hashes import sha256_tensors
 from emkit.shards import TensorInfo
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from emkit.errors import UserError
-from emkit.files import locks_in_turn
+from emkit.locks import locks_in_turn
 from emkit.progress import report
 from eval.workers.client import private_folder
 

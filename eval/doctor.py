@@ -14,8 +14,8 @@ import torch
 
 from emkit import originals
 from emkit.alignment.memory import available
+from emkit.disk import free_bytes, user_cache
 from emkit.errors import UserError
-from emkit.files import free_bytes, user_cache
 from emkit.own import hub
 from emkit.own.resources import human
 from eval import devices, keys, models, needs, prompts, resolved, times

@@ -18,8 +18,9 @@ import torch
 from PIL.Image import Image
 
 from emkit.backbones.base import PIXELS, Backbone, Batch, Encoded, Features
-from emkit.checkpoints import sha256_tensors
-from emkit.files import lock, sha256_json
+from emkit.files import sha256_json
+from emkit.hashes import sha256_tensors
+from emkit.locks import lock
 from emkit.sealed import read_tensors, write_tensors
 
 TILES = 64  # (or patches) in one pass of the tower, unless an image alone has more

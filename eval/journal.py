@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from emkit.files import sha256_json, unwritable
+from emkit.disk import unwritable
+from emkit.files import sha256_json
 
 T = TypeVar("T")
 

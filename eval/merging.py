@@ -15,9 +15,10 @@ from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.content import side_files_sha256
 from emkit.errors import UserError
-from emkit.files import atomic_dir, lock, sha256_json
+from emkit.files import atomic_dir, sha256_json
 from emkit.job import Job as Merging
 from emkit.job import save_learned
+from emkit.locks import lock
 from emkit.merging import Context
 from emkit.methods import VALIDATION, Method
 from emkit.own import tokens

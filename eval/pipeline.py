@@ -22,8 +22,9 @@ from pathlib import Path
 
 import psutil
 
+from emkit.disk import unwritable
 from emkit.errors import UserError
-from emkit.files import atomic_write, unwritable, write_json
+from emkit.files import atomic_write, write_json
 from eval import committed, devices, models, notebooks, prompts, remaining, scale, scores, table_files
 from eval.judge import estimate, upstream
 from eval.judge.service import KEY_VARIABLE

@@ -17,7 +17,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from emkit.errors import UserError
-from emkit.files import atomic_dir, lock, read_json, read_kept, sha256_file, sha256_json, write_json
+from emkit.files import atomic_dir, read_json, read_kept, sha256_file, sha256_json, write_json
+from emkit.locks import lock
 from eval import columns, keys
 from eval.asking import Prompt
 from eval.items.fetching import placing

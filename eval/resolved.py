@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
+from emkit.disk import free_bytes
 from emkit.errors import UserError
-from emkit.files import free_bytes, lock, read_json, sha256_file, write_json
+from emkit.files import read_json, sha256_file, write_json
+from emkit.locks import lock
 from emkit.own import hub
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from emkit.files import atomic_write, lock, sha256_json, write_json
+from emkit.files import atomic_write, sha256_json, write_json
+from emkit.locks import lock
 from emkit.progress import report, section
 from eval import asking, devices, memory, merging, scores, signs, times
 from eval.judge.errors import NoJudge

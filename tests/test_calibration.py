@@ -155,7 +155,7 @@ def test_a_task_that_another_process_is_at_comes_last_and_nothing_differs(
     """Two rows that need the same samples: each has another expert answer, and both end with the same set."""
     folders = {name: tmp_path / "calibration" / key.split(",")[0] for name, key in calibration.keys.items()}
     first, answered, said = next(iter(folders)), [], []
-    code = "import sys; from emkit.files import lock\nwith lock(sys.argv[1]): print(1, flush=True); input()"
+    code = "import sys; from emkit.locks import lock\nwith lock(sys.argv[1]): print(1, flush=True); input()"
     held = [sys.executable, "-c", code, str(folders[first].with_suffix(".lock"))]
     load = internvl.load
     monkeypatch.setattr(internvl, "load", lambda path, *more: answered.append(path.name) or load(path, *more))

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from emkit import files
+from emkit import files, locks
 from emkit.errors import UserError
-from emkit.files import atomic_dir, atomic_write, lock, read_json, sha256_file, sha256_json, write_json
+from emkit.files import atomic_dir, atomic_write, read_json, sha256_file, sha256_json, write_json
+from emkit.locks import lock
 
 
 def in_child(action) -> None:
@@ -161,7 +162,7 @@ def test_a_lock_is_released_when_its_holder_is_killed(tmp_path):
 def held_by_another(paths, seconds=None):
     """A process that holds the locks ``paths``, until the block ends or for ``seconds``."""
     wait = "input()" if seconds is None else f"time.sleep({seconds})"
-    code = "import contextlib, sys, time; from emkit.files import lock\nwith contextlib.ExitStack() as held:\n"
+    code = "import contextlib, sys, time; from emkit.locks import lock\nwith contextlib.ExitStack() as held:\n"
     code += f"    [held.enter_context(lock(p)) for p in sys.argv[1:]]\n    print('held', flush=True)\n    {wait}\n"
     command = [sys.executable, "-c", code, *map(str, paths)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -176,17 +177,17 @@ def held_by_another(paths, seconds=None):
 def test_locks_are_taken_in_turn_free_ones_first(tmp_path):
     paths, waited = [tmp_path / name for name in "abc"], []
     with held_by_another(paths[:1], seconds=1):
-        assert list(files.locks_in_turn(paths, waited.append)) == [1, 2, 0] and waited == [0]
-    assert list(files.locks_in_turn(paths, waited.append)) == [0, 1, 2] and waited == [0]
+        assert list(locks.locks_in_turn(paths, waited.append)) == [1, 2, 0] and waited == [0]
+    assert list(locks.locks_in_turn(paths, waited.append)) == [0, 1, 2] and waited == [0]
 
 
 def test_a_lock_of_the_turn_is_held_and_then_let_go(tmp_path):
     paths = [tmp_path / name for name in "ab"]
-    with contextlib.closing(files.locks_in_turn(paths)) as turns:
+    with contextlib.closing(locks.locks_in_turn(paths)) as turns:
         for index in turns:
             for other, path in enumerate(paths):
                 assert is_held(path) == (other == index)
-    with pytest.raises(ZeroDivisionError), contextlib.closing(files.locks_in_turn(paths)) as turns:
+    with pytest.raises(ZeroDivisionError), contextlib.closing(locks.locks_in_turn(paths)) as turns:
         for _ in turns:
             raise ZeroDivisionError
     with held_by_another(paths):

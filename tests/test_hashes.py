@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from emkit import checkpoints, hashes
-from emkit.checkpoints import Checkpoint, sha256_tensors
+from emkit.checkpoints import Checkpoint
+from emkit.hashes import sha256_tensors
 
 
 @pytest.fixture

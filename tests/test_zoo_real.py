@@ -296,7 +296,7 @@ def test_given_items_of_a_package_are_found_without_importing_it(tmp_path, monke
 def test_the_weights_of_an_adapter_are_hashed_as_they_are_stored(tmp_path):
     from safetensors.torch import save_file
 
-    from emkit.checkpoints import sha256_tensors
+    from emkit.hashes import sha256_tensors
 
     tensors = {"b": torch.ones(2), "a": torch.zeros(3)}
     save_file(tensors, tmp_path / card.ADAPTER)

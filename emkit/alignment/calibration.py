@@ -26,7 +26,8 @@ from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.content import side_files_sha256, surroundings
 from emkit.errors import UserError
-from emkit.files import locks_in_turn, sha256_json
+from emkit.files import sha256_json
+from emkit.locks import locks_in_turn
 from emkit.progress import report, section
 from emkit.sealed import read_dir, sealed_dir
 from emkit.task_vectors import TaskVectors

@@ -23,7 +23,8 @@ from emkit.coefficients import Coefficients
 from emkit.config import Settings
 from emkit.content import surroundings
 from emkit.errors import UserError
-from emkit.files import lock, read_json, sha256_json, write_json
+from emkit.files import read_json, sha256_json, write_json
+from emkit.locks import lock
 from emkit.progress import report
 from emkit.sealed import read_dir, sealed_dir
 from emkit.task_vectors import TaskVectors

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from emkit.alignment.heads import Head
 from emkit.alignment.sequences import Folded
-from emkit.checkpoints import sha256_tensors
-from emkit.files import atomic_write, lock
+from emkit.files import atomic_write
+from emkit.hashes import sha256_tensors
+from emkit.locks import lock
 from emkit.sealed import Broken
 
 

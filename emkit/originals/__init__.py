@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from emkit.checkpoints import Checkpoint
+from emkit.disk import free_bytes, user_cache
 from emkit.errors import UserError
-from emkit.files import atomic_dir, free_bytes, lock, sha256_file, sha256_json, user_cache
+from emkit.files import atomic_dir, sha256_file, sha256_json
 from emkit.imports import code_sha256
+from emkit.locks import lock
 from emkit.originals import internvl_chat, relaid
 from emkit.originals.relaid import Relaid
 from emkit.saving import write_checkpoint

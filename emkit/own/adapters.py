@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from emkit.backbones.base import Backbone
-from emkit.checkpoints import Checkpoint, Look, TensorInfo, _reader, check_finite, file_identities, sha256_tensors
+from emkit.checkpoints import Checkpoint, Look, TensorInfo, _reader, check_finite, file_identities
 from emkit.errors import UserError
 from emkit.files import sha256_json
+from emkit.hashes import sha256_tensors
 from emkit.layouts import Layout, Wrapped
 from emkit.own.adapter_files import CONFIG, WEIGHTS, Saved, parts, read_config, weights_file
 from emkit.shards import INDEX, SINGLE

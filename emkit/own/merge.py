@@ -12,9 +12,11 @@ from typing import Any
 
 from emkit.alignment.options import EngineOptions
 from emkit.checkpoints import Checkpoint
+from emkit.disk import file_mode, unwritable
 from emkit.errors import UserError
-from emkit.files import file_mode, lock, sha256_file, unwritable, write_json
+from emkit.files import sha256_file, write_json
 from emkit.job import Job, save_learned
+from emkit.locks import lock
 from emkit.merging import Context, Merge
 from emkit.own import card, differences, resources, tokens
 from emkit.own.prepare import Prepared, say_to_stderr

@@ -14,8 +14,8 @@ from emkit.alignment.memory import available, held_bytes
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.sources import Samples
 from emkit.checkpoints import Checkpoint
+from emkit.disk import existing, free_bytes, unwritable
 from emkit.errors import UserError
-from emkit.files import existing, free_bytes, unwritable
 from emkit.methods import Method
 from emkit.task_vectors import TaskVectors
 

@@ -10,7 +10,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from emkit.checkpoints import Checkpoint, sha256_tensors
+from emkit.checkpoints import Checkpoint
+from emkit.hashes import sha256_tensors
 from emkit.zoo import families
 from emkit.zoo.subtasks import ADAPTER
 

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from emkit.files import lock, sha256_json, write_json
+from emkit.files import sha256_json, write_json
+from emkit.locks import lock
 
 
 class Cache:

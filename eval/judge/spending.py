@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from emkit.errors import UserError
-from emkit.files import lock, read_json, write_json
+from emkit.files import read_json, write_json
+from emkit.locks import lock
 
 CAP_VARIABLE = "EMKIT_MAX_USD"
 PAUSE = 0.05  # seconds between looks at whether what others have booked has become free

@@ -7,8 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
+from emkit.disk import user_cache
 from emkit.errors import UserError
-from emkit.files import atomic_write, lock, sha256_json, user_cache
+from emkit.files import atomic_write, sha256_json
+from emkit.locks import lock
 from eval.columns.kinds import VLMEvalKit
 from eval.vlm import client
 

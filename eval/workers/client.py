@@ -22,8 +22,8 @@ from functools import cache
 from pathlib import Path
 
 from emkit.errors import UserError
-from emkit.files import lock
 from emkit.imports import code_sha256
+from emkit.locks import lock
 from eval.workers.text import whole
 from eval.workers.watch import Watch
 
