@@ -14,7 +14,7 @@ import torch
 
 from emkit import originals
 from emkit.alignment.memory import available
-from emkit.disk import free_bytes, user_cache
+from emkit.disk import free_bytes
 from emkit.errors import UserError
 from emkit.own import hub
 from emkit.own.resources import human
@@ -110,19 +110,22 @@ def _models(plan: Plan) -> str:
 def _disk(plan: Plan) -> str:
     wanted, missing = needs.needs(plan), resolved.missing_bytes(plan.profile.checkpoints, plan.revisions)
     cache, here = free_bytes(hub.cache()), free_bytes(plan.home)
-    stored = {role: resolved.stored(name, plan.revisions) for role, name in plan.profile.checkpoints.items()}
-    original = any(folder is not None and originals.kind(folder) is not None for folder in stored.values())
-    if missing and (plan.backbone == "internvl" or original) and missing > free_bytes(user_cache()):
+    resolved.check_room(missing)
+    if missing > free_bytes(originals.cache()) and _is_converted(plan):
         raise UserError(
-            f"InternVL's original layout is converted: that takes {human(missing)} in {user_cache()}, where "
-            f"{human(free_bytes(user_cache()))} are free: set XDG_CACHE_HOME to a folder on another disk"
+            f"models in an original layout are converted: that takes {human(missing)} in {originals.cache()}, where "
+            f"{human(free_bytes(originals.cache()))} are free: set XDG_CACHE_HOME to a folder on another disk"
         )
-    if missing > cache:
-        raise UserError(f"{human(missing)} of weights to fetch, {human(cache)} free in {hub.cache()}: set HF_HOME")
     if wanted is not None and wanted.merged > here:
         raise UserError(f"a merged model takes {human(wanted.merged)}, {human(here)} are free in {plan.home}")
     merged = "" if wanted is None else f"; a merged model takes {human(wanted.merged)} for each row at once"
     return f"{human(here)} free in {plan.home}, {human(cache)} in {hub.cache()}{merged}"
+
+
+def _is_converted(plan: Plan) -> bool:
+    """Whether a model of the plan is in a layout that is converted, by its small files."""
+    folders = resolved.small(plan.profile.checkpoints, plan.revisions).values()
+    return any(originals.kind(folder) is not None for folder in folders)
 
 
 def _data(plan: Plan) -> str:

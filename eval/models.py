@@ -124,12 +124,9 @@ def check_words(plan: Plan, stored: Mapping[str, Path]) -> None:
     rows = {role: checks.config(folder, role).text.get("vocab_size") for role, folder in whole.items()}
     if any(plan.method(job.row).learned for job in plan.jobs):
         for expert in plan.profile.models.experts:
-            if {expert, "base"} <= set(rows) and rows[expert] != rows["base"]:
-                raise UserError(
-                    f"{expert} ({plan.profile.checkpoints[expert]}) has {rows[expert]} tokens, the base {rows['base']};"
-                    " learned rows compare logits token by token; bring it to the base's size, or leave them out "
-                    "(`leave_out` of the profile)"
-                )
+            if {expert, "base"} <= set(rows):
+                way = "leave learned rows out (`leave_out` of the profile)"
+                checks.comparable(expert, (rows[expert], rows["base"]), way)
     if owner is not None and {owner, "base"} <= set(whole):
         tokens.check_rows(owner, whole[owner], rows["base"], False)
 

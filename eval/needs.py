@@ -1,5 +1,4 @@
-"""What a profile's rows take of disk and of a device's memory: by the models' headers and configurations, once these
-are here."""
+"""What a profile's rows take of disk and memory: by the models' headers and configurations, once these are here."""
 
 from __future__ import annotations
 
@@ -8,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from emkit import backbones, layouts
-from emkit.alignment.memory import GPU_OWN, fit_bytes, model_bytes
-from emkit.own.resources import human, size
+from emkit.alignment.memory import GPU_OWN, gpu_bytes, model_bytes
+from emkit.own import checks
+from emkit.own.resources import estimate, human, size
 from emkit.task_vectors import TaskVectors
 from eval import models
 from eval.checkpoints import base_and_experts
@@ -18,9 +18,9 @@ from eval.plan import Plan
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes: ``merged`` of a merged model on disk, one for each row at once; of a device's memory ``fit`` with task
-    vectors streamed (0: nothing is fitted), and ``answers``: the model with the keys and values of as many of the
-    longest answers as are given at once, their prompts left out."""
+    """Bytes: ``merged`` of a merged model on disk, one for each row at once; of the device's memory what a ``fit``
+    takes at least (0: nothing is fitted), and ``answers``: the model with the keys and values of as many of the longest
+    answers as are given at once, their prompts left out."""
 
     merged: int
     fit: int
@@ -49,10 +49,20 @@ def needs(plan: Plan) -> Needs | None:
     if outline is None:
         return None
     vectors = TaskVectors(base, layouts.aligned(base, experts, backbone), backbone.merged_names)
-    engine, learned = profile.fits.engine, any(plan.method(job.row).learned for job in plan.jobs)
-    kind = "cuda" if plan.on_gpu else "cpu"
-    fit = fit_bytes(vectors, outline.to(engine.torch_dtype), engine, kind) if learned else 0
+    fit = _fit(plan, vectors, outline)
     return Needs(size(base), fit, _answers(plan, outline.to(getattr(torch, plan.dtype))))
+
+
+def _fit(plan: Plan, vectors: TaskVectors, outline: torch.nn.Module) -> int:
+    """Of a GPU's memory, or on the CPU of the host's as ``emkit merge`` estimates it, what the plan's fits take."""
+    engine, learned = plan.profile.fits.engine, {job.row for job in plan.jobs if plan.method(job.row).learned}
+    if not learned:
+        return 0
+    if plan.on_gpu:
+        return gpu_bytes(vectors, outline.to(engine.torch_dtype), engine)
+    text, device = dict(checks.config(vectors.base.path, "the base").text), plan.profile.device
+    each = ((plan.method(row), vectors, text, plan.calibration(row), engine, device) for row in sorted(learned))
+    return max(estimate(*about).memory for about in each)
 
 
 def _answers(plan: Plan, model: torch.nn.Module) -> int:

@@ -105,14 +105,15 @@ def fetch(
     """
     ids = {label: pinned(name, record) for label, name in names.items() if hub.is_id(name)}
     look(small(names, record))
-    _check_room(missing_bytes(names, record))
+    check_room(missing_bytes(names, record))
     for label, name in ids.items():
         found = hub.stored(name, label)
         _check_hashes(found, label)
         remember(record, names[label], found.name)
 
 
-def _check_room(needed: int) -> None:
+def check_room(needed: int) -> None:
+    """``UserError`` where the hub's cache has no room for so many bytes of weights."""
     free = free_bytes(hub.cache())
     if needed > free:
         raise UserError(

@@ -49,6 +49,7 @@ STOCK_IS_WRONG = [
     ("2(3)", "5", False),
     ("2(3)", "6", True),
     ("3 3", "6", False),
+    ("5 # or 6", "5", False),
     (r"1\,000", "1000", True),
     ("12 000", "0", False),
     (r"\sqrt{4}", "2", True),  # stock: NameError, hence different

@@ -139,6 +139,7 @@ FUNCTION = "def f(x):\n    return 2 * x"
         f"{FUNCTION}\n\n# Example usage\nprint(f(2))",
         f"The solution is:\n{FUNCTION}\n\nThe answer is: 4",
         f"```python\n{FUNCTION}\n```\n```python\nprint(f(2))\n```",
+        f"def g():\n    pass\n\n### Instruction:\nAgain.\n\n### Response:\n{FUNCTION}",  # it goes on by itself
     ],
 )
 def test_the_code_in_a_reply(reply):

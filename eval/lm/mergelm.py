@@ -53,9 +53,9 @@ def written_programs(resps: list[list[str]], docs: list[dict]) -> list[str]:
 
 
 def code(reply: str, fence: str, *more: str) -> str:
-    """The code in a reply: what the first fence of Python holds, up to the next ``fence``, without what is there to
-    try it; ``more``: further words that begin such a part."""
-    text = reply.replace("\t", "    ").replace("\r", "").strip()
+    """The code in a reply, or in what its last "### Response:" begins: what the first fence of Python holds, up to the
+    next ``fence``, without what is there to try it; ``more``: further words that begin such a part."""
+    text = reply.rpartition("### Response:")[2].replace("\t", "    ").replace("\r", "").strip()
     _, opened, inside = text.partition("```python")
     if opened:
         text = inside.replace("```python", "").partition(fence)[0].strip()

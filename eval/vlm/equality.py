@@ -10,6 +10,7 @@ Where this differs from the stock function, the stock function is wrong:
 * code is never run: ``len("abc")`` is not 3, ``__import__("os").system("...")`` is not 0;
 * ``^`` is a power, not Python's XOR: ``2^3`` is 8, not also 1;
 * ``2(3)`` is 6 (stock 5); ``1\\,000`` is 1000 (stock 0); ``3 3`` and ``12 000`` are no numbers (stock 6 and 0);
+* ``5 # or 6`` is no number (stock 5: to Python the rest is a comment);
 * ``a`` and ``b`` are letters; the stock function takes them for its own variables of that name;
 * lists are compared entry by entry: ``[2, 4]`` is ``[2,4]``;
 * ``\\sqrt``, ``\\pi``, ``\\frac12`` and factorials have values (stock: a ``NameError``, hence "different").
@@ -94,6 +95,8 @@ def plain_number(text: str):
     """Value of Python-style arithmetic (``1/3``, ``2**3``, ``1e3``, ``(1+2)*3``); else :class:`NotANumber`."""
     if len(text) > _LONGEST:
         raise NotANumber("too long")
+    if "#" in text:  # the rest of the line would count as a comment
+        raise NotANumber("a comment")
     try:
         return _value(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, MemoryError, TypeError) as error:
