@@ -31,21 +31,22 @@ def sealed_dir(path: Path) -> Iterator[Path]:
     """A folder as :func:`emkit.files.atomic_dir` makes it, with the hashes of its files."""
     with atomic_dir(path) as part:
         yield part
-        write_json(part / SEAL, _hashes(part))
+        write_json(part / SEAL, hashes(part))
 
 
 def read_dir(path: Path, read: Callable[[Path], T]) -> T | None:
     """``read(path)`` of a sealed folder; None where there is none, or it is not what was written."""
 
     def checked(folder: Path) -> T:
-        if read_json(folder / SEAL) != _hashes(folder):
+        if read_json(folder / SEAL) != hashes(folder):
             raise Broken("its files are not those that were written")
         return read(folder)
 
     return read_kept(path, checked)
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def hashes(folder: Path) -> dict[str, str]:
+    """File → hash of everything in a folder but a seal."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL)
     return {str(file.relative_to(folder)): sha256_file(file) for file in files}
 

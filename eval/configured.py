@@ -104,10 +104,14 @@ class Configured(Places):
 
     @cached_property
     def protocol(self) -> columns.Protocol:
-        """How each column is asked; raises ``UserError`` for one that there is not."""
+        """How each column of the table is asked; raises ``UserError`` for one that there is not."""
+        return self.asking(self.benchmarks)
+
+    def asking(self, names: Iterable[str]) -> columns.Protocol:
+        """How the profile asks the columns ``names``, of the table or not."""
         profile, where = self.profile, f"{self.profile_path}: protocol"
         asked_as = profile.asked_as or profile.name
-        return columns.protocol(asked_as, profile.backbone, self.benchmarks, profile.protocol, where)
+        return columns.protocol(asked_as, profile.backbone, names, profile.protocol, where)
 
     @property
     def experts(self) -> dict[str, str]:

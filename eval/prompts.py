@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from emkit.errors import UserError
 from emkit.files import atomic_dir, read_json, read_kept, sha256_file, sha256_json, write_json
 from emkit.locks import lock
+from emkit.sealed import hashes
 from eval import columns, keys
 from eval.asking import Prompt
 from eval.items.fetching import placing
@@ -88,9 +89,7 @@ def _make(plan: Plan, target: Path) -> None:
             if not lines:
                 raise UserError(f"prompts.columns.{task}: {', '.join(names)} have no question")
             (part / Path(plan.profile.calibration.files[task]).name).write_text("".join(lines), encoding="utf-8")
-        written = [file for file in sorted(part.rglob("*")) if file.is_file()]
-        files = {str(file.relative_to(part)): sha256_file(file) for file in written}
-        write_json(part / MANIFEST, {"key": key(plan), "profile": _whose(plan), "files": files})
+        write_json(part / MANIFEST, {"key": key(plan), "profile": _whose(plan), "files": hashes(part)})
 
 
 def check_ours(plan: Plan) -> None:
@@ -112,11 +111,7 @@ def check_ours(plan: Plan) -> None:
 
 
 def _protocol(plan: Plan) -> columns.Protocol:
-    """How the columns are asked; ``UserError`` for one that there is not."""
-    profile = plan.profile
-    names = dict.fromkeys(name for of in _how(plan).columns.values() for name in of)
-    asked_as = profile.asked_as or profile.name
-    return columns.protocol(asked_as, profile.backbone, names, profile.protocol, f"{plan.profile_path}: protocol")
+    return plan.asking(dict.fromkeys(name for names in _how(plan).columns.values() for name in names))
 
 
 def _chosen(
