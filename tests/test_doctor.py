@@ -82,7 +82,7 @@ def one_row_more(home):
 
 TERMS = "math: user/math asks for its terms to be accepted on its hub page, and `hf auth login`"
 TEMPLATE = r"base \(user/base\) has no chat template, and MATH is asked as a chat: give the profile `models.tokenizer"
-ROWS = r"expert 'code' has (\d+) tokens, the base (\d+): learned methods compare logits token by token; .* `leave_out`"
+ROWS = r"expert 'code' has (\d+) tokens, the base (\d+): learned methods compare logits .*leave learned rows out"
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,9 @@ CASES = [  # the file that is new or has a line more, and the parts of the keys 
     ("eval/pipeline.py", {}),
     ("eval/judge/estimate.py", {}),
     ("emkit/files.py", dict.fromkeys(SCORES, ALL)),
-    ("emkit/shards.py", dict.fromkeys(SCORES, MERGES) | {"TIES on images": ALL}),  # image features read checkpoints
+    ("emkit/shards.py", dict.fromkeys(SCORES, MERGES)),
+    # what is kept: fits and the samples they are made on, image features
+    ("emkit/sealed.py", {"TIES on images": [1], "Expert Merging": MERGES, "its own samples": MERGES}),
     ("emkit/backbones/internvl.py", {"TIES on images": MERGES}),
     ("emkit/zoo/text/skills.py", {}),
     ("emkit/alignment/objectives.py", {"Expert Merging": MERGES, "its own samples": MERGES}),

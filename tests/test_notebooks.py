@@ -212,6 +212,7 @@ def test_a_run_says_whether_it_left_what_is_committed(tmp_path, monkeypatch):
 def test_what_draws_the_figure_in_another_way_makes_table_and_notebook_anew(tmp_path, monkeypatch, current):
     """Text alone does not show it: the figure beside the table is drawn by code that its notebook calls, too."""
     plan = SimpleNamespace(run=tmp_path, zoo_stamp=tmp_path / "zoo", scale_rows=[], jobs=[], benchmarks=[])
+    plan.profile = SimpleNamespace(prompts=None)
     plan.csv, plan.notebook = tmp_path / "tables" / "t.csv", tmp_path / "notebooks" / "t.ipynb"
     plan.data_is_current = lambda split: True
     for path in (plan.csv, plan.csv.with_suffix(".png"), plan.notebook):
