@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from emkit import foreign
 from emkit.blocks import in_blocks
 from emkit.errors import UserError
 from emkit.hashes import once, sha256_tensors
@@ -25,22 +27,41 @@ Look = Callable[[str, torch.Tensor], None]
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # configuration, tokenizer, processor and chat template; never a card, a log or code
 SIDE_FILES = (
-    *("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab*", "merges.txt", "chat_template*", "*.model"),
+    *("*config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "*.model", "*.tiktoken"),
 )
 
 
+_CODE = re.compile(r"auto_map|_?(attn|experts)_implementation\w*")
 TEMPLATES = "additional_chat_templates"  # a folder: the one that holds what belongs to a tokenizer
 
 
 def copy_side_files(folder: Path, into: Path, wanted: Callable[[Path], bool] = lambda file: True) -> None:
-    """Copy a model's configuration, tokenizer and templates that are ``wanted`` to ``into``."""
+    """Copy a model's configuration, tokenizer and templates that are ``wanted`` to ``into``.
+
+    Configurations are written anew, without what chooses code (:func:`settings`). ``UserError`` for a file that leads
+    out of the folder, or is no regular one.
+    """
     for file in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja")]):
         named = file.parent.name == TEMPLATES or any(file.match(pattern) for pattern in SIDE_FILES)
-        if file.is_file() and named and wanted(file):
-            copy = into / file.relative_to(folder)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+        if not (file.is_file() and named and wanted(file)):
+            continue
+        foreign.check_inside(file, folder)
+        copy = into / file.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        if file.match("*config.json"):
+            text = json.dumps(settings(foreign.mapping(file)), indent=2, ensure_ascii=False)
+            copy.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        else:
+            copy.write_bytes(foreign.content(file))
+
+
+def settings(found: Any) -> Any:
+    """A configuration without what chooses code, at any depth: ``auto_map`` names files that a model made by emkit does
+    not have, and the kernel of attention is whoever loads it to choose."""
+    if isinstance(found, dict):
+        return {key: settings(value) for key, value in found.items() if not _CODE.fullmatch(key)}
+    return [settings(value) for value in found] if isinstance(found, list) else found
 
 
 class Checkpoint:
@@ -212,9 +233,9 @@ def file_identities(files: Iterable[Path]) -> list[list]:
 def _mapped(path: Path) -> dict[str, Path]:
     """Tensor name → shard, as the index says."""
     try:
-        weight_map = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        weight_map = foreign.mapping(path / INDEX)["weight_map"]
         return {str(name): path / Path(shard).name for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (UserError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / INDEX} is not a safetensors index: download or build it again") from error
 
 

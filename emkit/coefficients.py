@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emkit import pictures
+from emkit import foreign, pictures
 from emkit.blocks import Terms, in_blocks
 from emkit.errors import UserError
 from emkit.files import write_json
@@ -146,8 +145,8 @@ class Coefficients:
     def load(cls, path: str | Path) -> Coefficients:
         """Read what :meth:`save` wrote; ``UserError`` if the file is missing or something else."""
         try:
-            found = cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found = cls.from_json(foreign.mapping(Path(path)))
+        except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no file of merging coefficients ({error}): fit them again") from error
         if not all(math.isfinite(x) for value in found.values.values() for x in value.flat):
             raise UserError(f"{path} holds coefficients that are not finite: fit them again")

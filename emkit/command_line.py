@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from emkit import words
 from emkit.alignment.options import EngineOptions, parse_bytes
+from emkit.disk import user_cache
 from emkit.errors import UserError, not_installed
 
 PATH = click.Path(path_type=Path)
@@ -55,6 +59,7 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str) -> i
     Commands find the arguments as they were given in ``ctx.obj``.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    words.any_encoding()
     settings: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
     try:
         with _ended_by_term():
@@ -78,6 +83,8 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str) -> i
     except (KeyboardInterrupt, click.Abort) as error:
         _wrong("interrupted; the same command goes on from here")
         return 128 + (signal.SIGTERM if _Ended in (type(error), type(error.__cause__)) else signal.SIGINT)
+    except Exception as error:  # a fault of ours: what was done is kept, and what is known of it too
+        return _unexpected(error, name)
 
 
 class _Ended(KeyboardInterrupt):
@@ -102,8 +109,25 @@ def _ended_by_term() -> Iterator[None]:
 
 
 def _wrong(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
+    words.say(f"error: {line}")
     return 2
+
+
+def _unexpected(error: Exception, name: str) -> int:
+    """Keep what is known of a fault of ours in a file, and say where, in one line; returns the exit status."""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    known = "".join(traceback.format_exception(error))
+    try:
+        folder = user_cache() / "faults"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = folder / f"{name.split()[-1]}-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
+        file.write_text(known, encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        where = known  # rather than nothing
+    else:
+        where = str(file)
+    words.say(f"error: this is a fault of emkit's, not yours ({said[:300]}); please report it with {where}")
+    return 1
 
 
 def together(*options: Callable) -> Callable:

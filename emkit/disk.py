@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,6 +20,7 @@ _WORDS = {
     errno.EROFS: "the file system is read-only: choose a folder that can be written to",
     errno.EACCES: "permission denied: choose a folder that can be written to",
     errno.EPERM: "permission denied: choose a folder that can be written to",
+    errno.ELOOP: "it is a link, where a file is made anew: remove it",
     errno.ENOTDIR: "a part of this path is a file, not a folder: choose another folder",
 }
 
@@ -57,6 +59,33 @@ def sync_tree(folder: Path) -> None:
             sync(path)
     for path in [*(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()), folder]:
         sync(path)
+
+
+def private_dir(path: Path) -> None:
+    """Make the folder ``path`` that nobody else may look into, or take one of that name that this user made before.
+
+    ``UserError`` for a link, a file or somebody else's folder of that name: what another user planted is neither
+    followed nor written into.
+    """
+    try:
+        path.mkdir(mode=0o700)
+        return
+    except FileExistsError:
+        status = path.lstat()
+    what = "a link" if stat.S_ISLNK(status.st_mode) else None if stat.S_ISDIR(status.st_mode) else "no folder"
+    if what is None and status.st_uid != os.geteuid():
+        what = "another user's"
+    if what is not None:
+        raise UserError(f"{path}, where the work is kept until it is done, is {what}: remove it, or choose another out")
+    path.chmod(0o700)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to), or a folder with everything in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _umask() -> int:

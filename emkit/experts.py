@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from emkit import backbones
+from emkit import backbones, words
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.live import Live
-from emkit.own import models, prepare
+from emkit.own import models
 from emkit.state_dicts import StateDict
 from emkit.task_vectors import TaskVectors
 
@@ -49,7 +49,7 @@ class Experts:
         else:
             names = {label: str(model) for label, model in given.items()}
             described = models.describe(names, models.folders_of(names), **self.asked)
-            self.models = models.open_models(described, prepare.say_to_stderr)
+            self.models = models.open_models(described, words.say)
             self.backbone, self.vectors = described.backbone, self.models.vectors
         self.labels = self.vectors.experts
 

@@ -8,15 +8,15 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from emkit.disk import file_mode, folder_mode, refused, sync, sync_tree, unwritable
+from emkit import words
+from emkit.disk import file_mode, folder_mode, private_dir, refused, remove, sync, sync_tree, unwritable
 from emkit.errors import UserError
 from emkit.locks import taken
 
@@ -93,10 +93,12 @@ def resumable_dir(path: str | Path, key: str, allowed: Callable[[], None] | None
     part, wanted = path.with_name(f".{path.name}.part"), json.dumps({"key": key})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        private_dir(part)
         with taken(part / PLAN) as plan:
+            private_dir(part)  # who waited may have found it gone, and another of that name
             plan.seek(0)
             if plan.read() != wanted:
-                _clear(part, but=PLAN)
+                keep_only(part, {PLAN})
                 plan.truncate(0)
                 plan.write(wanted)
                 plan.flush()
@@ -116,10 +118,11 @@ def resumable_dir(path: str | Path, key: str, allowed: Callable[[], None] | None
         raise unwritable(path, error) from error
 
 
-def _clear(folder: Path, but: str) -> None:
+def keep_only(folder: Path, names: Collection[str]) -> None:
+    """Remove everything in a folder but the regular files of these names: what another put there does not stay."""
     for path in folder.iterdir():
-        if path.name != but:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name not in names or path.is_symlink() or not path.is_file():
+            remove(path)
 
 
 def replace_dir(part: Path, path: Path) -> None:
@@ -182,7 +185,7 @@ def read_kept(path: str | Path, read: Callable[[Path], T]) -> T | None:
         return read(path)
     except Exception as error:
         what = " ".join(str(error).split()) or type(error).__name__
-        print(f"warning: {path} is unreadable ({what}); it is made again", file=sys.stderr, flush=True)
+        words.say(f"warning: {path} is unreadable ({what}); it is made again")
         return None
 
 

@@ -21,6 +21,7 @@ from emkit.backbones.base import Backbone, Batch, Output
 from emkit.checkpoints import Checkpoint
 from emkit.content import side_files_sha256
 from emkit.errors import UserError
+from emkit.pretrained import configuration
 
 # buffers that older versions stored and that are computed from the configuration: positions and causal masks
 _BUFFERS = re.compile(
@@ -80,10 +81,8 @@ class Layout:
 
 def of(folder: Path, backbone: Backbone) -> Layout:
     """The layout that a folder's configuration asks for."""
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = configuration(folder)
         with torch.device("meta"):
             outline = backbone.auto().from_config(config, trust_remote_code=False)
     except Exception:  # whatever a kind that transformers has no class for raises: no code but its own is run

@@ -9,7 +9,7 @@ import torch
 
 from emkit import shards
 from emkit.checkpoints import Checkpoint, check_finite, copy_side_files
-from emkit.files import atomic_dir, resumable_dir, sha256_json
+from emkit.files import PLAN, atomic_dir, keep_only, resumable_dir, sha256_json
 from emkit.shards import SHARD_BYTES, Shard
 
 
@@ -47,6 +47,7 @@ def write_checkpoint(
         return tensor
 
     with atomic_dir(out) if key is None else resumable_dir(out, _written_key(key, planned), allowed) as part:
+        keep_only(part, {PLAN, shards.WRITTEN, *(shard.file for shard in planned)})
         shards.write(part, planned, checked, keep_record=True)  # the checks below may be interrupted
         copy_side_files(like.configured, part)
         if card is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from emkit.errors import UserError
+from emkit.foreign import check_depth
 
 # of whatever becomes a file's name or an argument: letters, digits, _ . + -, and neither hidden nor taken for an option
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$"
@@ -44,6 +46,8 @@ class Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no single word", key_node.start_mark)
             if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key}' stands here twice", key_node.start_mark
@@ -59,11 +63,42 @@ for _first in "-+0123456789":
     )
 
 
+LARGEST = 200_000  # values that a file may stand for; the longest recipe of our own has some hundreds
+
+
 def load_yaml(content: str, where: str) -> Any:
-    """Parse YAML; ``UserError`` naming file and line for what is not YAML."""
+    """Parse YAML; ``UserError`` naming file and line for what is not YAML, and for what grows when it is read: a value
+    that stands in itself, or, ten names deep, a billion times."""
     try:
-        return yaml.load(content, Loader)  # Loader is a SafeLoader
-    except yaml.YAMLError as error:
+        loader = Loader(content)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node) > LARGEST:
+            raise UserError(f"{where}: its names (`*name`) stand for more than {LARGEST:,} values: write them out")
+        found = loader.construct_document(node)
+    except UserError:
+        raise
+    except Exception as error:  # a value that is not what its tag says ends its constructor in any way
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        said = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise UserError(f"{where}{line}: not valid YAML: {' '.join(said.split())}") from error
+    check_depth(found, where)
+    return found
+
+
+def _values(root: yaml.Node) -> float:
+    """How many values a document stands for once every alias is what it names; infinite where one is in itself."""
+    counts: dict[int, float] = {}
+
+    def count(node: yaml.Node) -> float:
+        if id(node) not in counts:
+            counts[id(node)] = math.inf  # until it is known: who comes back to it is in it
+            inside = (
+                [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            )
+            counts[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(map(count, inside)))
+        return counts[id(node)]
+
+    return count(root)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emkit import cli
+from emkit import cli, words
 from emkit.own import chat
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ def test_answers_are_the_model_s_and_in_order(models, capsys):
     asked = ["What is 3 + 4?", "Tell me more."]
     arguments = ["chat", str(models / "text"), "--max-new-tokens", "6"]
     assert cli.main([*arguments, "--ask", asked[0], "--ask", asked[1]]) == 0
-    expected = [chat.printable(theirs(models / "text", question, 6)) for question in asked]
+    expected = [words.block(theirs(models / "text", question, 6)) for question in asked]
     assert capsys.readouterr().out == "".join(f"{text}\n" for text in expected)
     assert all(expected) and expected[0] != expected[1]
 
@@ -62,7 +62,7 @@ def test_questions_come_by_a_pipe_in_a_process_of_its_own(models):
     run = subprocess.run(command, input="What is 3 + 4?\n\n  Tell me more.\n", capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     expected = [theirs(models / "text", question, 5) for question in ("What is 3 + 4?", "Tell me more.")]
-    assert run.stdout == "".join(f"{chat.printable(text)}\n" for text in expected)
+    assert run.stdout == "".join(f"{words.block(text)}\n" for text in expected)
     run = subprocess.run([*command, "--image", "nowhere.png"], input="", capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 2 and run.stderr == "error: there is no picture nowhere.png\n"
 
@@ -82,7 +82,7 @@ def test_on_a_terminal_there_is_a_prompt(models):
     assert os.waitpid(child, 0)[1] == 0
     text = shown.decode(errors="replace").replace("\r", "")
     assert "causal_lm, 0.0 million parameters, on cpu\nEach question stands by itself; an empty line ends." in text
-    assert chat.printable(theirs(models / "text", "What is 3 + 4?", 5)) in text
+    assert words.block(theirs(models / "text", "What is 3 + 4?", 5)) in text
 
 
 def test_a_prompt_ends_with_an_empty_line_or_the_end_of_input(monkeypatch):
@@ -96,7 +96,7 @@ def test_a_prompt_ends_with_an_empty_line_or_the_end_of_input(monkeypatch):
 
 
 def test_what_a_model_says_moves_no_cursor():
-    assert chat.printable("a\tb\n\x1b[2J\u202ec\r") == "a\tb\n\\u001b[2J\\u202ec\\u000d"
+    assert words.block("a\tb\n\x1b[2J\u202ec\r") == "a\tb\n\\u001b[2J\\u202ec\\u000d"
 
 
 def test_bad_input_is_one_line(models, tmp_path, capsys):

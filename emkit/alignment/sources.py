@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from emkit import backbones
+from emkit import backbones, foreign
 from emkit.config import Settings, option
 from emkit.errors import UserError
 from emkit.files import sha256_file
@@ -140,9 +140,9 @@ class JsonlSource:
             raise UserError(f"calibration.files has no file for task '{task}': add one, or drop that expert")
         file = self.files[task]
         try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"calibration.files.{task}: cannot read {file}") from error
+            text = foreign.text(file, foreign.LARGEST)
+        except UserError as error:
+            raise UserError(f"calibration.files.{task}: {error}") from error
         lines = [_line(f"{file}, line {number}", file, line) for number, line in _filled(text)]
         if not lines:
             raise UserError(f"the calibration set of task '{task}' is empty: {file} has no lines")
@@ -160,7 +160,7 @@ def _line(where: str, file: Path, line: str) -> tuple[Path | None, str]:
         image = entry.get("image")
         image = None if image is None else file.parent / image
         question = entry["question"] if "question" in entry else entry["prompt"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f'{where}: not of the form {{"image": …, "question": …}} or {{"prompt": …}} (which has no image)'
         ) from error

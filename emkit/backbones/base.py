@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from PIL.Image import Image
 
+from emkit import pretrained
 from emkit.errors import UserError
 from emkit.progress import passes
 
@@ -99,9 +100,7 @@ class Backbone(ABC):
 
     def load(self, folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Any, Any]:
         """Open a checkpoint folder as ``(model, processor)``, in eval mode; a checkpoint's own code is never run."""
-        model = self.auto().from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
+        model = pretrained.load(self.auto(), folder, dtype)
         model.generation_config = greedy(model.generation_config)
         return model.to(device).eval(), self.processor(folder)
 

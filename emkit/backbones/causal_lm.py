@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from emkit.backbones.base import Backbone, Batch, Images, Output, Texts, last, padding
 from emkit.errors import UserError
+from emkit.pretrained import chat_text
 
 
 class CausalLM(Backbone):
@@ -50,7 +51,7 @@ class CausalLM(Backbone):
         if tokenizer.chat_template is None:
             return list(tokenizer(question)["input_ids"])
         messages = [{"role": "user", "content": question}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = chat_text(tokenizer, messages, tokenizer.name_or_path)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from emkit.backbones.base import PIXELS, Backbone, Batch, Images, Output, Texts, last
+from emkit.pretrained import chat_text
 
 
 class ImageBackbone(Backbone):
@@ -41,9 +42,7 @@ class ImageBackbone(Backbone):
     def prompt(self, processor: Any, question: str, image: bool = True) -> str:
         """The chat template's text of one question, and one image before it, up to where the assistant begins."""
         content = [{"type": "image"}] * image + [{"type": "text", "text": question}]
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        return chat_text(processor, [{"role": "user", "content": content}], processor.tokenizer.name_or_path)
 
     def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:
         seen = [image for image in images if image is not None]

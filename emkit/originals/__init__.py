@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from emkit import foreign, words
 from emkit.checkpoints import Checkpoint
 from emkit.disk import free_bytes, user_cache
 from emkit.errors import UserError
@@ -30,10 +30,6 @@ RECORD = "emkit_converted.json"  # in a folder that was converted: what it was m
 Say = Callable[[str], None]
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def cache() -> Path:
     """Where converted folders are kept."""
     return user_cache() / "layouts"
@@ -42,8 +38,8 @@ def cache() -> Path:
 def kind(folder: Path) -> str | None:
     """The original layout that a model's folder has; None for one of transformers' own, or no model at all."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
+        found = foreign.mapping(folder / "config.json").get("model_type")
+    except UserError:  # whoever needs it says so
         return None
     return found if isinstance(found, str) and found in LAYOUTS else None
 
@@ -53,7 +49,7 @@ def code() -> str:
     return code_sha256(tuple(module.__name__ for module in (internvl_chat, relaid)))
 
 
-def readable(folder: Path, weights: bool = True, say: Say = _say) -> Path:
+def readable(folder: Path, weights: bool = True, say: Say = words.say) -> Path:
     """The folder that transformers opens: ``folder`` itself, or for one in an original layout what it is converted to.
 
     Without ``weights``, configuration, tokenizer and processor are enough, which takes no time. A conversion is found

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from emkit import foreign
 from emkit.checkpoints import copy_side_files
 from emkit.errors import UserError
 from emkit.originals.relaid import Part
@@ -163,7 +164,7 @@ _VISION_DEFAULTS: dict[str, Any] = {
 
 def _settings(folder: Path) -> dict[str, Any]:
     """``config.json`` with the authors' defaults; ``UserError`` for what transformers' class does otherwise."""
-    raw = _DEFAULTS | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = _DEFAULTS | foreign.mapping(folder / "config.json")
     if not isinstance(raw.get("vision_config"), Mapping) or not isinstance(raw.get("llm_config"), Mapping):
         raise UserError(f"{folder}: its config.json has no vision_config and llm_config: download it again")
     raw["vision_config"] = _VISION_DEFAULTS | dict(raw["vision_config"])

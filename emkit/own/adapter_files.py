@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 
+from emkit import foreign
+from emkit.bounds import bounded
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.layouts import Layout
@@ -59,12 +60,17 @@ class Saved:
 def read_config(folder: Path, label: str) -> dict[str, Any]:
     """The adapter's configuration; ``UserError`` for anything but plain LoRA."""
     where = f"expert '{label}' ({folder})"
+    config = foreign.mapping(folder / CONFIG)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind, rank, alpha = config["peft_type"], config["r"], config["lora_alpha"]
         if kind == "LORA" and not (rank > 0 and math.isfinite(alpha)):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for patterns in (config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}):
+            if not all(math.isfinite(value) for value in patterns.values()):
+                raise ValueError
+            for pattern in patterns:
+                re.compile(pattern)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, re.error) as error:
         raise UserError(f"{where}: {CONFIG} is not that of a LoRA adapter: save it again with PEFT") from error
     if kind != "LORA":
         raise UserError(f"{where} is a {kind} adapter; only LoRA is merged: merge it into its base with PEFT first")
@@ -97,6 +103,13 @@ def parts(
     """Base tensor → what the adapter has for it, and what the base has no place for; ``UserError`` where an adapter
     does not fit the base."""
     where = f"expert '{label}'"
+    with bounded(f"{where}: rank_pattern or alpha_pattern of {CONFIG}"):
+        return _parts(factors, config, base, layout, where)
+
+
+def _parts(
+    factors, config: Mapping, base: Checkpoint, layout: Layout, where: str
+) -> tuple[dict[str, Factors | Saved], list[str]]:
     tensors = {name: tensor for tensor in base.names for name in (layout.parameter(tensor), tensor)}
     modules, saved = _modules(factors, where)
     found: dict[str, Factors | Saved] = {}

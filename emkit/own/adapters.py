@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from emkit import foreign
 from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint, Look, TensorInfo, _reader, check_finite, file_identities
 from emkit.errors import UserError
@@ -123,10 +123,8 @@ def check_base(adapter: AdapterCheckpoint, base_name: str, base_folder: Path) ->
 
 
 def _name_in(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
-    except (OSError, ValueError):
-        return None
+    found = foreign.mapping(folder / "config.json").get("_name_or_path")
+    return found if isinstance(found, str) else None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

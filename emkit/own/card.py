@@ -72,12 +72,12 @@ def text(report: Mapping[str, Any], method: Method, sources: Mapping[str, str]) 
 
 
 def code(missing: list[str], base: str) -> str | None:
-    """A remark on the code files that the configuration names and the merged model lacks."""
+    """A remark on the code files that the base's configuration names and the merged model's does not."""
     if not missing:
         return None
     return (
         f"the configuration names code of the model's own ({', '.join(missing)}), which emkit neither runs nor copies; "
-        f"what loads the merged model with that code needs the files beside it: copy them from {base}"
+        f"to load the merged model with that code, copy the files, and `auto_map` of config.json, from {base}"
     )
 
 

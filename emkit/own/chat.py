@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from emkit import backbones
+from emkit import backbones, words
 from emkit.backbones.base import Backbone
 from emkit.errors import UserError
 from emkit.own import checks, hub, tokens
@@ -42,7 +42,7 @@ class Chat:
             raise
         except Exception as error:  # whatever a model raises over a question, such as one that is too long for it
             raise UserError(f"{self.name} cannot answer: {_line(error)}") from error
-        return printable(answer)
+        return words.block(answer)
 
     def answers(self, questions: Iterable[str], max_new_tokens: int) -> Iterator[str]:
         """The answers, each when it is there."""
@@ -104,11 +104,6 @@ def read_image(path: Path) -> Image.Image:
         raise UserError(f"there is no picture {path}") from error
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as a picture: {_line(error)}") from error
-
-
-def printable(text: str) -> str:
-    """A model's text for a terminal: what is not printable (escape sequences move the cursor) as its number."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
 
 
 def _line(error: Exception) -> str:

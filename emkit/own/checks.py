@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from typing import Any
 
 import torch
 
-from emkit import backbones
+from emkit import backbones, foreign
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
 from emkit.layouts import Layout
+from emkit.pretrained import configuration
 
 # settings that make the same weights another function; value: how a person calls it
 _SAME = {
@@ -52,29 +52,26 @@ class Config:
 
 def config(folder: Path, label: str) -> Config:
     """Read ``config.json``; ``UserError`` when there is none, or when its weights are quantised."""
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = raw["model_type"]
-        if not isinstance(kind, str):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{label}: {folder} has no usable config.json: is it a model's folder, fully downloaded?"
-        ) from error
+    there = (folder / "config.json").is_file()
+    raw = foreign.mapping(folder / "config.json") if there else {}
+    kind = raw.get("model_type")
+    if not isinstance(kind, str):
+        raise UserError(f"{label}: {folder} has no usable config.json: is it a model's folder, fully downloaded?")
     if raw.get("quantization_config"):
         raise UserError(f"{label} ({folder}) is quantised, which cannot be merged: give the unquantised model")
-    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     text, tied = raw.get("text_config") or raw.get("llm_config") or raw, raw.get("tie_word_embeddings", False)
     every = raw
     if kind in CONFIG_MAPPING_NAMES:
         try:
-            known = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            known = configuration(folder)
         except Exception as error:  # whatever a wrong value raises in transformers
             raise UserError(f"{label}: transformers cannot read {folder / 'config.json'} ({_line(error)})") from error
         text, every = known.get_text_config().to_dict(), known.to_dict()
         tied = any(getattr(part, "tie_word_embeddings", False) for part in (known, known.get_text_config()))
+    if not isinstance(text, Mapping):
+        raise UserError(f"{label}: {folder / 'config.json'} has a text_config that is no mapping: download it again")
     return Config(kind, text, bool(tied), dict(_flat(every)))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from emkit import words
 from emkit.alignment.options import EngineOptions, parse_bytes
 from emkit.command_line import PATH, Groups, engine, fits, models, writing
 from emkit.errors import UserError
@@ -33,7 +34,7 @@ def init(recipe: Path, method: str, base: str | None, expert: tuple[str, ...], b
         raise UserError(f"unknown backbone '{backbone}': {nearest(backbone, backbones.NAMES)}")
     experts, base = _experts(expert) or init.EXPERTS, base or "path/to/base-model"
     init.write(recipe, method, base, experts, backbone or init.backbone_in(Path(base)))
-    print(f"{recipe} written: fill in your models, then `emkit merge {recipe} --dry-run`")
+    print(words.line(f"{recipe} written: fill in your models, then `emkit merge {recipe} --dry-run`"))
 
 
 @click.command
@@ -83,15 +84,15 @@ def merge(ctx: click.Context, recipe: Path | None, overwrite: bool, dry_run: boo
     needed = [cache, *([recipe] if recipe is not None else [])]
     prepared = prepare.prepare(data, overwrite, engine=use, needed=needed)
     for line in prepared.plan:
-        print(line, file=sys.stderr)
+        words.say(line)
     if dry_run:
         print("everything fits; nothing was merged (--dry-run)")
         return
     command = shlex.join(["emkit", *ctx.obj])
     report = job.run(prepared, command, cache, progress=sys.stderr.isatty(), engine=use, shard_bytes=shard)
-    print(f"{data['out']}: {report['checked']}")
+    print(words.line(f"{data['out']}: {report['checked']}"))
     if "learned" in report["coefficients"]:
-        print(f"its coefficients: emkit coefficients show {data['out']}")
+        print(words.line(f"its coefficients: emkit coefficients show {data['out']}"))
 
 
 def _read(file: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _read(file: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
     if method is not None and kept.get("method", method) != method:
         others = [key for key in ("scale", "options") if kept.pop(key, None)]
         if others:
-            print(f"note: {' and '.join(others)} of {file} are left out: another method's", file=sys.stderr)
+            words.say(f"note: {' and '.join(others)} of {file} are left out: another method's")
     data = with_flags(kept, flags)
     if where and data != read:
         where = f"{file} and flags: "
@@ -123,7 +124,7 @@ def _note_unused(method: str, use: EngineOptions) -> None:
     usual = vars(EngineOptions())
     unused = [f"--{key.replace('_', '-')}" for key, value in vars(use).items() if value != usual[key] and key != "like"]
     if unused and not get(method).learned:
-        print(f"note: {', '.join(unused)}: of no effect, {method} fits nothing", file=sys.stderr)
+        words.say(f"note: {', '.join(unused)}: of no effect, {method} fits nothing")
 
 
 def _quieten() -> None:
@@ -233,7 +234,8 @@ def chat(model: str, image: Path | None, ask: tuple[str, ...], max_new_tokens: i
     opened = chat.load(model, image, device, dtype)
     terminal = sys.stdin.isatty()
     if terminal and not ask:
-        print(f"{opened}\nEach question stands by itself; an empty line ends.", file=sys.stderr)
+        words.say(str(opened))
+        words.say("Each question stands by itself; an empty line ends.")
     questions = ask or (chat.typed() if terminal else filter(None, map(str.strip, sys.stdin)))
     for answer in opened.answers(questions, max_new_tokens):
         print(answer, flush=True)
@@ -255,7 +257,7 @@ def export(model: Path, like: str, out: Path, shard_size: str) -> None:
     resources.check_writable(resources.place(out), False, [model])
     files = (*hub.SMALL, *hub.WEIGHTS, "*.py")  # the code is copied, never run
     written = export.export(model, hub.stored(like, "the original", files), out, parse_bytes(shard_size))
-    print(f"{out}: {written} tensors in the layout of {like}")
+    print(words.line(f"{out}: {written} tensors in the layout of {like}"))
 
 
 @click.group(cls=Groups)
@@ -274,7 +276,7 @@ def show(model: Path, out: Path | None) -> None:
 
     found = Coefficients.load(show.find(model))
     if out is None:
-        print(show.text(found))
+        print(words.block(show.text(found)))
         return
     pictures.save(found.plot(), out)
-    print(f"{out} written")
+    print(words.line(f"{out} written"))

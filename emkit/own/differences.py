@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from emkit import foreign
 from emkit.checkpoints import Checkpoint
 from emkit.layouts import Layout, beyond
 from emkit.own import tokens
@@ -67,15 +67,12 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def missing_code(folder: Path) -> list[str]:
-    """Python files that the configurations in ``folder`` name (``auto_map``): what a merged model with these
-    configurations is without, because emkit copies no code and runs none."""
+def missing_code(files: Iterable[Path]) -> list[str]:
+    """Python files that configurations name (``auto_map``): what a merged model with these configurations is without,
+    because emkit copies no code and runs none."""
     modules = set()
-    for file in sorted(folder.glob("*config.json")):
-        try:
-            found = json.loads(file.read_text(encoding="utf-8")).get("auto_map", {})
-        except (OSError, ValueError, AttributeError):
-            continue
+    for file in files:
+        found = foreign.mapping(file).get("auto_map", {})
         values = found.values() if isinstance(found, Mapping) else [found]
         for value in values:
             for name in value if isinstance(value, list) else [value]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from emkit import originals
+from emkit import foreign, originals
 from emkit.checkpoints import PICKLED, Checkpoint
 from emkit.errors import UserError
 from emkit.originals.relaid import Relaid, inverted
@@ -23,7 +22,7 @@ def export(model: Path, original: Path, out: Path, shard_bytes: int = SHARD_BYTE
     found = originals.kind(original)
     if found is None:
         raise UserError(f"{original} is in transformers' own layout: copy {model} as it is")
-    if lacking := [file for file in missing_code(original) if not (original / file).is_file()]:
+    if lacking := [file for file in missing_code(original.glob("*config.json")) if not (original / file).is_file()]:
         raise UserError(f"{original} has no {lacking[0]}, which its config.json names: download the whole model first")
     ours, theirs = Checkpoint.open(model), Checkpoint.open(original)
     parts = originals.LAYOUTS[found].sources(theirs.names)
@@ -37,7 +36,8 @@ def export(model: Path, original: Path, out: Path, shard_bytes: int = SHARD_BYTE
         for file in _beside(original):
             copy = part / file.relative_to(original)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+            foreign.check_inside(file, original)
+            copy.write_bytes(foreign.content(file))
 
     write_checkpoint(out, view.read, view, shard_bytes=shard_bytes, finish=finish)
     return len(view.names)

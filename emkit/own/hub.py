@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from emkit import originals
+from emkit import foreign, originals
 from emkit.checkpoints import SIDE_FILES, TEMPLATES
 from emkit.errors import UserError
 
@@ -40,8 +40,10 @@ def stored(name: str, label: str, patterns: tuple[str, ...] = (*SMALL, *WEIGHTS)
         path = Path(name).expanduser()
         if not path.is_dir():
             raise UserError(f"{label}: there is no folder {name}, and it is no hub id (user/model): check the path")
-        return path
-    return Path(_download(name, label, patterns))
+    else:
+        path = Path(_download(name, label, patterns))
+    foreign.check_folder(path, SMALL)
+    return path
 
 
 def dataset(name: str, label: str, patterns: tuple[str, ...]) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic.fields import FieldInfo
 
-from emkit import backbones
+from emkit import backbones, foreign
 from emkit.alignment.sources import Samples
 from emkit.config import Settings, about, default
 from emkit.errors import UserError
@@ -35,10 +35,10 @@ def write(path: Path, method: str, base: str, experts: Mapping[str, str], backbo
 def backbone_in(base: Path) -> str:
     """The backbone that the configuration in a folder asks for where its defaults are others; else auto."""
     try:
-        kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
+        kind = foreign.mapping(base / "config.json").get("model_type")
+    except UserError:
         return AUTO
-    known = backbones.reading(kind)
+    known = backbones.reading(kind) if isinstance(kind, str) else []
     return known[0] if known and known[0] != backbones.GENERAL else AUTO
 
 

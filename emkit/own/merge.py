@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from emkit import words
 from emkit.alignment.options import EngineOptions
 from emkit.checkpoints import Checkpoint
 from emkit.disk import file_mode, unwritable
@@ -19,7 +20,7 @@ from emkit.job import Job, save_learned
 from emkit.locks import lock
 from emkit.merging import Context, Merge
 from emkit.own import card, differences, resources, tokens
-from emkit.own.prepare import Prepared, say_to_stderr
+from emkit.own.prepare import Prepared
 from emkit.own.verify import verify
 from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
@@ -29,7 +30,7 @@ def run(
     prepared: Prepared,
     command: str,
     cache: Path,
-    say: Callable[[str], None] = say_to_stderr,
+    say: Callable[[str], None] = words.say,
     progress: bool = False,
     engine: EngineOptions | None = None,
     shard_bytes: int = SHARD_BYTES,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import torch
 
-from emkit import backbones
+from emkit import backbones, words
 from emkit.alignment.like import check_given, check_method, imposed
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.sources import JsonlSource, Samples
@@ -21,16 +19,12 @@ from emkit.own.models import AUTO, Described, Models, describe, folders_of, open
 from emkit.own.recipe import MergeRecipe
 
 
-def say_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 @dataclass(frozen=True)
 class Prepared:
     """A merge whose inputs were opened and found to fit (``models``).
 
     ``plan``: what will be done, in words; ``remarks``: what differs but may; ``left_out``: by expert, what the merged
-    model will lack of it; ``missing_code``: files that its configuration names.
+    model will lack of it; ``missing_code``: code that the configuration names and the merged model is without.
     """
 
     recipe: MergeRecipe
@@ -51,7 +45,7 @@ class Prepared:
 def prepare(
     given: Mapping[str, Any],
     overwrite: bool = False,
-    say: Callable[[str], None] = say_to_stderr,
+    say: Callable[[str], None] = words.say,
     engine: EngineOptions | None = None,
     needed: Iterable[Path] = (),
 ) -> Prepared:
@@ -105,11 +99,12 @@ def check_learnable(models: Models) -> None:
 
 
 def _missing_code(recipe: MergeRecipe, folders: Mapping[str, Path]) -> list[str]:
-    """Code files that the merged model's configurations will name."""
-    owner = folders[recipe.tokenizer]
-    with tempfile.TemporaryDirectory() as side:
-        tokens.side_files(folders["base"], owner if tokens.has_tokenizer(owner) else folders["base"], Path(side))
-        return differences.missing_code(Path(side))
+    """Code files that the configurations name which the merged model is made with."""
+    base, owner = folders["base"], folders[recipe.tokenizer]
+    owner = owner if tokens.has_tokenizer(owner) else base
+    files = [file for file in base.glob("*config.json") if owner == base or not tokens.goes_with_it(file)]
+    files += [file for file in owner.glob("*config.json") if owner != base and tokens.goes_with_it(file)]
+    return differences.missing_code(files)
 
 
 def _left_out(recipe: MergeRecipe, models: Models) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from emkit import backbones
+from emkit import backbones, foreign
 from emkit.alignment.learner import SCALE
 from emkit.alignment.like import SOURCE as LIKE_SOURCE
 from emkit.alignment.like import check_given, check_method, imposed, layer
@@ -152,10 +152,9 @@ def read(path: str | Path) -> dict:
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder, not a recipe: an expert is given with --expert")
     try:
-        content = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"cannot read the recipe {path}: {reason}; `emkit init {path}` writes one") from error
+        content = foreign.text(Path(path))
+    except UserError as error:
+        raise UserError(f"the recipe: {error}; `emkit init` writes one") from error
     data = load_yaml(content, str(path))
     if not isinstance(data, dict):
         raise fail(str(path), "this is no recipe: it has no keys; `emkit init` writes one")

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emkit import foreign
 from emkit.checkpoints import TEMPLATES, copy_side_files
 from emkit.errors import UserError
 
 # what goes with a tokenizer rather than with the weights; the end tokens of generation are the tokenizer's
 FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
     *("chat_template*", "generation_config.json"),
 )
 
@@ -20,9 +21,9 @@ FILES = (
 def side_files(base: Path, owner: Path, into: Path) -> None:
     """Copy the base's configuration and the ``owner``'s tokenizer, templates and generation settings to ``into``."""
     own = owner.resolve() == base.resolve()
-    copy_side_files(base, into, lambda file: own or not _one_of(file, FILES))
+    copy_side_files(base, into, lambda file: own or not goes_with_it(file))
     if not own:
-        copy_side_files(owner, into, lambda file: _one_of(file, FILES))
+        copy_side_files(owner, into, goes_with_it)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -36,7 +37,7 @@ def further_templates(folder: Path) -> dict[str, str]:
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     found = {str(entry.get("name")): str(entry.get("template")) for entry in entries if entry.get("name") != "default"}
     for file in sorted((folder / TEMPLATES).glob("*.jinja")):
-        found[file.stem] = file.read_text(encoding="utf-8", errors="replace")
+        found[file.stem] = foreign.text(file)
     return found
 
 
@@ -72,6 +73,11 @@ def check_rows(owner: str, folder: Path, rows: int | None, allowed: bool) -> lis
     return [what]
 
 
+def goes_with_it(file: Path) -> bool:
+    """Whether a file goes with a tokenizer rather than with the weights."""
+    return _one_of(file, FILES)
+
+
 def _one_of(file: Path, patterns: tuple[str, ...]) -> bool:
     return file.parent.name == TEMPLATES or any(file.match(pattern) for pattern in patterns)
 
@@ -79,7 +85,7 @@ def _one_of(file: Path, patterns: tuple[str, ...]) -> bool:
 def template(folder: Path) -> str | None:
     """The chat template of a folder, wherever transformers keeps it; None without one."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return foreign.text(folder / "chat_template.jinja")
     for name in ("chat_template.json", "tokenizer_config.json"):
         found = _json(folder / name).get("chat_template")
         if found:
@@ -105,11 +111,7 @@ def _json(file: Path) -> dict[str, Any]:
     """A JSON file's mapping; empty if there is none. ``UserError`` for one that cannot be read."""
     if not file.is_file():
         return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: download it again") from error
-    return found if isinstance(found, dict) else {}
+    return foreign.mapping(file)
 
 
 def compare(base: Path, experts: Mapping[str, Path], owner: str) -> list[str]:

@@ -217,12 +217,11 @@ def _model(how: Answering):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from emkit import pretrained
     from emkit.backbones.base import greedy
 
     _, HFLM, _ = modules()
-    model = AutoModelForCausalLM.from_pretrained(
-        how.model, dtype=getattr(torch, how.dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
+    model = pretrained.load(AutoModelForCausalLM, how.model, getattr(torch, how.dtype))
     tokenizer = AutoTokenizer.from_pretrained(how.model, local_files_only=True, trust_remote_code=False)
     model.generation_config = greedy(model.generation_config)  # as the other harnesses' answers are
     kind = HFLM if how.journal is None else _kept(HFLM, how.journal)

@@ -1,0 +1,122 @@
+"""What others wrote: the small files of a model's folder, and recipes, read through one door.
+
+A file that is read is a regular one, of a size that such a file can have. What a folder's files lead to lies in that
+folder, or among the blobs of the hub's cache: what is copied into a merged model is what its author put beside the
+weights. Anything else is one line (``UserError``) that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from emkit.errors import UserError
+
+MiB = 2**20
+LARGEST = 256 * MiB  # a tokenizer of 256,000 tokens takes 35
+TEXT = 4 * MiB  # a recipe, a profile, a chat template
+DEPTH = 64  # of mappings and lists in each other; published configurations have 5
+
+
+def content(path: Path, limit: int = LARGEST) -> bytes:
+    """The bytes of a regular file; ``UserError`` for anything else (a pipe, a device), for one that is larger than
+    ``limit`` bytes, and for one that cannot be read."""
+    try:
+        # without waiting: to open a pipe would last until somebody writes into it
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise UserError(f"{path} is no regular file but {_kind(os.fstat(handle).st_mode)}: put the file there")
+        try:
+            found = file.read(limit + 1)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(found) > limit:
+        raise UserError(f"{path} is larger than {limit // MiB} MiB, which no such file is: is it another one?")
+    return found
+
+
+def text(path: Path, limit: int = TEXT) -> str:
+    """The UTF-8 text of a file (:func:`content`)."""
+    try:
+        return content(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: it is not text (UTF-8)") from error
+
+
+def mapping(path: Path, limit: int = LARGEST) -> dict[str, Any]:
+    """The mapping that a JSON file holds; ``UserError`` for what is no JSON, another kind of value, or nested deeper
+    than anything that was published."""
+    try:
+        found = json.loads(text(path, limit))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({_line(error)}): download it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds {_called(found)} where a mapping belongs: download it again")
+    check_depth(found, str(path))
+    return found
+
+
+def check_depth(value: Any, where: str) -> None:
+    """``UserError`` where mappings and lists stand in each other deeper than ``DEPTH``."""
+    level, depth = [value], 0
+    while level := [inner for outer in level for inner in _inside(outer) if isinstance(inner, dict | list)]:
+        depth += 1
+        if depth > DEPTH:
+            raise UserError(f"{where} is nested deeper than {DEPTH} levels, which no such file is: is it damaged?")
+
+
+def check_folder(folder: Path, wanted: tuple[str, ...]) -> None:
+    """Look at the files of a model's folder that match ``wanted`` patterns, before anything reads them.
+
+    ``UserError`` for one that is no regular file, is too large, leads out of the folder, or is JSON of another kind.
+    """
+    files = sorted({file for pattern in wanted for file in folder.glob(pattern)})
+    for file in files:
+        check_inside(file, folder)
+        if file.is_dir():
+            continue
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{file} is no regular file but {_kind(status.st_mode)}: put the file there")
+        if status.st_size > LARGEST:
+            raise UserError(f"{file} is larger than {LARGEST // MiB} MiB, which no such file is: is it another one?")
+        if file.suffix == ".json":
+            mapping(file)
+
+
+def check_inside(file: Path, folder: Path) -> None:
+    """``UserError`` for a file of a model that is a link out of its ``folder`` (the hub's cache links to its blobs)."""
+    found, home = file.resolve(), folder.resolve()
+    if found.is_relative_to(home):
+        return
+    # …/models--owner--name/snapshots/<revision> has its files in …/models--owner--name/blobs
+    if home.parent.name == "snapshots" and found.is_relative_to(home.parent.parent / "blobs"):
+        return
+    if not found.exists():
+        raise UserError(f"{file} leads to {found}, which is not there: download it again")
+    raise UserError(f"{file} leads out of the model's folder, to {found}: put the file itself there")
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    return iter(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+    return next((words for is_one, words in kinds if is_one(mode)), "a device")
+
+
+def _called(value: Any) -> str:
+    kinds = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
