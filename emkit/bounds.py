@@ -20,12 +20,13 @@ class _Late(BaseException):
 
 
 @contextlib.contextmanager
-def bounded(what: str, seconds: float = SECONDS, memory: int = MEMORY) -> Iterator[None]:
-    """In the block, ``UserError`` once it has taken ``seconds``, or asks for ``memory`` bytes more.
+def bounded(what: str, seconds: float | None = None, memory: int = MEMORY) -> Iterator[None]:
+    """In the block, ``UserError`` once it has taken ``seconds`` (``SECONDS``), or asks for ``memory`` bytes more.
 
     For Python code and patterns, which look for signals as they run. A signal reaches the main thread alone: in another
     one (a notebook's widget) only memory is bounded.
     """
+    seconds = SECONDS if seconds is None else seconds
     main = threading.current_thread() is threading.main_thread()
     before = resource.getrlimit(resource.RLIMIT_AS)
     old = signal.signal(signal.SIGALRM, _late) if main else None

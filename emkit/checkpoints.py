@@ -42,10 +42,7 @@ def copy_side_files(folder: Path, into: Path, wanted: Callable[[Path], bool] = l
     Configurations are written anew, without what chooses code (:func:`settings`). ``UserError`` for a file that leads
     out of the folder, or is no regular one.
     """
-    for file in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja")]):
-        named = file.parent.name == TEMPLATES or any(file.match(pattern) for pattern in SIDE_FILES)
-        if not (file.is_file() and named and wanted(file)):
-            continue
+    for file in filter(wanted, side_files_in(folder)):
         foreign.check_inside(file, folder)
         copy = into / file.relative_to(folder)
         copy.parent.mkdir(exist_ok=True)
@@ -54,6 +51,12 @@ def copy_side_files(folder: Path, into: Path, wanted: Callable[[Path], bool] = l
             copy.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         else:
             copy.write_bytes(foreign.content(file))
+
+
+def side_files_in(folder: Path) -> list[Path]:
+    """The configuration, tokenizer, processor and templates of a model's folder."""
+    files = {file for pattern in (*SIDE_FILES, f"{TEMPLATES}/*.jinja") for file in folder.glob(pattern)}
+    return sorted(file for file in files if file.is_file())
 
 
 def settings(found: Any) -> Any:

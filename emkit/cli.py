@@ -92,7 +92,7 @@ def zoo_check(folder: Path) -> None:
     """Check the models' hashes against their cards."""
     from emkit.zoo import card
 
-    folders = sorted(path.parent for path in folder.glob("*/card.json"))
+    folders = sorted(path.parent for path in folder.glob("*/card.json") if card.is_finished(path.parent))
     if not folders:
         raise UserError(f"there is no zoo in {folder}")
     for found in folders:

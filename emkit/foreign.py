@@ -26,17 +26,11 @@ def content(path: Path, limit: int = LARGEST) -> bytes:
     """The bytes of a regular file; ``UserError`` for anything else (a pipe, a device), for one that is larger than
     ``limit`` bytes, and for one that cannot be read."""
     try:
-        # without waiting: to open a pipe would last until somebody writes into it
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb", opener=_without_waiting) as file:
+            _check_regular(path, os.fstat(file.fileno()).st_mode)
+            found = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise UserError(f"{path} is no regular file but {_kind(os.fstat(handle).st_mode)}: put the file there")
-        try:
-            found = file.read(limit + 1)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if len(found) > limit:
         raise UserError(f"{path} is larger than {limit // MiB} MiB, which no such file is: is it another one?")
     return found
@@ -83,8 +77,7 @@ def check_folder(folder: Path, wanted: tuple[str, ...]) -> None:
         if file.is_dir():
             continue
         status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{file} is no regular file but {_kind(status.st_mode)}: put the file there")
+        _check_regular(file, status.st_mode)
         if status.st_size > LARGEST:
             raise UserError(f"{file} is larger than {LARGEST // MiB} MiB, which no such file is: is it another one?")
         if file.suffix == ".json":
@@ -94,13 +87,13 @@ def check_folder(folder: Path, wanted: tuple[str, ...]) -> None:
 def check_inside(file: Path, folder: Path) -> None:
     """``UserError`` for a file of a model that is a link out of its ``folder`` (the hub's cache links to its blobs)."""
     found, home = file.resolve(), folder.resolve()
+    if not found.exists():
+        raise UserError(f"{file} leads to {found}, which is not there: download it again")
     if found.is_relative_to(home):
         return
     # …/models--owner--name/snapshots/<revision> has its files in …/models--owner--name/blobs
     if home.parent.name == "snapshots" and found.is_relative_to(home.parent.parent / "blobs"):
         return
-    if not found.exists():
-        raise UserError(f"{file} leads to {found}, which is not there: download it again")
     raise UserError(f"{file} leads out of the model's folder, to {found}: put the file itself there")
 
 
@@ -108,9 +101,15 @@ def _inside(value: Any) -> Iterator[Any]:
     return iter(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
 
 
-def _kind(mode: int) -> str:
-    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
-    return next((words for is_one, words in kinds if is_one(mode)), "a device")
+def _without_waiting(path: str, flags: int) -> int:
+    """To open a pipe would last until somebody writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        what = "a pipe" if stat.S_ISFIFO(mode) else "a device" if not stat.S_ISSOCK(mode) else "a socket"
+        raise UserError(f"{path} is no regular file but {what}: put the file there")
 
 
 def _called(value: Any) -> str:

@@ -33,6 +33,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     models: dict[str, dict[str, bytes]] = {"user/model": FILES}  # noqa: RUF012 - the tests' own, like the next
     asked: list[str] = []  # noqa: RUF012
+    sent: list[tuple[str, int]] = []  # noqa: RUF012 - file, bytes
 
     def do_GET(self):
         path = self.path.partition("?")[0]
@@ -48,7 +49,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
             entries = [{"type": "file", "path": p, "size": len(b), "oid": etag(b)} for p, b in files.items()]
             return self.reply(200, json.dumps(entries).encode())
         if (file := rest.removeprefix(f"/resolve/{SHA}/")) in files:
-            return self.reply(200, files[file], **{"ETag": f'"{etag(files[file])}"', "X-Repo-Commit": SHA})
+            content, status = files[file], 200
+            if given := self.headers.get("Range"):
+                first, last = map(int, given.removeprefix("bytes=").split("-"))
+                content, status = content[first : last + 1], 206
+            self.sent.append((file, len(content) if self.command == "GET" else 0))
+            return self.reply(status, content, **{"ETag": f'"{etag(files[file])}"', "X-Repo-Commit": SHA})
         return self.reply(404, b"", **{"X-Error-Code": "RepoNotFound"})
 
     do_HEAD = do_GET
@@ -72,6 +78,7 @@ def etag(content):
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     Hub.asked.clear()
+    Hub.sent.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     there = f"http://127.0.0.1:{server.server_port}"
@@ -148,6 +155,7 @@ def test_a_merge_of_models_on_the_hub(server, tmp_path, monkeypatch, capsys):
     other = {**Hub.models["user/math"], "config.json": b'{"model_type": "llama", "num_hidden_layers": 9}'}
     monkeypatch.setitem(Hub.models, "user/other", other)
     Hub.asked.clear()
+    Hub.sent.clear()
     assert cli.main([*given, "--expert", "user/other", "--out", str(tmp_path / "not")]) == 2
     assert "expert 'other' does not fit the base: blocks (num_hidden_layers) 9, the base's 2" in capsys.readouterr().err
     assert not [path for path in Hub.asked if path.endswith(".safetensors")]

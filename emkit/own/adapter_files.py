@@ -32,6 +32,7 @@ _REFUSED = {
     "use_bdlora": "block-diagonal adapters",
     **{f"{kind}_config": f"the variant {kind}" for kind in ("arrow", "kasa", "monteclora", "velora")},
 }
+_KINDS = {"base_model_name_or_path": str, "use_rslora": bool, "fan_in_fan_out": bool}
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # start values that came with another base
 
 
@@ -65,6 +66,10 @@ def read_config(folder: Path, label: str) -> dict[str, Any]:
         kind, rank, alpha = config["peft_type"], config["r"], config["lora_alpha"]
         if kind == "LORA" and not (rank > 0 and math.isfinite(alpha)):
             raise ValueError
+        for key, kinds in _KINDS.items():
+            if not isinstance(config.get(key), kinds | None):
+                raise TypeError
+        str(config.get("base_model_name_or_path")).encode()  # half a surrogate pair is in no folder's name
         for patterns in (config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}):
             if not all(math.isfinite(value) for value in patterns.values()):
                 raise ValueError

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,12 +84,14 @@ def merge(ctx: click.Context, recipe: Path | None, overwrite: bool, dry_run: boo
     _note_unused(data["method"], use)
     cache = flags["cache"] or resources.place(data["out"]).parent / ".emkit-cache"
     needed = [cache, *([recipe] if recipe is not None else [])]
-    prepared = prepare.prepare(data, overwrite, engine=use, needed=needed)
-    for line in prepared.plan:
-        words.say(line)
-    if dry_run:
-        print("everything fits; nothing was merged (--dry-run)")
-        return
+    with tempfile.TemporaryDirectory() if dry_run else contextlib.nullcontext() as folder:
+        hollow = None if folder is None else Path(folder)
+        prepared = prepare.prepare(data, overwrite, engine=use, needed=needed, hollow=hollow)
+        for line in prepared.plan:
+            words.say(line)
+        if dry_run:
+            print("everything fits; nothing was merged (--dry-run)")
+            return
     command = shlex.join(["emkit", *ctx.obj])
     report = job.run(prepared, command, cache, progress=sys.stderr.isatty(), engine=use, shard_bytes=shard)
     print(words.line(f"{data['out']}: {report['checked']}"))

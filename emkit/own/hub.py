@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from emkit import foreign, originals
 from emkit.checkpoints import SIDE_FILES, TEMPLATES
@@ -62,15 +63,24 @@ def kept(name: str, revision: str) -> Path | None:
     return found if found.is_dir() else None
 
 
+def files(name: str, label: str, patterns: tuple[str, ...]) -> list[Any]:
+    """The files of a hub id (``filename``, ``file_size`` in bytes, ``commit_hash``, ``will_download``)."""
+    return _download(name, label, patterns, dry_run=True)
+
+
+def missing(name: str, label: str) -> list[Any]:
+    """The files of weights of a hub id that :func:`folder` would have to download; none for a folder."""
+    if not is_id(name):
+        return []
+    try:
+        return [file for file in files(name, label, WEIGHTS) if file.will_download]
+    except UserError:  # without a network, what is there has to do
+        return []
+
+
 def missing_bytes(name: str, label: str) -> int:
     """How much :func:`folder` would have to download for the weights of ``name``; 0 for a folder."""
-    if not is_id(name):
-        return 0
-    try:
-        files = _download(name, label, WEIGHTS, dry_run=True)
-    except UserError:  # without a network, what is there has to do
-        return 0
-    return sum(file.file_size or 0 for file in files if file.will_download)
+    return sum(file.file_size or 0 for file in missing(name, label))
 
 
 def cache() -> Path:

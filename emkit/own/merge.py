@@ -100,7 +100,7 @@ def _write(
     """Merge and write; the folder is checked under its hidden name, where a kill or Ctrl-C leaves it to go on from."""
     recipe, vectors = prepared.recipe, prepared.models.vectors
     base, owner = prepared.models.folders["base"], prepared.models.folders[recipe.tokenizer]
-    tokens.side_files(base, owner if tokens.has_tokenizer(owner) else base, side)
+    tokens.side_files(base, owner, side)
     try:
         merge = job.run()
     except IndexError as error:  # a position or a token that the model has no row for

@@ -11,7 +11,7 @@ from emkit import backbones, layouts
 from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
 from emkit.errors import UserError
-from emkit.own import checks, hub, resources
+from emkit.own import checks, headers, hub, resources
 from emkit.own.adapters import AdapterCheckpoint, check_base, is_adapter, with_adapters
 from emkit.task_vectors import TaskVectors
 
@@ -80,19 +80,32 @@ class Models:
     remarks: tuple[str, ...]
 
 
-def open_models(described: Described, say: Callable[[str], None]) -> Models:
-    """Download what is missing, open every model, and compare headers (``UserError`` for experts that do not fit)."""
-    names, allow = described.names, described.allow
-    missing = sum(hub.missing_bytes(name, who(label)) for label, name in names.items())
+def open_models(described: Described, say: Callable[[str], None], hollow: Path | None = None) -> Models:
+    """Download what is missing, open every model, and compare headers (``UserError`` for experts that do not fit).
+
+    With a folder ``hollow`` nothing is downloaded nor converted: models whose weights are not here are put there as
+    their headers alone (:mod:`emkit.own.headers`), and what only values tell of them is left to the merge.
+    """
+    names, allow, unread = described.names, described.allow, set[str]()
+    if hollow is None:
+        missing = sum(hub.missing_bytes(name, who(label)) for label, name in names.items())
+        folders = {}
+    else:
+        seen = {label: headers.see(name, who(label), hollow / str(i)) for i, (label, name) in enumerate(names.items())}
+        missing, folders = sum(model.fetch for model in seen.values()), {k: model.folder for k, model in seen.items()}
+        unread = {label for label, model in seen.items() if model.hollow}
     if missing:
         say(f"download: {resources.check_disk(hub.cache(), missing, 'disk' in allow)}")
-    folders = {label: hub.folder(name, who(label), (*hub.SMALL, *hub.WEIGHTS)) for label, name in names.items()}
+    if not folders:
+        folders = {label: hub.folder(name, who(label), (*hub.SMALL, *hub.WEIGHTS)) for label, name in names.items()}
     layout = layouts.of(folders["base"], backbones.get(described.backbone))
     base, experts = _open(described, folders, layout)
     backbone = _named(base, layout)
     aligned = layouts.aligned(base, experts, layout.backbone, layout)
     vectors = _vectors(base, aligned, partial(_names, base, backbone, described.tensors), described.tensors)
-    remarks = _compare_weights(vectors, "identical" in allow)
+    everyone = vectors.checkpoints
+    alike = everyone if "identical" in allow or "base" in unread else unread
+    remarks = _compare_weights(vectors, alike)
     backbone = with_adapters(backbone, experts)
     return Models(described, folders, layout, backbone, vectors, experts, tuple(remarks))
 
@@ -142,11 +155,11 @@ def _vectors(base: Checkpoint, experts: Mapping[str, Checkpoint], merged: Callab
         raise UserError(f"{error}; `--tensors backbone` merges the blocks alone") from error
 
 
-def _compare_weights(vectors: TaskVectors, identical: bool) -> list[str]:
-    """Remarks on experts of another precision; ``UserError`` for one that is the base, unless it may be."""
+def _compare_weights(vectors: TaskVectors, alike: Collection[str]) -> list[str]:
+    """Remarks on experts of another precision; ``UserError`` for one that is the base, but for those that may be."""
     remarks = []
     for label, expert in vectors.checkpoints.items():
-        if not identical and checks.identical(vectors.base, expert, vectors.names):
+        if label not in alike and checks.identical(vectors.base, expert, vectors.names):
             raise UserError(
                 f"expert '{label}' ({expert.path}) is identical to the base in every tensor that is merged: it has "
                 "nothing to give; drop it, or `--allow identical`"

@@ -48,11 +48,13 @@ def prepare(
     say: Callable[[str], None] = words.say,
     engine: EngineOptions | None = None,
     needed: Iterable[Path] = (),
+    hollow: Path | None = None,
 ) -> Prepared:
     """Open and check everything that a recipe names; ``UserError`` for whatever would go wrong later.
 
     ``given`` went through :func:`emkit.own.recipe.check`. Hub ids are downloaded, their configurations first, so that
     models that cannot fit are not fetched. ``needed``: what else ``out`` may not hold, such as the cache of fits.
+    ``hollow``: a folder for models of which nothing but headers is fetched (:func:`emkit.own.models.open_models`).
     """
     use = engine or EngineOptions()
     check_method(use.like, given["method"])
@@ -61,7 +63,7 @@ def prepare(
     needed = (*needed, *map(Path, given.get("calibration", {}).get("files", {}).values()))
     recipe, described, remarks = _fit_together(given, overwrite, needed)
     recipe = recipe.following(use.like)
-    models = open_models(described, say)
+    models = open_models(described, say, hollow)
     if recipe.method.learned:
         check_learnable(models)
     remarks += models.remarks
@@ -69,10 +71,11 @@ def prepare(
     config, vectors = described.configs["base"], models.vectors
     calibration = recipe.calibration
     needs = resources.estimate(recipe.method, vectors, dict(config.text), calibration, use, recipe.device)
+    small = sum(file.stat().st_size for file in tokens.taken(models.folders["base"], models.folders[recipe.tokenizer]))
     plan = (
         f"{recipe.method.name} of {', '.join(vectors.experts)} on {given['base']}, backbone {recipe.backbone}: "
         f"{len(vectors.names)} of {len(vectors.base.names)} tensors are merged",
-        f"{resources.check_disk(recipe.out.parent, needs.disk, recipe.allows('disk'))}, "
+        f"{resources.check_disk(recipe.out.parent, needs.disk + small, recipe.allows('disk'))}, "
         f"{resources.check_memory(needs.memory, recipe.allows('memory'))}",
         *(f"left out of {label}: {what}" for label, whats in left_out.items() for what in whats),
     )
@@ -100,11 +103,8 @@ def check_learnable(models: Models) -> None:
 
 def _missing_code(recipe: MergeRecipe, folders: Mapping[str, Path]) -> list[str]:
     """Code files that the configurations name which the merged model is made with."""
-    base, owner = folders["base"], folders[recipe.tokenizer]
-    owner = owner if tokens.has_tokenizer(owner) else base
-    files = [file for file in base.glob("*config.json") if owner == base or not tokens.goes_with_it(file)]
-    files += [file for file in owner.glob("*config.json") if owner != base and tokens.goes_with_it(file)]
-    return differences.missing_code(files)
+    files = tokens.taken(folders["base"], folders[recipe.tokenizer])
+    return differences.missing_code(file for file in files if file.match("*config.json"))
 
 
 def _left_out(recipe: MergeRecipe, models: Models) -> dict[str, list[str]]:

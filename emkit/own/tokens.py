@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emkit import foreign
-from emkit.checkpoints import TEMPLATES, copy_side_files
+from emkit.checkpoints import TEMPLATES, copy_side_files, side_files_in
 from emkit.errors import UserError
 
 # what goes with a tokenizer rather than with the weights; the end tokens of generation are the tokenizer's
@@ -19,11 +19,19 @@ FILES = (
 
 
 def side_files(base: Path, owner: Path, into: Path) -> None:
-    """Copy the base's configuration and the ``owner``'s tokenizer, templates and generation settings to ``into``."""
-    own = owner.resolve() == base.resolve()
-    copy_side_files(base, into, lambda file: own or not goes_with_it(file))
-    if not own:
-        copy_side_files(owner, into, goes_with_it)
+    """Copy the base's configuration and the ``owner``'s tokenizer, templates and generation settings to ``into``; the
+    base's own where the owner has no tokenizer."""
+    wanted = taken(base, owner)
+    for folder in dict.fromkeys((base, owner)):
+        copy_side_files(folder, into, wanted.__contains__)
+
+
+def taken(base: Path, owner: Path) -> list[Path]:
+    """The files that :func:`side_files` copies."""
+    if owner.resolve() == base.resolve() or not has_tokenizer(owner):
+        return side_files_in(base)
+    ours, theirs = side_files_in(base), side_files_in(owner)
+    return [file for file in ours if not goes_with_it(file)] + [file for file in theirs if goes_with_it(file)]
 
 
 def has_tokenizer(folder: Path) -> bool:

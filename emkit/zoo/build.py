@@ -85,7 +85,7 @@ def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
     of another recipe, since a zoo's models belong together.
     """
     names = members(recipe)
-    finished = [name for name in names if (out / name / "card.json").exists()]
+    finished = [name for name in names if card.is_finished(out / name)]
     for name in finished:
         if card.read(out / name)["recipe_sha256"] != card.recipe_hash(recipe, stage(recipe, name)):
             raise UserError(f"{out / name} was trained by another recipe: remove it or choose another folder")
@@ -107,10 +107,12 @@ def build(recipe: dict, out: Path, work: Path, jobs: int = 2) -> None:
 
 
 def bring_base(recipe: dict, out: Path, work: Path) -> None:
-    """Take a base that a package ships (:mod:`emkit.zoo.pretrained`)."""
+    """Take a base that a package ships (:mod:`emkit.zoo.pretrained`). Its card is committed though its weights are not:
+    where these have the hash there, it is not asked again what it can do."""
     torch.set_num_threads(1)
+    known = card.read(out / "base") if (out / "base" / card.FILE).is_file() else None
     model, tokenizer = pretrained.opened(recipe["base"])
-    _write(recipe, "base", model, tokenizer, [], out)
+    _write(recipe, "base", model, tokenizer, [], out, known)
 
 
 def train_base(recipe: dict, out: Path, work: Path) -> None:
@@ -219,8 +221,9 @@ def _bar(title: str, steps: int, share: Share, line: int = 0) -> Iterator[Callab
         yield progress
 
 
-def _write(recipe: dict, member: str, model, processor, log: list[dict], out: Path) -> None:
-    """The finished folder: bf16 safetensors with everything that loading them needs, log and card."""
+def _write(recipe: dict, member: str, model, processor, log: list[dict], out: Path, known: dict | None = None) -> None:
+    """The finished folder: bf16 safetensors with everything that loading them needs, log and card (``known``: one of
+    these very weights, if they are)."""
     for parameter in model.parameters():  # not the buffers: rotary frequencies are computed anew on loading, in fp32
         parameter.data = parameter.data.to(torch.bfloat16)
     with files.atomic_dir(out / member) as folder:
@@ -228,5 +231,8 @@ def _write(recipe: dict, member: str, model, processor, log: list[dict], out: Pa
         family.save(recipe, model, processor, folder)
         if log:
             (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+        if known is not None and known["weights_sha256"] == card.weights_sha256(folder):
+            card.put(folder, known, recipe)
+            return
         measured = family.skills(recipe, model.float(), processor)
         card.write(folder, recipe, member, stage(recipe, member), measured)

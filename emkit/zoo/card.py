@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 
 from emkit.checkpoints import Checkpoint
 from emkit.hashes import sha256_tensors
+from emkit.shards import SINGLE
 from emkit.zoo import families
 from emkit.zoo.subtasks import ADAPTER
+
+FILE = "card.json"
 
 
 def recipe_hash(recipe: dict, settings: dict) -> str:
@@ -42,13 +45,23 @@ def write(folder: Path, recipe: dict, member: str, settings: dict, skills: dict)
         "weights_sha256": weights_sha256(folder),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    (folder / "card.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    put(folder, content, recipe)
+
+
+def put(folder: Path, content: dict, recipe: dict) -> None:
+    """Write a card, ``content`` as :func:`write` makes it."""
+    (folder / FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     (folder / "README.md").write_text(_readme(content, families.of(recipe)))
 
 
 def read(folder: Path) -> dict:
-    """The card of a finished zoo model."""
-    return json.loads((folder / "card.json").read_text())
+    """The card of a zoo model."""
+    return json.loads((folder / FILE).read_text())
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder has a card and the weights that it is of."""
+    return (folder / FILE).is_file() and any((folder / name).is_file() for name in (ADAPTER, SINGLE))
 
 
 def _readme(content: dict, family) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from emkit import backbones
+from emkit.files import read_json
 from emkit.zoo.families import Family
 from emkit.zoo.lora import injected
 from emkit.zoo.subtasks import ADAPTER
@@ -47,6 +49,9 @@ adapters of it that emkit trained (`make zoo BACKBONE=mistral PROFILE=small`). A
         config = getattr(model, "peft_config", {}).get("default")
         if config is None:
             super().save(recipe, model, processor, folder)
+            # transformers leaves out whose weights they are, by which an adapter knows its base
+            content = read_json(folder / "config.json") | {"_name_or_path": recipe["base"]["name"]}
+            (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
             return
         config.base_model_name_or_path = recipe["base"]["name"]
         config.inference_mode = True
