@@ -187,6 +187,7 @@ def _words(told: Mapping[str, Any], value: Any) -> str:
         "int_type": "is not a whole number",
         "int_from_float": "is not a whole number",
         "bool_type": "is neither true nor false",
+        "string_unicode": "is not UTF-8: give it another name",
         "string_type": "is not text",
         "string_too_short": "is empty",
         "dict_type": "is not a mapping",

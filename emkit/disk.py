@@ -20,9 +20,12 @@ _WORDS = {
     errno.EROFS: "the file system is read-only: choose a folder that can be written to",
     errno.EACCES: "permission denied: choose a folder that can be written to",
     errno.EPERM: "permission denied: choose a folder that can be written to",
-    errno.ELOOP: "it is a link, where a file is made anew: remove it",
     errno.ENOTDIR: "a part of this path is a file, not a folder: choose another folder",
 }
+
+
+class Planted(UserError):
+    """A name that a folder or file of our own needs is somebody else's, or leads elsewhere."""
 
 
 def unwritable(path: Path, error: OSError | SafetensorError) -> UserError:
@@ -64,8 +67,8 @@ def sync_tree(folder: Path) -> None:
 def private_dir(path: Path) -> None:
     """Make the folder ``path`` that nobody else may look into, or take one of that name that this user made before.
 
-    ``UserError`` for a link, a file or somebody else's folder of that name: what another user planted is neither
-    followed nor written into.
+    :class:`Planted` for a link, a file or somebody else's folder of that name, which is neither followed nor written
+    into.
     """
     try:
         path.mkdir(mode=0o700)
@@ -76,7 +79,7 @@ def private_dir(path: Path) -> None:
     if what is None and status.st_uid != os.geteuid():
         what = "another user's"
     if what is not None:
-        raise UserError(f"{path}, where the work is kept until it is done, is {what}: remove it, or choose another out")
+        raise Planted(f"{path}, where the work is kept until it is done, is {what}: remove it, or choose another out")
     path.chmod(0o700)
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 
 from emkit import words
-from emkit.disk import file_mode, folder_mode, private_dir, refused, remove, sync, sync_tree, unwritable
+from emkit.disk import Planted, file_mode, folder_mode, private_dir, refused, remove, sync, sync_tree, unwritable
 from emkit.errors import UserError
 from emkit.locks import taken
 
@@ -104,6 +104,8 @@ def resumable_dir(path: str | Path, key: str, allowed: Callable[[], None] | None
                 plan.flush()
             try:
                 yield part
+            except Planted:
+                raise
             except UserError:
                 shutil.rmtree(part, ignore_errors=True)
                 raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from emkit.disk import unwritable
+from emkit.disk import Planted, unwritable
 
 
 @contextlib.contextmanager
@@ -37,7 +38,12 @@ def taken(path: Path, waiting: Callable[[], None] = lambda: None) -> TextIO:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         # a link of this name is somebody's trick: what is written here must not land in another file
-        number = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            number = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise Planted(f"{path} is a link, where a file of emkit's own is made: remove it") from error
         handle = open(number, "a+", encoding="utf-8")  # noqa: SIM115 - the caller's
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

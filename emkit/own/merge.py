@@ -13,7 +13,7 @@ from typing import Any
 from emkit import words
 from emkit.alignment.options import EngineOptions
 from emkit.checkpoints import Checkpoint
-from emkit.disk import file_mode, unwritable
+from emkit.disk import Planted, file_mode, unwritable
 from emkit.errors import UserError
 from emkit.files import sha256_file, write_json
 from emkit.job import Job, save_learned
@@ -136,6 +136,8 @@ def _speaking_of(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise unwritable(out, error) from error
+    except Planted:  # which a person has to look at
+        raise
     except UserError as error:
         hidden = rf"({re.escape(str(out.parent))}/)?{re.escape(f'.{out.name}.part')}[^\s:)]*"
         raise UserError(re.sub(hidden, lambda _: str(out), str(error))) from error
