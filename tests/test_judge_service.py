@@ -71,6 +71,7 @@ class Service(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked = request
         with self.server.lock:
             self.server.requests.append((request, self.headers["Authorization"]))
             self.server.times.append(time.monotonic())

@@ -391,3 +391,97 @@ def test_where_isolation_cannot_be_had_nothing_runs(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(UserError, match=r"^cannot isolate: .*Linux only, not on darwin"):
         run("", ("f()", 1))
+
+
+# ------------------------------------------------------------------------------------ what crosses, and how
+CROSSING = """
+from decimal import Decimal
+from fractions import Fraction
+def sort_it(xs): xs.sort()
+def deep(xs): xs[0].append(9); xs[1]["k"] = 1
+def clear(d): d.clear()
+def extend(b): b.extend(b"xy")
+def numbers(n): return range(n)
+def exact(): return Decimal("1.10") + 1, Fraction(1, 3)
+def squares(n):
+    for i in range(n): yield i * i
+def apply(f, xs): return [f(x) for x in xs]
+def compose(f, g): return lambda x: f(g(x))
+def twice(f): return f(f(2))
+def first(steps): return next(steps)
+def total(steps): return sum(steps)
+def texts(xs): return map(str, xs)
+def caught(f):
+    try: f(0)
+    except ZeroDivisionError as error: return str(error)
+def swap(fs): fs.reverse()
+"""
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "xs = [3, 1, 2]; assert sort_it(xs) is None and xs == [1, 2, 3]",
+        "a = [1]; b = [a, {}]; deep(b); assert a == [1, 9] and b[1] == {'k': 1} and b[0] is a",
+        "d = {'a': 1}; clear(d); assert d == {}",
+        "b = bytearray(b'a'); extend(b); assert b == bytearray(b'axy')",
+        "assert numbers(3) == range(3) and list(numbers(3)) == [0, 1, 2] and len(numbers(10**12)) == 10**12",
+        "import decimal, fractions; assert exact() == (decimal.Decimal('2.10'), fractions.Fraction(1, 3))",
+        "assert list(squares(4)) == [0, 1, 4, 9] and 9 in squares(4) and sorted(squares(3)) == [0, 1, 4]",
+        "g = squares(2); assert (next(g), next(g), next(g, 'none left')) == (0, 1, 'none left')",
+        "assert apply(lambda x: x + 1, [1, 2]) == [2, 3] and apply(str, [1]) == ['1'] and apply(len, ['ab']) == [2]",
+        "assert compose(lambda x: x * 2, lambda x: x + 1)(3) == 8",
+        "def f(x): return twice(lambda y: y + x)\nassert twice(lambda y: y * y) == 16 and f(3) == 8",
+        "assert twice(lambda x: twice(lambda y: x + y)) == 14",  # a call within a call within a call
+        "assert first(iter([7, 8])) == 7 and total(x for x in [1, 2, 3]) == 6 and list(texts([1, 2])) == ['1', '2']",
+        "assert caught(lambda x: 1 // x) == 'integer division or modulo by zero'",
+        "fs = [abs, len]; swap(fs); assert fs[0]('ab') == 2 and fs[1](-3) == 3",
+    ],
+)
+def test_what_a_right_program_takes_and_gives_crosses(tests):
+    """As where program and tests are one process: the same tests pass with the functions themselves."""
+    together: dict = {}
+    exec(CROSSING, together)
+    exec(tests, together)
+    assert sandbox.run(CROSSING, tests).passed
+    broken = CROSSING.replace("return", "return None and").replace("xs.sort()", "xs.pop()")
+    broken = broken.replace("d.clear()", "d").replace("append(9)", "append(8)").replace("b'xy'", "b'xz'")
+    broken = broken.replace('b"xy"', 'b"xz"').replace("i * i", "i + 7").replace("fs.reverse()", "fs.pop()")
+    assert sandbox.run(broken, tests).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        # a forged reply cannot make of the test's list another kind of thing, nor call what it was not given
+        ("import os, json\ndef f(xs):\n    for fd in range(3, 32):\n        try: os.write(fd, json.dumps("
+         '{"value": "1", "arguments": json.dumps({"tuple": [{"tuple": [7]}, {"dict": []}]})}).encode() + b"\\n")\n'
+         "        except OSError: pass\n", "assert f([1]) == 1"),
+        ("import os, json\ndef f(xs):\n    for fd in range(3, 32):\n        try: os.write(fd, json.dumps("
+         '{"back": "!7", "arguments": "[]"}).encode() + b"\\n")\n        except OSError: pass\n', "assert f([1]) == 1"),
+        ("def f():\n    raise StopIteration", "for _ in [0]:\n    assert f() == 1"),
+        ("def f(g):\n    while True: g()", "f(lambda: 1)"),
+        ("def f():\n    while True: yield 1", "list(f())"),
+    ],
+    ids=["another kind", "what was not lent", "end of a loop", "callbacks for ever", "items for ever"],
+)  # fmt: skip
+def test_crossing_opens_no_door(program, tests):
+    assert sandbox.run(program, tests, limits=QUICK).status in ("failed", "timeout", "memory")
+
+
+@pytest.mark.parametrize("name", ["site-packages", "", "site-packages/README.txt"])
+def test_of_python_s_folder_the_library_alone_can_be_read(name):
+    import sysconfig
+
+    folder = os.path.join(sysconfig.get_path("stdlib"), name)
+    read = f"os.listdir({folder!r}) if os.path.isdir({folder!r}) else open({folder!r}).read()"
+    code = f"import os\ndef f():\n    return {read}"
+    assert "PermissionError" in run(code, ("f()", [])).detail or not os.path.exists(folder)
+    read = "def f():\n    import json, decimal, sqlite3, ssl, zoneinfo, xml.dom.minidom, email.mime.text\n    return 1"
+    assert run(read, ("f()", 1)).passed
+
+
+@pytest.mark.parametrize("path", ["/usr/lib", "/lib", "/etc", "/usr/lib/os-release", "/etc/passwd", "/usr/share"])
+def test_of_the_system_the_loader_s_files_alone_can_be_read(path):
+    code = f"import os\ndef f():\n    return os.listdir({path!r}) if os.path.isdir({path!r}) else open({path!r}).read()"
+    assert "PermissionError" in run(code, ("f()", [])).detail

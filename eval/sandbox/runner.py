@@ -6,6 +6,7 @@ import ast
 import builtins
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import select
@@ -23,6 +24,7 @@ from eval.sandbox import wire
 
 STATUSES = ("passed", "failed", "timeout", "memory", "disk", "broken")
 _CHILD = Path(__file__).with_name("child.py")
+_PYTHON = (getattr(sys, "_base_executable", sys.executable), "-s", "-S", "-P", "-B")
 _GLANCE = 0.1  # seconds between looks at what the temporary folder holds
 _DYING = 10  # seconds that a killed process may take to be gone
 
@@ -105,11 +107,11 @@ def _no_plain_data(value):
 
 def _judge(job: bytes, folder: str, limits: Limits) -> Result:
     """One sandbox from start to end."""
-    arguments = [folder, json.dumps(dataclasses.asdict(limits)), str(os.getpid())]
+    arguments = [folder, json.dumps(dataclasses.asdict(limits)), str(os.getpid()), json.dumps(linked())]
     theirs, ours = os.pipe()  # never written to: it breaks when the last process of the sandbox is gone
     try:
         process = subprocess.Popen(
-            [getattr(sys, "_base_executable", sys.executable), "-s", "-S", "-P", "-B", str(_CHILD), *arguments],
+            [*_PYTHON, str(_CHILD), *arguments],
             env={"PYTHONHASHSEED": "0"},  # a set's order must not differ from run to run; removed before the program
             cwd="/",
             stdin=subprocess.PIPE,
@@ -142,6 +144,21 @@ def _judge(job: bytes, folder: str, limits: Limits) -> Result:
     if status == "unavailable":
         raise UserError(f"cannot isolate: {detail}")
     return Result(status, detail)
+
+
+@functools.cache
+def linked() -> list[str]:
+    """The files that Python and its compiled modules are linked with: what the loader opens when they are imported."""
+    code = """if True:
+        import contextlib, importlib, os, sysconfig
+        for file in os.listdir(os.path.join(sysconfig.get_path("stdlib"), "lib-dynload")):
+            with contextlib.suppress(Exception):
+                importlib.import_module(file.partition(".")[0])
+        found = {line.split(maxsplit=5)[-1].strip() for line in open("/proc/self/maps")}
+        print("\\n".join(sorted(path for path in found if path.startswith("/"))))
+    """
+    run = subprocess.run([*_PYTHON, "-c", code], env={}, cwd="/", capture_output=True, text=True, check=False)
+    return [path for path in run.stdout.splitlines() if os.path.isfile(path)]
 
 
 def _await_the_end(pipe: int) -> None:

@@ -21,7 +21,8 @@ _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # Landlock version -> number of rights o
 # uids no one has: far above those that systems hand out, or, where a container knows few uids, above its users
 _UIDS = (0x70000000, 40_000)
 _UIDS_EACH = (0x400000, 20_000)
-_SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")  # libraries of Python's own modules
+_LOADER = "/etc/ld.so.cache"  # where the loader looks up the libraries of Python's own modules
+_NOT_PYTHON = ("site-packages", "dist-packages", "test", "idlelib", "ensurepip")  # in the library's folder
 
 
 def become_nobody(folder: str | None) -> None:
@@ -91,14 +92,17 @@ def library() -> list[str]:
     return [folder, os.path.join(folder, "lib-dynload")]
 
 
-def readable() -> list[str]:
-    """What a sandboxed process may read: Python's library, and the system's that it is linked with."""
-    return [os.path.dirname(library()[0]), *library(), *(path for path in _SYSTEM if os.path.exists(path))]
+def readable(linked: list[str]) -> list[str]:
+    """What a sandboxed process may read: what is in the standard library's folder but packages that were installed
+    there, and ``linked``, the files that it is linked with. Not the folder itself, which holds those packages."""
+    folder = library()[0]
+    inside = [os.path.join(folder, name) for name in os.listdir(folder) if name not in _NOT_PYTHON]
+    return [path for path in (*inside, *linked, _LOADER) if os.path.exists(path)]
 
 
 def shut_files(readable: list[int], folder: int | None) -> None:
-    """Landlock: read below the open folders and files ``readable``, make and change plain files in ``folder``,
-    nothing else; and, where the kernel can, no TCP and no signal or abstract socket beyond this process.
+    """Landlock: read below the open folders and files ``readable``, which are then closed, make and change plain files
+    in ``folder``, nothing else; and, where the kernel can, no TCP and no signal or abstract socket beyond this process.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
@@ -112,6 +116,7 @@ def shut_files(readable: list[int], folder: int | None) -> None:
     for handle in readable:
         below = _READ_DIRECTORY if stat.S_ISDIR(os.fstat(handle).st_mode) else 0
         _add(libc, rules, handle, (_READ_FILE | below) & every)
+        os.close(handle)
     if folder is not None:
         use = _READ_FILE | _READ_DIRECTORY | _WRITE_FILE | _REMOVE_FILE | _MAKE_FILE | _TRUNCATE
         _add(libc, rules, folder, use & every)

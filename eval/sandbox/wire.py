@@ -1,13 +1,16 @@
 """Plain data as JSON and back, types kept: what may cross between a checking process and an untrusted one.
 
-None, bool, int, float, complex, str, bytes, and lists, tuples, sets, frozensets and dicts of these; a subclass crosses
-as the type it extends. Nothing else is rebuilt: any other object stays where it is and crosses as a number that means
-"the object you hold under it".
+None, bool, int, float, complex, str, bytes, range, Decimal, Fraction, and lists, tuples, sets, frozensets, dicts and
+bytearrays of these; a subclass crosses as the type it extends. Nothing else is rebuilt: any other object (a function, a
+generator) stays where it is and crosses as a number that means "the object you hold under it".
 """
 
+import importlib
 import json
+import sys
 
 _LONG = 1 << 900  # longer integers cross in hexadecimal: decimal takes time quadratic in the length
+_NUMBERS = (("decimal", "Decimal"), ("fractions", "Fraction"))  # looked for where their modules are in use
 _SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -24,6 +27,31 @@ def loads(text: str | bytes, held):
         raise ValueError(f"no value: {error!r}") from error
 
 
+def write_back(old, new) -> None:
+    """Make ``old``, a list, set, dict or bytearray, what ``new`` of the same type is, and so what is in it: the very
+    objects that one side has become what the other made of them."""
+    if isinstance(old, list):
+        old[:] = [_kept(before, after) for before, after in zip(old, new)] + new[len(old) :]
+    elif isinstance(old, dict):
+        found = {key: _kept(old[key], after) if key in old else after for key, after in new.items()}
+        old.clear()
+        old.update(found)
+    elif isinstance(old, (set, bytearray)):
+        old.clear()
+        old.update(new) if isinstance(old, set) else old.extend(new)
+    elif isinstance(old, tuple):
+        for before, after in zip(old, new):
+            write_back(before, after)
+
+
+def _kept(old, new):
+    """The old object, with what is in the new one, where they are of one kind; else the new one."""
+    if type(old) is type(new) and isinstance(old, (list, dict, set, bytearray)):
+        write_back(old, new)
+        return old
+    return new
+
+
 def _encode(value, hold):
     if value is None or value is True or value is False:
         return value
@@ -37,7 +65,12 @@ def _encode(value, hold):
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
     if isinstance(value, (bytes, bytearray)):
-        return {"bytes": value.hex()}
+        return {"bytes" if isinstance(value, bytes) else "bytearray": value.hex()}
+    if isinstance(value, range):
+        return {"range": [hex(part) for part in (value.start, value.stop, value.step)]}
+    for module, kind in _NUMBERS:
+        if (known := sys.modules.get(module)) is not None and isinstance(value, getattr(known, kind)):
+            return {kind: str(value)}
     if isinstance(value, dict):
         return {"dict": [[_encode(key, hold), _encode(item, hold)] for key, item in value.items()]}
     for name, kind in _SEQUENCES.items():
@@ -58,8 +91,13 @@ def _decode(value, held):
         return int(content, 16)
     if name == "complex":
         return complex(*map(float, content))
-    if name == "bytes":
-        return bytes.fromhex(content)
+    if name in ("bytes", "bytearray"):
+        return {"bytes": bytes, "bytearray": bytearray}[name].fromhex(content)
+    if name == "range":
+        return range(*(int(part, 16) for part in content))
+    for module, kind in _NUMBERS:
+        if name == kind:
+            return getattr(importlib.import_module(module), kind)(content)
     if name == "held":
         return held(content)
     raise ValueError(f"no value: {name!r}")
