@@ -113,6 +113,32 @@ def test_a_conversion_is_made_once_and_again_when_the_model_is_another(plain, tm
     assert {path.name for path in originals.cache().iterdir()} == {first.name, second.name}  # nothing is left of it
 
 
+@pytest.mark.parametrize("damage", ["a bit", "a zeroed head", "a lost file", "a planted file", "another setting"])
+def test_a_conversion_that_is_not_as_it_was_written_is_made_again(plain, damage, capsys):
+    """The cache is believed by its hashes: a disk that damaged it must not change a merge in silence."""
+    folder = originals.readable(plain)
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    if damage == "a bit":
+        data[-5] ^= 1
+    elif damage == "a zeroed head":
+        data[:4096] = bytes(4096)
+    weights.write_bytes(data)
+    if damage == "a lost file":
+        (folder / "generation_config.json").unlink()
+    elif damage == "a planted file":
+        (folder / "added_tokens.json").write_text("{}")
+    elif damage == "another setting":
+        (folder / "config.json").write_bytes(whole["config.json"].replace(b"56", b"28"))
+    capsys.readouterr()
+    assert originals.readable(plain) == folder
+    assert "is not as it was written; it is converted again" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == whole
+    originals.readable(plain)
+    assert "converted" not in capsys.readouterr().err
+
+
 def test_what_is_written_back_is_what_there_was(plain, tmp_path):
     out = tmp_path / "back"
     assert export(originals.readable(plain), plain, out) == 77

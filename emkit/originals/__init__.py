@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from emkit import foreign, words
 from emkit.checkpoints import Checkpoint
 from emkit.disk import free_bytes, user_cache
 from emkit.errors import UserError
-from emkit.files import atomic_dir, sha256_file, sha256_json
+from emkit.files import atomic_dir, read_kept, sha256_file, sha256_json
+from emkit.hashes import once
 from emkit.imports import code_sha256
 from emkit.locks import lock
 from emkit.originals import internvl_chat, relaid
 from emkit.originals.relaid import Relaid
 from emkit.saving import write_checkpoint
-from emkit.shards import INDEX
+from emkit.shards import INDEX, WRITTEN
 
 LAYOUTS = {internvl_chat.KIND: internvl_chat}
 RECORD = "emkit_converted.json"  # in a folder that was converted: what it was made from
@@ -53,7 +55,8 @@ def readable(folder: Path, weights: bool = True, say: Say = words.say) -> Path:
     """The folder that transformers opens: ``folder`` itself, or for one in an original layout what it is converted to.
 
     Without ``weights``, configuration, tokenizer and processor are enough, which takes no time. A conversion is found
-    again by the hashes of the code and of the small files, and by path, size and time of change of those with weights.
+    again by the hashes of the code and of the small files, and by path, size and time of change of those with weights;
+    it is believed by the hashes of its own files.
     ``UserError`` for a variant that transformers' class cannot hold, and where there is no room.
     """
     found = kind(folder)
@@ -63,10 +66,10 @@ def readable(folder: Path, weights: bool = True, say: Say = words.say) -> Path:
     stored = Checkpoint.open(folder) if weights else None
     key = sha256_json([found, code(), small, stored.identity() if stored is not None else None])
     out = cache() / f"{_name(folder)}-{key[:16]}"
-    if (out / RECORD).is_file():
+    if _is_whole(out):
         return out
     with lock(out.with_name(f".{out.name}.lock"), remove=True, waiting=lambda: say(f"waiting for {out}")):
-        if not (out / RECORD).is_file():
+        if not _is_whole(out):
             _convert(layout, folder, stored, out, say)
     return out
 
@@ -94,7 +97,28 @@ def _convert(layout: Any, folder: Path, stored: Checkpoint | None, out: Path, sa
 
 
 def _record(folder: Path, record: Mapping[str, Any]) -> None:
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    content = {**record, "files": _hashes(folder)}
+    (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_whole(out: Path) -> bool:
+    """Whether there is a conversion, of the very files that were written."""
+    record = read_kept(out / RECORD, foreign.mapping)
+    if record is None:
+        return False
+    try:
+        same = record.get("files") == _hashes(out)
+    except OSError:
+        same = False
+    if not same:
+        words.say(f"warning: {out} is not as it was written; it is converted again")
+    return same
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """File → hash of a conversion; of large files as it was computed before (:func:`emkit.hashes.once`)."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in (RECORD, WRITTEN))
+    return {str(file.relative_to(folder)): once([file], ["file"], partial(sha256_file, file)) for file in files}
 
 
 def _small(folder: Path) -> list[Path]:

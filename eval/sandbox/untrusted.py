@@ -46,14 +46,14 @@ class Untrusted:
                 if "back" in reply:
                     function, arguments = self._lent(str(reply["back"])), str(reply["arguments"])
                 elif "error" in reply:
-                    error = raised.named(str(reply["error"]), str(reply["message"]))
+                    failure = raised.named(str(reply["error"]), str(reply["message"]))
                     break
                 else:
                     return {"value": reply["value"], **reply}
             except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
                 raise Refused(f"the answer is no plain data: {type(error).__name__}") from error
             self._call_back(function, arguments)
-        raise error
+        raise failure
 
     def _send(self, request: dict) -> None:
         self.sent += 1
