@@ -74,7 +74,7 @@ def test_notebooks_open_the_revision_that_the_runs_read(plan, server):  # noqa: 
     server.server_close()
     zoo = probe.open_zoo(plan.profile_path, "mistral", plan.home.parent)
     assert zoo.named == {"base": f"user/base@{SHA}", "math": f"user/math@{SHA}", "code": f"user/code@{SHA}"}
-    assert zoo.experts.labels == list(own.EXPERTS)
+    assert zoo.experts.labels == own.EXPERTS
 
 
 def test_an_id_with_a_revision_of_its_own_is_fetched_at_it_and_once(plan, tmp_path, server):  # noqa: F811
