@@ -27,8 +27,9 @@ Look = Callable[[str, torch.Tensor], None]
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # configuration, tokenizer, processor and chat template; never a card, a log or code
 SIDE_FILES = (
-    *("*config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "*.model", "*.tiktoken"),
+    *("*config.json", "tokenizer*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab*.json", "vocab*.txt", "vocab.bpe", "merges.txt", "chat_template*.jinja", "chat_template*.json"),
+    *("*.model", "*.tiktoken"),
 )
 
 

@@ -83,6 +83,11 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str) -> i
     except (KeyboardInterrupt, click.Abort) as error:
         _wrong("interrupted; the same command goes on from here")
         return 128 + (signal.SIGTERM if _Ended in (type(error), type(error.__cause__)) else signal.SIGINT)
+    except MemoryError:
+        return _wrong("out of memory: close other programs, or use a larger machine, and run the same command again")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _wrong(f"{where}{error.strerror or error}; the same command goes on from here")
     except Exception as error:  # a fault of ours: what was done is kept, and what is known of it too
         return _unexpected(error, name)
 

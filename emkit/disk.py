@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -70,17 +72,24 @@ def private_dir(path: Path) -> None:
     :class:`Planted` for a link, a file or somebody else's folder of that name, which is neither followed nor written
     into.
     """
-    try:
-        path.mkdir(mode=0o700)
-        return
-    except FileExistsError:
-        status = path.lstat()
+    while True:
+        with contextlib.suppress(FileExistsError):
+            return path.mkdir(mode=0o700)
+        with contextlib.suppress(FileNotFoundError):  # who had it may have finished meanwhile
+            status = path.lstat()
+            break
     what = "a link" if stat.S_ISLNK(status.st_mode) else None if stat.S_ISDIR(status.st_mode) else "no folder"
-    if what is None and status.st_uid != os.geteuid():
-        what = "another user's"
+    if what is None:
+        with tempfile.TemporaryFile(dir=path.parent) as ours:  # whose it is depends on the file system, too
+            what = None if os.fstat(ours.fileno()).st_uid == status.st_uid else "another user's"
     if what is not None:
         raise Planted(f"{path}, where the work is kept until it is done, is {what}: remove it, or choose another out")
-    path.chmod(0o700)
+
+
+def make_private(path: Path) -> None:
+    """Shut a folder of our own to others, as far as its file system knows of that."""
+    with contextlib.suppress(PermissionError):
+        path.chmod(0o700 | (path.stat().st_mode & stat.S_ISGID))
 
 
 def remove(path: Path) -> None:

@@ -16,7 +16,18 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 
 from emkit import words
-from emkit.disk import Planted, file_mode, folder_mode, private_dir, refused, remove, sync, sync_tree, unwritable
+from emkit.disk import (
+    Planted,
+    file_mode,
+    folder_mode,
+    make_private,
+    private_dir,
+    refused,
+    remove,
+    sync,
+    sync_tree,
+    unwritable,
+)
 from emkit.errors import UserError
 from emkit.locks import taken
 
@@ -96,6 +107,7 @@ def resumable_dir(path: str | Path, key: str, allowed: Callable[[], None] | None
         private_dir(part)
         with taken(part / PLAN) as plan:
             private_dir(part)  # who waited may have found it gone, and another of that name
+            make_private(part)
             plan.seek(0)
             if plan.read() != wanted:
                 keep_only(part, {PLAN})

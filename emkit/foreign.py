@@ -1,14 +1,15 @@
 """What others wrote: the small files of a model's folder, and recipes, read through one door.
 
-A file that is read is a regular one, of a size that such a file can have. What a folder's files lead to lies in that
-folder, or among the blobs of the hub's cache: what is copied into a merged model is what its author put beside the
-weights. Anything else is one line (``UserError``) that names the file.
+A file that is read is a regular one, of a size that such a file can have. What is copied into a merged model lies in
+its author's folder, or among the blobs of the hub's cache: a link may be read, but not carried on. Anything else is one
+line (``UserError``) that names the file.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,15 +20,20 @@ from emkit.errors import UserError
 MiB = 2**20
 LARGEST = 256 * MiB  # a tokenizer of 256,000 tokens takes 35
 TEXT = 4 * MiB  # a recipe, a profile, a chat template
+_READ = re.compile(
+    r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|adapter_config|chat_template"
+    r"|(?:video_pre|pre)?processor_config|model\.safetensors\.index)\.json"
+)
 DEPTH = 64  # of mappings and lists in each other; published configurations have 5
 
 
-def content(path: Path, limit: int = LARGEST) -> bytes:
+def content(path: Path, limit: int = LARGEST, named: bool = False) -> bytes:
     """The bytes of a regular file; ``UserError`` for anything else (a pipe, a device), for one that is larger than
-    ``limit`` bytes, and for one that cannot be read."""
+    ``limit`` bytes, and for one that cannot be read. One that a person ``named`` may be a pipe, such as /dev/stdin."""
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            _check_regular(path, os.fstat(file.fileno()).st_mode)
+        with open(path, "rb", opener=None if named else _without_waiting) as file:
+            if not named:
+                _check_regular(path, os.fstat(file.fileno()).st_mode)
             found = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -36,10 +42,10 @@ def content(path: Path, limit: int = LARGEST) -> bytes:
     return found
 
 
-def text(path: Path, limit: int = TEXT) -> str:
+def text(path: Path, limit: int = TEXT, named: bool = False) -> str:
     """The UTF-8 text of a file (:func:`content`)."""
     try:
-        return content(path, limit).decode("utf-8-sig")
+        return content(path, limit, named).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read {path}: it is not text (UTF-8)") from error
 
@@ -67,34 +73,39 @@ def check_depth(value: Any, where: str) -> None:
 
 
 def check_folder(folder: Path, wanted: tuple[str, ...]) -> None:
-    """Look at the files of a model's folder that match ``wanted`` patterns, before anything reads them.
+    """Look at a model's folder before anything reads its small files, those that match ``wanted`` patterns.
 
-    ``UserError`` for one that is no regular file, is too large, leads out of the folder, or is JSON of another kind.
+    ``UserError`` for a pipe or a device, for a small file that is too large or leads nowhere, and for JSON of another
+    kind in a file that is read.
     """
-    files = sorted({file for pattern in wanted for file in folder.glob(pattern)})
-    for file in files:
-        check_inside(file, folder)
-        if file.is_dir():
-            continue
-        status = file.stat()
-        _check_regular(file, status.st_mode)
-        if status.st_size > LARGEST:
+    for file in sorted(folder.iterdir()):
+        if file.is_symlink() and not _leads_somewhere(file):
+            raise UserError(f"{file} is a link that leads nowhere: download it again")
+        if not file.is_dir():
+            _check_regular(file, file.stat().st_mode)
+    for file in sorted({file for pattern in wanted for file in folder.glob(pattern)}):
+        if not file.is_dir() and file.stat().st_size > LARGEST:
             raise UserError(f"{file} is larger than {LARGEST // MiB} MiB, which no such file is: is it another one?")
-        if file.suffix == ".json":
+        if file.is_file() and _READ.fullmatch(file.name):
             mapping(file)
 
 
 def check_inside(file: Path, folder: Path) -> None:
-    """``UserError`` for a file of a model that is a link out of its ``folder`` (the hub's cache links to its blobs)."""
-    found, home = file.resolve(), folder.resolve()
-    if not found.exists():
-        raise UserError(f"{file} leads to {found}, which is not there: download it again")
-    if found.is_relative_to(home):
-        return
-    # …/models--owner--name/snapshots/<revision> has its files in …/models--owner--name/blobs
-    if home.parent.name == "snapshots" and found.is_relative_to(home.parent.parent / "blobs"):
-        return
-    raise UserError(f"{file} leads out of the model's folder, to {found}: put the file itself there")
+    """``UserError`` for a file, of a model's ``folder``, that would be copied and is a link out of it. Blobs of a hub
+    cache, to which its snapshots and older downloads link, count as inside."""
+    if not _leads_somewhere(file):
+        raise UserError(f"{file} is a link that leads nowhere: download it again")
+    found = file.resolve()
+    blob = found.parent.name == "blobs" and found.parent.parent.name.startswith("models--")
+    if not blob and not found.is_relative_to(folder.resolve()):
+        raise UserError(f"{file} leads out of the model's folder, to {found}: put the file itself there")
+
+
+def _leads_somewhere(file: Path) -> bool:
+    try:
+        return file.resolve().exists()
+    except (OSError, RuntimeError):  # a link to itself
+        return False
 
 
 def _inside(value: Any) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from emkit.backbones.base import Backbone, Batch, Output
+from emkit.bounds import bounded
 from emkit.checkpoints import Checkpoint
 from emkit.content import side_files_sha256
 from emkit.errors import UserError
@@ -27,6 +28,8 @@ from emkit.pretrained import configuration
 _BUFFERS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|(?:attn|attention)\.(?:masked_)?bias|masked_bias|position_ids)$"
 )
+
+_OUTLINE = 30.0  # seconds for the modules of a model, on no device; those of 400 billion parameters take one
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,13 @@ def of(folder: Path, backbone: Backbone) -> Layout:
     """The layout that a folder's configuration asks for."""
     try:
         config = configuration(folder)
-        with torch.device("meta"):
+        with (
+            bounded(f"an outline of the model that {folder / 'config.json'} describes", _OUTLINE),
+            torch.device("meta"),
+        ):
             outline = backbone.auto().from_config(config, trust_remote_code=False)
+    except UserError:  # one of a million blocks
+        raise
     except Exception:  # whatever a kind that transformers has no class for raises: no code but its own is run
         return Layout(backbone)
     names = frozenset(name for name, _ in outline.named_parameters(remove_duplicate=False))

@@ -2,8 +2,8 @@
 
 ``python power_cut.py``: each line on stdin is JSON, ``[folder, moment, log, arguments]``; a child does the merge in
 ``folder`` and kills itself at its ``moment``-th step towards the disk (a sync, a rename, a removal), before it is done
-or, at odd moments, after. ``log`` gets a line for each file at each sync: device, inode, size, time of change. Answers
-``[status, moments]`` a line.
+or, at odd moments, after. ``log`` gets a line for each sync (device, inode, size, time of change of the file or folder)
+and each rename (from, to, whether it replaced something). Answers ``[status, moments]`` a line.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ def watched(moment: int, log: str) -> list[int]:
         steps[0] += 1
         if steps[0] == moment and moment % 2 == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+        there = function in renames and os.path.lexists(given[1])
         try:
             done = function(*given, **more)
             if function is sync:
                 status = os.fstat(given[0])
                 record.write(json.dumps([status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]) + "\n")
+            elif function in renames:
+                record.write(json.dumps([*map(os.path.abspath, given[:2]), there]) + "\n")
             return done
         finally:  # one that fails is a moment, too
             if steps[0] == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sync = os.fsync
+    sync, renames = os.fsync, (os.rename, os.replace)
     for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
         function = getattr(os, name)
         setattr(os, name, lambda *given, _function=function, **more: step(_function, *given, **more))
@@ -64,10 +67,17 @@ def merge(folder: str, moment: int, log: str, arguments: list[str]) -> list[int]
 
 
 def drop_unsynced(folder: Path, log: Path) -> int:
-    """What a power cut may do: files whose last state was never synced keep their names and lengths, and hold zeros.
-    Returns how many there were."""
-    synced = {tuple(json.loads(line)) for line in log.read_text().splitlines()}
+    """What a power cut may do: names that were given after the last sync of their folder are not given, and files whose
+    last state was never synced keep their lengths and hold zeros. Returns how many there were."""
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    synced = {tuple(event) for event in events if len(event) == 4}
     lost = 0
+    for number, event in reversed(list(enumerate(events))):
+        if len(event) == 3 and not event[2] and os.path.lexists(event[1]) and not os.path.lexists(event[0]):
+            parent = os.stat(os.path.dirname(event[1]))
+            if [parent.st_dev, parent.st_ino] not in [later[:2] for later in events[number:] if len(later) == 4]:
+                os.rename(event[1], event[0])
+                lost += 1
     for file in folder.rglob("*"):
         status = file.lstat()
         state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -69,10 +69,22 @@ def test_a_power_cut_at_any_moment_changes_no_byte(merges, undisturbed, number):
     assert {name: data for name, data in listing(folder / "out").items() if name in expected} == expected
 
 
-def test_what_a_cut_loses_is_really_lost(merges, undisturbed):
-    """The simulation itself: a file that is not synced becomes zeros, one that is stays."""
-    folder = merges.home / "loses"
-    merges(folder, 3)
+def test_what_a_cut_loses_is_really_lost(tmp_path):
+    """The simulation itself: what is not synced becomes zeros, a name that is not goes back, what is synced stays."""
+    folder = tmp_path / "loses"
+    folder.mkdir()
+    events = []
+    for name in ("kept", "lost"):
+        (folder / f"{name}.part").write_bytes(name.encode())
+        status = (folder / f"{name}.part").stat()
+        events.append([status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns])
+        (folder / f"{name}.part").rename(folder / name)
+        events.append([str(folder / f"{name}.part"), str(folder / name), False])
+        if name == "kept":
+            status = folder.stat()
+            events.append([status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns])
     (folder / "late").write_bytes(b"never synced")
-    assert drop_unsynced(folder, folder.with_suffix(".log")) >= 1
-    assert (folder / "late").read_bytes() == bytes(12)
+    (tmp_path / "log").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert drop_unsynced(folder, tmp_path / "log") == 2
+    found = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert found == {"kept": b"kept", "lost.part": b"lost", "late": bytes(12)}

@@ -47,6 +47,7 @@ def test_calls_are_compared_with_their_expected_values():
     assert run(program, ("add(1, 2)", 3), ("add('a', 'b')", "ab"), ("pair(1)", (1, {1: [1]}, {1}, None, 2.5))).passed
     wrong = run(program, ("add(1, 2)", 3), ("add(1, 3)", 5))
     assert (wrong.status, wrong.detail) == ("failed", "add(1, 3) is 4, not 5")
+    assert run(program, ("add(10**5000, 1)", 5)).status == "failed"  # a number that Python refuses to write
     assert not run(program, ("pair(1)", [1, {1: [1]}, {1}, None, 2.5])).passed  # a tuple is no list
 
 
@@ -415,6 +416,14 @@ def caught(f):
     try: f(0)
     except ZeroDivisionError as error: return str(error)
 def swap(fs): fs.reverse()
+def without(xs, kind): return [x for x in xs if not isinstance(x, kind)]
+def same(x): return x
+def fails(xs):
+    xs.append(2)
+    raise ValueError
+def ordered():
+    from collections import OrderedDict
+    return OrderedDict([("a", 1), ("b", 2)])
 """
 
 
@@ -436,6 +445,11 @@ def swap(fs): fs.reverse()
         "assert first(iter([7, 8])) == 7 and total(x for x in [1, 2, 3]) == 6 and list(texts([1, 2])) == ['1', '2']",
         "assert caught(lambda x: 1 // x) == 'integer division or modulo by zero'",
         "fs = [abs, len]; swap(fs); assert fs[0]('ab') == 2 and fs[1](-3) == 3",
+        "assert without((4, 5, 7.5, 'a'), int) == [7.5, 'a']",  # a type is itself, as isinstance wants it
+        "import functools; assert apply(str.lower, ['A']) == ['a'] and apply(functools.partial(pow, 2), [3]) == [8]",
+        "steps = iter([1, 2]); assert same(steps) is steps and same(len) is len",
+        "xs = [1]\ntry: fails(xs)\nexcept ValueError: pass\nassert xs == [1, 2]",
+        "from collections import OrderedDict as O; assert ordered() == O(a=1, b=2) != O(b=2, a=1)",
     ],
 )
 def test_what_a_right_program_takes_and_gives_crosses(tests):
@@ -447,6 +461,7 @@ def test_what_a_right_program_takes_and_gives_crosses(tests):
     broken = CROSSING.replace("return", "return None and").replace("xs.sort()", "xs.pop()")
     broken = broken.replace("d.clear()", "d").replace("append(9)", "append(8)").replace("b'xy'", "b'xz'")
     broken = broken.replace('b"xy"', 'b"xz"').replace("i * i", "i + 7").replace("fs.reverse()", "fs.pop()")
+    broken = broken.replace("append(2)", "append(3)")
     assert sandbox.run(broken, tests).status == "failed"
 
 

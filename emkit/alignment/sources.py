@@ -140,7 +140,7 @@ class JsonlSource:
             raise UserError(f"calibration.files has no file for task '{task}': add one, or drop that expert")
         file = self.files[task]
         try:
-            text = foreign.text(file, foreign.LARGEST)
+            text = foreign.text(file, 2**31, named=True)
         except UserError as error:
             raise UserError(f"calibration.files.{task}: {error}") from error
         lines = [_line(f"{file}, line {number}", file, line) for number, line in _filled(text)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ _REFUSED = {
     "use_bdlora": "block-diagonal adapters",
     **{f"{kind}_config": f"the variant {kind}" for kind in ("arrow", "kasa", "monteclora", "velora")},
 }
+_PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}  # by module, and what holds for the others
+_MOST_PATTERNS, _LONGEST_PATTERN = 10_000, 500
 _KINDS = {"base_model_name_or_path": str, "use_rslora": bool, "fan_in_fan_out": bool}
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # start values that came with another base
 
@@ -71,11 +73,9 @@ def read_config(folder: Path, label: str) -> dict[str, Any]:
                 raise TypeError
         str(config.get("base_model_name_or_path")).encode()  # half a surrogate pair is in no folder's name
         for patterns in (config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}):
-            if not all(math.isfinite(value) for value in patterns.values()):
+            if not all(math.isfinite(value) for value in patterns.values()) or len(patterns) > _MOST_PATTERNS:
                 raise ValueError
-            for pattern in patterns:
-                re.compile(pattern)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, re.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{where}: {CONFIG} is not that of a LoRA adapter: save it again with PEFT") from error
     if kind != "LORA":
         raise UserError(f"{where} is a {kind} adapter; only LoRA is merged: merge it into its base with PEFT first")
@@ -108,15 +108,9 @@ def parts(
     """Base tensor → what the adapter has for it, and what the base has no place for; ``UserError`` where an adapter
     does not fit the base."""
     where = f"expert '{label}'"
-    with bounded(f"{where}: rank_pattern or alpha_pattern of {CONFIG}"):
-        return _parts(factors, config, base, layout, where)
-
-
-def _parts(
-    factors, config: Mapping, base: Checkpoint, layout: Layout, where: str
-) -> tuple[dict[str, Factors | Saved], list[str]]:
     tensors = {name: tensor for tensor in base.names for name in (layout.parameter(tensor), tensor)}
     modules, saved = _modules(factors, where)
+    ranks, alphas = (_values(config, key, usual, modules, where) for key, usual in _PATTERNS.items())
     found: dict[str, Factors | Saved] = {}
     beyond = []
     for module, sides in modules.items():
@@ -130,7 +124,8 @@ def _parts(
             raise UserError(f"{where} is an adapter for another base: it adapts '{module}', which the base has not")
         if set(sides) != {"A", "B"}:
             raise UserError(f"{where}: '{module}' has only one of its two factors: download the adapter again")
-        made = _factors(module, sides, factors, config, layout.module(parameter), where)
+        given = ranks[module], alphas[module]
+        made = _factors(module, sides, factors, config, given, layout.module(parameter), where)
         shape = _product(made, factors)
         if shape != base.info(name).shape and layout.of_vocabulary(parameter):
             beyond.append(f"an adapted {module} of {shape[0]} tokens, where the base has {_shape(base, name)[0]}")
@@ -189,9 +184,16 @@ def _product(made: Factors, factors) -> tuple[int, ...]:
 
 
 def _factors(
-    module: str, sides: dict, factors, config: Mapping, adapted: torch.nn.Module | None, where: str
+    module: str,
+    sides: dict,
+    factors,
+    config: Mapping,
+    given: tuple[float, float],
+    adapted: torch.nn.Module | None,
+    where: str,
 ) -> Factors:
-    """``adapted``: the module of the base's class, which says how its weight is stored; None: the config does."""
+    """``given``: rank and alpha by the configuration. ``adapted``: the module of the base's class, which says how its
+    weight is stored; None: the config does."""
     a, b = (tuple(factors.get_slice(sides[side]).get_shape()) for side in "AB")
     embedding = ".lora_embedding_" in sides["A"]  # its weight is [tokens, d], its factors are [r, tokens] and [d, r]
     # PEFT goes by the layer, whatever the configuration says: it writes there what held for the last one
@@ -199,16 +201,24 @@ def _factors(
     transposed = embedding or turned
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
         raise UserError(f"{where}: the factors of '{module}' have shapes {list(a)} and {list(b)}: no linear layer's")
-    rank = _pattern(config.get("rank_pattern"), module, config["r"])
+    rank, alpha = given
     if rank != a[0]:
         raise UserError(f"{where}: '{module}' has rank {a[0]}, {CONFIG} says {rank}: one of the two files is another's")
-    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     return Factors(sides["A"], sides["B"], alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), transposed)
 
 
-def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    """The value of the first pattern that a module's name ends with, as PEFT matches them; else the default."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def _values(config: Mapping, key: str, usual: str, modules: Iterable[str], where: str) -> dict[str, float]:
+    """Module → the value of the first pattern that its name ends with, as PEFT matches them; else the usual one."""
+    patterns, found = config.get(key) or {}, dict.fromkeys(modules, config[usual])
+    if not patterns:
+        return found
+    if (longest := max(map(len, patterns))) > _LONGEST_PATTERN:
+        raise UserError(f"{where}: {key} of {CONFIG} has a pattern of {longest} characters: save it again with PEFT")
+    try:
+        with bounded(f"{where}: {key} of {CONFIG}"):
+            known = [(re.compile(rf"(.*\.)?({pattern})$"), value) for pattern, value in patterns.items()]
+            for module in found:
+                found[module] = next((value for pattern, value in known if pattern.match(module)), found[module])
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{where}: {key} of {CONFIG} has a pattern that is none ({error}): save it again") from error
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from emkit import foreign, originals
@@ -25,6 +26,9 @@ def export(model: Path, original: Path, out: Path, shard_bytes: int = SHARD_BYTE
     if lacking := [file for file in missing_code(original.glob("*config.json")) if not (original / file).is_file()]:
         raise UserError(f"{original} has no {lacking[0]}, which its config.json names: download the whole model first")
     ours, theirs = Checkpoint.open(model), Checkpoint.open(original)
+    beside = _beside(original)
+    for file in beside:
+        foreign.check_inside(file, original)
     parts = originals.LAYOUTS[found].sources(theirs.names)
     if differ := sorted(parts.keys() ^ set(ours.names)):
         raise UserError(f"{model} does not fit the layout of {original}: '{differ[0]}' is in one of them only")
@@ -33,11 +37,10 @@ def export(model: Path, original: Path, out: Path, shard_bytes: int = SHARD_BYTE
         raise UserError(f"{model} does not fit the layout of {original}: '{differ[0]}' has another shape there")
 
     def finish(part: Path) -> None:
-        for file in _beside(original):
+        for file in beside:
             copy = part / file.relative_to(original)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            foreign.check_inside(file, original)
-            copy.write_bytes(foreign.content(file))
+            shutil.copyfile(file, copy)
 
     write_checkpoint(out, view.read, view, shard_bytes=shard_bytes, finish=finish)
     return len(view.names)

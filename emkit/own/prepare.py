@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from emkit import backbones, words
+from emkit import backbones, foreign, words
 from emkit.alignment.like import check_given, check_method, imposed
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.sources import JsonlSource, Samples
@@ -63,7 +63,10 @@ def prepare(
     needed = (*needed, *map(Path, given.get("calibration", {}).get("files", {}).values()))
     recipe, described, remarks = _fit_together(given, overwrite, needed)
     recipe = recipe.following(use.like)
-    models = open_models(described, say, hollow)
+    try:
+        models = open_models(described, say, hollow)
+    except UserError as error:
+        raise _by_name(error, hollow, list(given["experts"].values()), given["base"]) from error
     if recipe.method.learned:
         check_learnable(models)
     remarks += models.remarks
@@ -82,6 +85,15 @@ def prepare(
     for remark in [*remarks, *([card.code(code, given["base"])] if code else [])]:
         say(f"warning: {remark}")
     return Prepared(recipe, models, plan, tuple(remarks), left_out, tuple(code), overwrite, needed)
+
+
+def _by_name(error: UserError, hollow: Path | None, experts: list[str], base: str) -> UserError:
+    """The error with a model's name in place of the folder that a dry run put its headers in."""
+    text = str(error)
+    for number, name in enumerate((base, *experts)):
+        for part in ("stored", "read"):
+            text = text.replace(f"{hollow}/{number}/{part}", name)
+    return UserError(text)
 
 
 def _known_at_once(method: str) -> dict[str, Any]:
@@ -129,6 +141,9 @@ def _fit_together(
     asked = given.get("backbone", AUTO), given.get("tensors", "backbone"), given.get("allow", ())
     described = describe(names, folders, *asked)
     recipe = MergeRecipe(given, described.backbone)
+    owner = folders[recipe.tokenizer]
+    for file in tokens.taken(folders["base"], owner):
+        foreign.check_inside(file, owner if file.is_relative_to(owner) else folders["base"])
     _check_device(recipe.device)
     remarks = [*described.remarks, *_compare_tokenizers(recipe, folders, described.vocabulary("base"))]
     return _check_calibration(recipe), described, remarks

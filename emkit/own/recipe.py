@@ -152,7 +152,7 @@ def read(path: str | Path) -> dict:
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder, not a recipe: an expert is given with --expert")
     try:
-        content = foreign.text(Path(path))
+        content = foreign.text(Path(path), named=True)
     except UserError as error:
         raise UserError(f"the recipe: {error}; `emkit init` writes one") from error
     data = load_yaml(content, str(path))

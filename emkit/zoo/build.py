@@ -231,7 +231,7 @@ def _write(recipe: dict, member: str, model, processor, log: list[dict], out: Pa
         family.save(recipe, model, processor, folder)
         if log:
             (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-        if known is not None and known["weights_sha256"] == card.weights_sha256(folder):
+        if known is not None and card.is_of(known, folder, card.recipe_hash(recipe, stage(recipe, member))):
             card.put(folder, known, recipe)
             return
         measured = family.skills(recipe, model.float(), processor)

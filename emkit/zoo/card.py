@@ -59,6 +59,12 @@ def read(folder: Path) -> dict:
     return json.loads((folder / FILE).read_text())
 
 
+def is_of(content: dict, folder: Path, recipe_sha256: str) -> bool:
+    """Whether a card is of the weights in a folder, made by this recipe."""
+    said = (content.get("weights_sha256"), content.get("recipe_sha256"))
+    return said == (weights_sha256(folder), recipe_sha256)
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a folder has a card and the weights that it is of."""
     return (folder / FILE).is_file() and any((folder / name).is_file() for name in (ADAPTER, SINGLE))

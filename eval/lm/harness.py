@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from emkit.bounds import bounded
 from emkit.errors import UserError
 from emkit.schema import nearest
 from eval import memory, stats
@@ -224,8 +225,19 @@ def _model(how: Answering):
     model = pretrained.load(AutoModelForCausalLM, how.model, getattr(torch, how.dtype))
     tokenizer = AutoTokenizer.from_pretrained(how.model, local_files_only=True, trust_remote_code=False)
     model.generation_config = greedy(model.generation_config)  # as the other harnesses' answers are
-    kind = HFLM if how.journal is None else _kept(HFLM, how.journal)
+    kind = _bounded(HFLM if how.journal is None else _kept(HFLM, how.journal), how.model)
     return kind(pretrained=model.to(how.device).eval(), tokenizer=tokenizer, batch_size=how.batch, device=how.device)
+
+
+def _bounded(HFLM: Any, folder: str | Path) -> Any:
+    """The harness's model with a chat template that ends."""
+
+    class Bounded(HFLM):
+        def apply_chat_template(self, *given, **how):
+            with bounded(f"the chat template of {folder}"):
+                return super().apply_chat_template(*given, **how)
+
+    return Bounded
 
 
 def _kept(HFLM: Any, journal: Journal) -> Any:

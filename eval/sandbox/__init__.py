@@ -2,7 +2,8 @@
 
 ``run(program, tests)`` is the one way. Its walls are in ``walls.py`` (another user when run as root, no network,
 Landlock, resource limits) and ``seccomp.py`` (a list of system calls); how a program is kept from judging itself is in
-``child.py``. Linux only: elsewhere, and wherever a wall does not hold, :func:`check` raises and nothing is run.
+``child.py``, what goes to and fro in ``untrusted.py`` and ``serving.py``. Linux only: elsewhere, and wherever a wall
+does not hold, :func:`check` raises and nothing is run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,9 @@ def run(
     (``("add(1, 2)", 3)``), or code that raises when the program is wrong (HumanEval's ``check``, MBPP's asserts). Code
     runs in a process of its own in which ``names`` (by default every name it uses and does not define:
     :func:`called_names`) stand for the program's functions; it may use what ``prelude``, code of the benchmark's own
-    such as HumanEval's prompt, defines. Plain data is compared; other objects may only be handed back to the program.
+    such as HumanEval's prompt, defines. Plain data (:mod:`eval.sandbox.wire`) is
+    compared, and what the program changes of an argument is changed in the test's; of what else it gives, functions may
+    be called, generators gone through, and anything handed back. A test's functions may be called by the program.
 
     Raises :class:`~emkit.errors.UserError` ``cannot isolate: …`` where a wall does not hold, before anything is run.
     """

@@ -3,7 +3,8 @@
 import builtins
 
 DETAIL = 300  # most characters of what is said about a failure
-_ENDS_A_LOOP = (StopIteration, StopAsyncIteration)  # what could make a test's loop end before its last case
+# what could make a test's loop end before its last case; only `next` of an iterator of the program's may
+_ENDS_A_LOOP = (StopIteration, StopAsyncIteration)
 
 
 def named(name: str, message: str) -> Exception:

@@ -53,18 +53,25 @@ def serve(requests, replies, held: dict) -> None:
             steps = steps.steps if type(steps) is _Steps else steps
             return {"value": wire.dumps([item for _, item in zip(range(1), steps)], hold)}  # none: it has ended
         args, kwargs = wire.loads(request["arguments"], find)
-        value = find(request["call"])(*args, **kwargs)
-        return {"value": wire.dumps(value, hold), "arguments": wire.dumps((args, kwargs), hold)}
+        try:
+            reply = {"value": wire.dumps(find(request["call"])(*args, **kwargs), hold)}
+        except BaseException as error:
+            reply = _failed(error)
+        return {**reply, "arguments": wire.dumps((args, kwargs), hold)}  # what it made of them
 
     def reply_to(request: dict) -> None:
         try:
             reply = answer(request)
         except BaseException as error:
-            reply = {"error": type(error).__name__, "message": raised.text(error)}
+            reply = _failed(error)
         send(reply)
 
     for line in requests:
         reply_to(json.loads(line))
+
+
+def _failed(error: BaseException) -> dict:
+    return {"error": type(error).__name__, "message": raised.text(error)}
 
 
 class _Lent:

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import types
 from collections.abc import Iterator
 
 import raised
 import wire
 
-MOST = 20_000  # messages to the program: one that is called back, or gone through, for ever must not use up our time
+MOST = 20_000  # items given and functions called back: a program that does so for ever must not use up our time
 
 
 class Refused(BaseException):
@@ -25,15 +24,21 @@ class Untrusted:
 
     def __init__(self, pid: int, requests, replies, most: int):
         self.pid, self.requests, self.replies, self.most = pid, requests, replies, most
-        self.sent = 0
+        self.steps = 0
         self.lent: list = []  # functions of the test's that the program was given
 
     def ask(self, request: dict):
         """The plain value of one reply; raises what the program raised, as the builtin exception of that name."""
-        return self._loads(self._reply(request)["value"])
+        return self._value(self._reply(request))
+
+    def _value(self, reply: dict):
+        if "error" in reply:
+            raise raised.named(str(reply["error"]), str(reply.get("message")))
+        return self._loads(reply.get("value"))
 
     def _reply(self, request: dict) -> dict:
         """The reply to a request, once the functions of the test's that the program calls meanwhile were called."""
+        self.steps += "next" in request
         self._send(request)
         while True:
             line = self.replies.readline(self.most)
@@ -43,22 +48,17 @@ class Untrusted:
                 raise Refused(f"the answer is longer than {self.most} bytes")
             try:
                 reply = json.loads(line)
-                if "back" in reply:
-                    function, arguments = self._lent(str(reply["back"])), str(reply["arguments"])
-                elif "error" in reply:
-                    failure = raised.named(str(reply["error"]), str(reply["message"]))
-                    break
-                else:
-                    return {"value": reply["value"], **reply}
+                if "back" not in reply:
+                    return dict(reply)
+                function, arguments = self._function(str(reply["back"])), str(reply["arguments"])
             except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
                 raise Refused(f"the answer is no plain data: {type(error).__name__}") from error
+            self.steps += 1
             self._call_back(function, arguments)
-        raise failure
 
     def _send(self, request: dict) -> None:
-        self.sent += 1
-        if self.sent > MOST:
-            raise Refused(f"more than {MOST} calls and items went to and fro")
+        if self.steps > MOST:
+            raise Refused(f"more than {MOST} items were given, or calls of the test's functions made")
         try:
             self.requests.write(json.dumps(request).encode() + b"\n")
             self.requests.flush()
@@ -67,8 +67,8 @@ class Untrusted:
 
     def _loads(self, text):
         try:
-            return wire.loads(text, lambda key: self._lent(key) if isinstance(key, str) else Held(key, self))
-        except (ValueError, TypeError, IndexError) as error:
+            return wire.loads(text, lambda key: self._lent(key)[1] if isinstance(key, str) else Held(key, self))
+        except (ValueError, TypeError, IndexError, KeyError) as error:
             raise Refused(f"the answer is no plain data: {type(error).__name__}") from error
 
     def _call_back(self, function, arguments: str) -> None:
@@ -80,8 +80,12 @@ class Untrusted:
             return self._send({"raise": type(error).__name__, "message": raised.text(error)})
         return self._send({"answer": value})
 
-    def _lent(self, key: str):
+    def _lent(self, key: str) -> tuple:
+        """What is called for an object that the program was given, and the object."""
         return self.lent[int(key.lstrip("!~"))]
+
+    def _function(self, key: str):
+        return self._lent(key)[0]
 
     def call(self, key, args: tuple, kwargs: dict):
         """The program's function ``key`` (a name, or an object it holds) of plain arguments, objects it holds or
@@ -96,17 +100,17 @@ class Untrusted:
                     wire.write_back(old, new)
             except (ValueError, KeyError, TypeError) as error:
                 raise Refused(f"the answer is no plain data: {type(error).__name__}") from error
-        return self._loads(reply["value"])
+        return self._value(reply)
 
     def number(self, thing):
         """What stands for an object of the program's, or for a function of the test's that it may call."""
         if type(thing) is Held:
             return thing.__dict__["key"]
         if isinstance(thing, Iterator):
-            self.lent.append(lambda: [item for _, item in zip(range(1), thing)])
+            self.lent.append((lambda: [item for _, item in zip(range(1), thing)], thing))
             return f"!~{len(self.lent) - 1}"
-        if isinstance(thing, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)):
-            self.lent.append(thing)
+        if callable(thing):
+            self.lent.append((thing, thing))
             return f"!{len(self.lent) - 1}"
         raise Refused(f"the test hands over a {type(thing).__name__}, which is no plain data")
 

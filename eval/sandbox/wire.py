@@ -5,12 +5,17 @@ bytearrays of these; a subclass crosses as the type it extends. Nothing else is 
 generator) stays where it is and crosses as a number that means "the object you hold under it".
 """
 
+import builtins
 import importlib
 import json
+import re
 import sys
 
 _LONG = 1 << 900  # longer integers cross in hexadecimal: decimal takes time quadratic in the length
 _NUMBERS = (("decimal", "Decimal"), ("fractions", "Fraction"))  # looked for where their modules are in use
+# a fraction's text has no exponent: a short one would stand for a number that takes all the memory
+_WRITTEN = {"Decimal": r"-?(?:[\d.]+(?:E[+-]?\d+)?|s?NaN\d*|Infinity)", "Fraction": r"-?\d+(?:/\d+)?"}
+_TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}  # are themselves, everywhere
 _SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -29,7 +34,7 @@ def loads(text: str | bytes, held):
 
 def write_back(old, new) -> None:
     """Make ``old``, a list, set, dict or bytearray, what ``new`` of the same type is, and so what is in it: the very
-    objects that one side has become what the other made of them."""
+    objects that one side has become what the other made of them. One object that stands at two places is two."""
     if isinstance(old, list):
         old[:] = [_kept(before, after) for before, after in zip(old, new)] + new[len(old) :]
     elif isinstance(old, dict):
@@ -71,11 +76,16 @@ def _encode(value, hold):
     for module, kind in _NUMBERS:
         if (known := sys.modules.get(module)) is not None and isinstance(value, getattr(known, kind)):
             return {kind: str(value)}
+    ordered = sys.modules.get("collections")
+    if ordered is not None and isinstance(value, ordered.OrderedDict):  # whose order is compared
+        return {"ordered": [[_encode(key, hold), _encode(item, hold)] for key, item in value.items()]}
     if isinstance(value, dict):
         return {"dict": [[_encode(key, hold), _encode(item, hold)] for key, item in value.items()]}
     for name, kind in _SEQUENCES.items():
         if isinstance(value, kind):
             return {name: [_encode(item, hold) for item in value]}
+    if isinstance(value, type) and _TYPES.get(value.__name__) is value:
+        return {"type": value.__name__}
     return {"held": hold(value)}
 
 
@@ -85,6 +95,11 @@ def _decode(value, held):
     ((name, content),) = value.items()
     if name in _SEQUENCES:
         return _SEQUENCES[name]([_decode(item, held) for item in content])
+    if name == "ordered":
+        items = [(_decode(key, held), _decode(item, held)) for key, item in content]
+        return importlib.import_module("collections").OrderedDict(items)
+    if name == "type":
+        return _TYPES[content]
     if name == "dict":
         return {_decode(key, held): _decode(item, held) for key, item in content}
     if name == "int":
@@ -96,7 +111,7 @@ def _decode(value, held):
     if name == "range":
         return range(*(int(part, 16) for part in content))
     for module, kind in _NUMBERS:
-        if name == kind:
+        if name == kind and len(content) < 5000 and re.fullmatch(_WRITTEN[kind], content):
             return getattr(importlib.import_module(module), kind)(content)
     if name == "held":
         return held(content)
