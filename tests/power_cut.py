@@ -66,13 +66,13 @@ def merge(folder: str, moment: int, log: str, arguments: list[str]) -> list[int]
     return json.loads(said) if said else [-signal.SIGKILL, moment]
 
 
-def drop_unsynced(folder: Path, log: Path) -> int:
-    """What a power cut may do: names that were given after the last sync of their folder are not given, and files whose
-    last state was never synced keep their lengths and hold zeros. Returns how many there were."""
+def drop_unsynced(folder: Path, log: Path, names: bool) -> int:
+    """What a power cut may do: files whose last state was never synced keep their lengths and hold zeros; and, with
+    ``names``, those that were given after the last sync of their folder are taken back. Returns how many there were."""
     events = [json.loads(line) for line in log.read_text().splitlines()]
     synced = {tuple(event) for event in events if len(event) == 4}
     lost = 0
-    for number, event in reversed(list(enumerate(events))):
+    for number, event in reversed(list(enumerate(events))) if names else ():
         if len(event) == 3 and not event[2] and os.path.lexists(event[1]) and not os.path.lexists(event[0]):
             parent = os.stat(os.path.dirname(event[1]))
             if [parent.st_dev, parent.st_ino] not in [later[:2] for later in events[number:] if len(later) == 4]:
