@@ -178,7 +178,9 @@ def test_a_dry_run_reads_no_weights_and_writes_nothing(models, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
     printed = capsys.readouterr()
     assert "everything fits" in printed.out and "14 of 21 tensors are merged" in printed.err
+    beside = [file for file in (models / "base").iterdir() if file.suffix != ".safetensors"]
     size = sum(tensor.nbytes for tensor in own.tensors(models / "base").values())
+    size += sum(file.stat().st_size for file in beside)  # configuration, tokenizer and template
     assert f"disk {size / 1000:.1f} kB of " in printed.err and "memory about" in printed.err
 
 
