@@ -59,7 +59,7 @@ export EMKIT_SEEDS := $(SEEDS)
 #: plan-table1      | list the jobs behind Table 1 (or another), run none      | -                         | 10 s
 #: notebooks        | execute every notebook again, JOBS at once               | 4 GB memory; of tables: that they were run | 6 min of processor time
 #: book             | a site of notebooks, tables, methods and API that opens from a plain folder (build/book) | nothing more | 30 s of processor time
-#: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=qwen2_vl: 40 min, reckoned from the steps' rates; mistral: 13 min beside other work; mistral with PROFILE=small: 30 min, reckoned)
+#: zoo              | train the mini models from nothing and compare their skills with the committed ones | 12 GB memory | about 45 min (BACKBONE=qwen2_vl: 40 min, reckoned from the steps' rates; mistral: 13 min beside other work; mistral with PROFILE=small: 65 min beside other work)
 #: zoo-smoke        | train the smoke models (tests and CI)                    | 2 GB memory               | 1 min
 #: test             | the whole test suite                                     | 4 GB memory               | 20 min (31 of processor time)
 #: test-fast        | the tests without those that train, fit or run the pipeline | 2 GB memory             | 2 min
