@@ -20,7 +20,7 @@ from click.core import ParameterSource
 from emkit import words
 from emkit.alignment.options import EngineOptions, parse_bytes
 from emkit.disk import user_cache
-from emkit.errors import UserError, not_installed
+from emkit.errors import UserError, not_installed, panicked
 
 PATH = click.Path(path_type=Path)
 
@@ -90,6 +90,11 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str) -> i
         return _wrong(f"{where}{error.strerror or error}; the same command goes on from here")
     except Exception as error:  # a fault of ours: what was done is kept, and what is known of it too
         return _unexpected(error, name)
+    except BaseException as error:
+        if not panicked(error):
+            raise
+        said = " ".join(str(error).split())[:200]
+        return _wrong(f"a library gave up over a file ({said}): is a tokenizer's damaged? Download it again")
 
 
 class _Ended(KeyboardInterrupt):

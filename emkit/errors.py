@@ -16,6 +16,11 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+def panicked(error: BaseException) -> bool:
+    """Whether it is the end of a library in Rust, such as tokenizers over some files: it is no Exception."""
+    return type(error).__module__ == "pyo3_runtime"
+
+
 def not_installed(error: ModuleNotFoundError) -> int:
     """Say how to get a package that is missing; returns the exit status. A module of ours is a bug, not a package."""
     if str(error.name).partition(".")[0] in ("emkit", "eval"):

@@ -78,12 +78,14 @@ def check_folder(folder: Path, wanted: tuple[str, ...]) -> None:
     ``UserError`` for a pipe or a device, for a small file that is too large or leads nowhere, and for JSON of another
     kind in a file that is read.
     """
+    small = {file for pattern in wanted for file in folder.glob(pattern)}
     for file in sorted(folder.iterdir()):
-        if file.is_symlink() and not _leads_somewhere(file):
+        if _leads_somewhere(file):
+            if not file.is_dir():
+                _check_regular(file, file.stat().st_mode)
+        elif file in small:  # weights that are gone from a cache are fetched again
             raise UserError(f"{file} is a link that leads nowhere: download it again")
-        if not file.is_dir():
-            _check_regular(file, file.stat().st_mode)
-    for file in sorted({file for pattern in wanted for file in folder.glob(pattern)}):
+    for file in sorted(small):
         if not file.is_dir() and file.stat().st_size > LARGEST:
             raise UserError(f"{file} is larger than {LARGEST // MiB} MiB, which no such file is: is it another one?")
         if file.is_file() and _READ.fullmatch(file.name):

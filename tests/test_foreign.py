@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import own_models as own
+import published
 import pytest
 from test_own_adapters import DOWN, Q, write_adapter
 
@@ -82,6 +83,42 @@ def test_no_wrong_value_of_a_side_file_is_a_traceback(models, tmp_path, capsys, 
         file.write_bytes(case)
         refused += check(dry(mine, tmp_path / "out", *([who] if who == "lora" else [])), capsys, faults) == 2
     assert len(RAW) - 2 <= refused < len(cases)  # the last two are mappings, in which a key or a value is odd
+
+
+def test_a_library_that_panics_is_a_line(tmp_path, capsys, faults):
+    """tokenizers is Rust: over a vocabulary with a hole it does not raise but panics, which is no Exception."""
+    published.qwen2_vl(tmp_path / "base")
+    for number, name in enumerate("ab", 1):
+        published.qwen2_vl(tmp_path / name, seed=number, like=tmp_path / "base")
+    words = json.loads((tmp_path / "base" / "vocab.json").read_text())
+    given = ["merge", "--base", str(tmp_path / "base"), "--method", "ties", "--out", str(tmp_path / "out"), "--dry-run"]
+    given += ["--expert", str(tmp_path / "a"), "--expert", str(tmp_path / "b")]
+    assert check(given, capsys, faults) == 0
+    for wrong in ({}, "a/b", True):
+        (tmp_path / "base" / "vocab.json").write_text(json.dumps({**words, "Ġthe": wrong}))
+        check(given, capsys, faults)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "added_tokens.json"])
+def test_no_wrong_value_of_an_original_layout_is_a_traceback(tmp_path, capsys, faults, name):
+    """InternVL's own layout, which is read by emkit before transformers sees anything."""
+    published.internvl_chat(tmp_path / "base")
+    published.internvl_chat(tmp_path / "a", seed=1, like=tmp_path / "base")
+    given = ["merge", "--base", str(tmp_path / "base"), "--method", "ties", "--out", str(tmp_path / "out"), "--dry-run"]
+    given += ["--expert", str(tmp_path / "a")]
+    file = tmp_path / "base" / name
+    good = json.loads(file.read_bytes())
+    parts = [[key] for key in good] + [
+        [key, inner] for key in good if isinstance(good[key], dict) for inner in good[key]
+    ]
+    for number, path in enumerate(parts):
+        content = json.loads(json.dumps(good))
+        into = content
+        for key in path[:-1]:
+            into = into[key]
+        into[path[-1]] = WRONG[number % len(WRONG)]
+        file.write_text(json.dumps(content))
+        check(given, capsys, faults)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])

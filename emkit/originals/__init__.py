@@ -17,7 +17,7 @@ from typing import Any
 from emkit import foreign, words
 from emkit.checkpoints import Checkpoint
 from emkit.disk import free_bytes, user_cache
-from emkit.errors import UserError
+from emkit.errors import UserError, panicked
 from emkit.files import atomic_dir, read_kept, sha256_file, sha256_json
 from emkit.hashes import once
 from emkit.imports import code_sha256
@@ -78,7 +78,7 @@ def _convert(layout: Any, folder: Path, stored: Checkpoint | None, out: Path, sa
     record: dict[str, Any] = {"layout": layout.KIND, "folder": str(folder.resolve())}
     with tempfile.TemporaryDirectory() as name:
         side = Path(name)
-        layout.write_side_files(folder, side)
+        _write_side_files(layout, folder, side)
         if stored is None:
             with atomic_dir(out) as part:
                 shutil.copytree(side, part, dirs_exist_ok=True)
@@ -94,6 +94,20 @@ def _convert(layout: Any, folder: Path, stored: Checkpoint | None, out: Path, sa
         say(f"{folder} is in the layout {layout.KIND}: it is converted to transformers', in {out}")
         record |= {"original_sha256": stored.sha256(), "tensors": len(view.names)}
         write_checkpoint(out, view.read, view, finish=lambda part: _record(part, record))
+
+
+def _write_side_files(layout: Any, folder: Path, side: Path) -> None:
+    """Configuration, tokenizer and processor in transformers' layout; ``UserError`` where a file is not what it should
+    be, whatever that raises in here or in a library."""
+    try:
+        layout.write_side_files(folder, side)
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{folder} cannot be converted ({said}): is a file damaged? Download it again") from error
 
 
 def _record(folder: Path, record: Mapping[str, Any]) -> None:
