@@ -19,7 +19,8 @@ def configuration(folder: str | Path) -> Any:
     """
     from transformers import AutoConfig
 
-    found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with bounded(f"the configuration in {folder}"):  # some list what each block is, however many are said to be there
+        found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     found._attn_implementation = found._experts_implementation = None  # and those of its parts
     return found
 

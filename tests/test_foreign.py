@@ -100,8 +100,9 @@ def test_a_library_that_panics_is_a_line(tmp_path, capsys, faults):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "added_tokens.json"])
-def test_no_wrong_value_of_an_original_layout_is_a_traceback(tmp_path, capsys, faults, name):
+def test_no_wrong_value_of_an_original_layout_is_a_traceback(tmp_path, capsys, faults, name, monkeypatch):
     """InternVL's own layout, which is read by emkit before transformers sees anything."""
+    monkeypatch.setattr("emkit.bounds.SECONDS", 1.0)
     published.internvl_chat(tmp_path / "base")
     published.internvl_chat(tmp_path / "a", seed=1, like=tmp_path / "base")
     given = ["merge", "--base", str(tmp_path / "base"), "--method", "ties", "--out", str(tmp_path / "out"), "--dry-run"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from emkit import foreign
+from emkit.bounds import bounded
 from emkit.checkpoints import copy_side_files
 from emkit.errors import UserError
 from emkit.originals.relaid import Part
@@ -217,7 +218,8 @@ def _config(raw: Mapping[str, Any], tokenizer: Any) -> Any:
     language = {k: v for k, v in raw["llm_config"].items() if "attn_implementation" not in k and k != "auto_map"}
     kind = _LANGUAGE[raw["llm_config"]["architectures"][0]]
     # the authors untie the head, whatever the file says
-    text = AutoConfig.for_model(**language | {"model_type": kind, "tie_word_embeddings": False})
+    with bounded(f"llm_config, of {raw['llm_config'].get('num_hidden_layers')} blocks,"):
+        text = AutoConfig.for_model(**language | {"model_type": kind, "tie_word_embeddings": False})
     same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "norm_type")
     return InternVLConfig(
         vision_config=InternVLVisionConfig(
