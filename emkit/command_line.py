@@ -20,7 +20,7 @@ from click.core import ParameterSource
 from emkit import words
 from emkit.alignment.options import EngineOptions, parse_bytes
 from emkit.disk import user_cache
-from emkit.errors import UserError, not_installed, panicked
+from emkit.errors import UserError, not_installed, panicked, reason
 
 PATH = click.Path(path_type=Path)
 
@@ -93,8 +93,7 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str) -> i
     except BaseException as error:
         if not panicked(error):
             raise
-        said = " ".join(str(error).split())[:200]
-        return _wrong(f"a library gave up over a file ({said}): is a tokenizer's damaged? Download it again")
+        return _wrong(f"a library gave up over a file ({reason(error)}): is a tokenizer's damaged? Download it again")
 
 
 class _Ended(KeyboardInterrupt):

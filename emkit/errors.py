@@ -16,6 +16,11 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+def reason(error: BaseException, longest: int = 200) -> str:
+    """What a library's error says, as part of a line: its text without line ends, or its kind where it has none."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 def panicked(error: BaseException) -> bool:
     """Whether it is the end of a library in Rust, such as tokenizers over some files: it is no Exception."""
     return type(error).__module__ == "pyo3_runtime"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from emkit.errors import UserError
+from emkit.errors import UserError, reason
 
 MiB = 2**20
 LARGEST = 256 * MiB  # a tokenizer of 256,000 tokens takes 35
@@ -37,8 +37,7 @@ def content(path: Path, limit: int = LARGEST, named: bool = False) -> bytes:
             found = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(found) > limit:
-        raise UserError(f"{path} is larger than {limit // MiB} MiB, which no such file is: is it another one?")
+    _check_size(path, len(found), limit)
     return found
 
 
@@ -56,7 +55,7 @@ def mapping(path: Path, limit: int = LARGEST) -> dict[str, Any]:
     try:
         found = json.loads(text(path, limit))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({_line(error)}): download it again") from error
+        raise UserError(f"{path} cannot be read ({reason(error)}): download it again") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds {_called(found)} where a mapping belongs: download it again")
     check_depth(found, str(path))
@@ -86,8 +85,8 @@ def check_folder(folder: Path, wanted: tuple[str, ...]) -> None:
         elif file in small:  # weights that are gone from a cache are fetched again
             raise UserError(f"{file} is a link that leads nowhere: download it again")
     for file in sorted(small):
-        if not file.is_dir() and file.stat().st_size > LARGEST:
-            raise UserError(f"{file} is larger than {LARGEST // MiB} MiB, which no such file is: is it another one?")
+        if not file.is_dir():
+            _check_size(file, file.stat().st_size, LARGEST)
         if file.is_file() and _READ.fullmatch(file.name):
             mapping(file)
 
@@ -125,10 +124,11 @@ def _check_regular(path: Path, mode: int) -> None:
         raise UserError(f"{path} is no regular file but {what}: put the file there")
 
 
+def _check_size(path: Path, size: int, limit: int) -> None:
+    if size > limit:
+        raise UserError(f"{path} is larger than {limit // MiB} MiB, which no such file is: is it another one?")
+
+
 def _called(value: Any) -> str:
     kinds = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from emkit.bounds import bounded
-from emkit.errors import UserError
+from emkit.errors import UserError, reason
 
 
 def configuration(folder: str | Path) -> Any:
@@ -35,8 +35,7 @@ def chat_text(processor: Any, messages: list[dict[str, Any]], folder: str) -> st
     except UserError:
         raise
     except Exception as error:  # whatever a template raises
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{template} fails over a question ({said}): is it of this model?") from error
+        raise UserError(f"{template} fails over a question ({reason(error)}): is it of this model?") from error
 
 
 def load(auto: Any, folder: str | Path, dtype: torch.dtype) -> Any:

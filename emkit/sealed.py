@@ -7,7 +7,7 @@ have the hash that was written with it counts as not kept, after a line on stder
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,10 +45,10 @@ def read_dir(path: Path, read: Callable[[Path], T]) -> T | None:
     return read_kept(path, checked)
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """File → hash of everything in a folder but a seal."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL)
-    return {str(file.relative_to(folder)): sha256_file(file) for file in files}
+def hashes(folder: Path, but: Collection[str] = (SEAL,), of: Callable[[Path], str] = sha256_file) -> dict[str, str]:
+    """File → hash of everything in a folder but files of these names; ``of`` makes the hash."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in but)
+    return {str(file.relative_to(folder)): of(file) for file in files}
 
 
 def write_value(path: Path, value: Any) -> None:

@@ -317,7 +317,7 @@ def test_an_adapter_of_a_large_base_is_no_harm(models, tmp_path):
     small = Checkpoint.open(models / "base")
     infos = {name: small.info(name) for name in small.names}
     infos["model.embed_tokens.weight"] = replace(infos["model.embed_tokens.weight"], shape=(50_000_000, 32))
-    base = Checkpoint.open(headers._hollow(models / "base", tmp_path / "base", {"model.safetensors": infos}))
+    base = Checkpoint.open(headers.hollow(models / "base", tmp_path / "base", {"model.safetensors": infos}))
     shutil.copytree(models / "lora", tmp_path / "lora")
     own.set_json(tmp_path / "lora" / "adapter_config.json", rank_pattern={"q_proj": 4, "no_such": 3})
     layout = layouts.of(models / "base", backbones.get("causal_lm"))

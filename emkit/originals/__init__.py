@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emkit import foreign, words
+from emkit import foreign, sealed, words
 from emkit.checkpoints import Checkpoint
 from emkit.disk import free_bytes, user_cache
-from emkit.errors import UserError, panicked
+from emkit.errors import UserError, panicked, reason
 from emkit.files import atomic_dir, read_kept, sha256_file, sha256_json
 from emkit.hashes import once
 from emkit.imports import code_sha256
@@ -106,8 +106,9 @@ def _write_side_files(layout: Any, folder: Path, side: Path) -> None:
     except BaseException as error:
         if not isinstance(error, Exception) and not panicked(error):
             raise
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{folder} cannot be converted ({said}): is a file damaged? Download it again") from error
+        raise UserError(
+            f"{folder} cannot be converted ({reason(error)}): is a file damaged? Download it again"
+        ) from error
 
 
 def _record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -131,8 +132,7 @@ def _is_whole(out: Path) -> bool:
 
 def _hashes(folder: Path) -> dict[str, str]:
     """File → hash of a conversion; of large files as it was computed before (:func:`emkit.hashes.once`)."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in (RECORD, WRITTEN))
-    return {str(file.relative_to(folder)): once([file], ["file"], partial(sha256_file, file)) for file in files}
+    return sealed.hashes(folder, (RECORD, WRITTEN), lambda file: once([file], ["file"], partial(sha256_file, file)))
 
 
 def _small(folder: Path) -> list[Path]:

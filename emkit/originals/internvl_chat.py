@@ -18,7 +18,7 @@ from typing import Any
 
 from emkit import foreign
 from emkit.bounds import bounded
-from emkit.checkpoints import copy_side_files
+from emkit.checkpoints import copy_side_files, settings
 from emkit.errors import UserError
 from emkit.originals.relaid import Part
 
@@ -215,7 +215,7 @@ def _config(raw: Mapping[str, Any], tokenizer: Any) -> Any:
     from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig
 
     vision, side = raw["vision_config"], raw["force_image_size"] or raw["vision_config"]["image_size"]
-    language = {k: v for k, v in raw["llm_config"].items() if "attn_implementation" not in k and k != "auto_map"}
+    language = settings(raw["llm_config"])
     kind = _LANGUAGE[raw["llm_config"]["architectures"][0]]
     # the authors untie the head, whatever the file says
     with bounded(f"llm_config, of {raw['llm_config'].get('num_hidden_layers')} blocks,"):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from emkit import backbones, words
 from emkit.backbones.base import Backbone
-from emkit.errors import UserError
+from emkit.errors import UserError, reason
 from emkit.own import checks, hub, tokens
 from emkit.own.adapters import is_adapter
 
@@ -41,7 +41,7 @@ class Chat:
         except UserError:
             raise
         except Exception as error:  # whatever a model raises over a question, such as one that is too long for it
-            raise UserError(f"{self.name} cannot answer: {_line(error)}") from error
+            raise UserError(f"{self.name} cannot answer: {reason(error)}") from error
         return words.block(answer)
 
     def answers(self, questions: Iterable[str], max_new_tokens: int) -> Iterator[str]:
@@ -81,7 +81,7 @@ def load(name: str, image: Path | None = None, device: str | None = None, dtype:
     try:
         model, processor = backbone.load(folder, getattr(torch, dtype), device)
     except Exception as error:  # whatever a wrong folder or a device that is not there raises in transformers
-        raise UserError(f"{name} cannot be loaded: {_line(error)}") from error
+        raise UserError(f"{name} cannot be loaded: {reason(error)}") from error
     return Chat(name, backbone, model, processor, picture)
 
 
@@ -103,8 +103,4 @@ def read_image(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"there is no picture {path}") from error
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} cannot be read as a picture: {reason(error)}") from error

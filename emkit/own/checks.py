@@ -13,7 +13,7 @@ import torch
 
 from emkit import backbones, foreign
 from emkit.checkpoints import Checkpoint
-from emkit.errors import UserError
+from emkit.errors import UserError, reason
 from emkit.layouts import Layout
 from emkit.pretrained import configuration
 
@@ -67,7 +67,7 @@ def config(folder: Path, label: str) -> Config:
         try:
             known = configuration(folder)
         except Exception as error:  # whatever a wrong value raises in transformers
-            raise UserError(f"{label}: transformers cannot read {folder / 'config.json'} ({_line(error)})") from error
+            raise UserError(f"{label}: transformers cannot read {folder / 'config.json'} ({reason(error)})") from error
         text, every = known.get_text_config().to_dict(), known.to_dict()
         tied = any(getattr(part, "tie_word_embeddings", False) for part in (known, known.get_text_config()))
     if not isinstance(text, Mapping):
@@ -81,10 +81,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def backbone_of(found: Config, wanted: str = "auto") -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from emkit import originals
 from emkit.checkpoints import Checkpoint
-from emkit.errors import UserError
+from emkit.errors import UserError, reason
 from emkit.originals.relaid import Relaid
 from emkit.own import hub
 from emkit.shards import DTYPES, SINGLE, Shard, TensorInfo
@@ -38,14 +38,14 @@ def see(name: str, label: str, into: Path) -> Seen:
     stored = hub.stored(name, label, hub.SMALL) if missing else hub.stored(name, label)
     fetch = sum(file.file_size or 0 for file in missing)
     if missing:
-        stored = _hollow(stored, into / "stored", _of_hub(name, label))
+        stored = hollow(stored, into / "stored", _of_hub(name, label))
     kind = originals.kind(stored)
     if kind is None:
         return Seen(stored, fetch, bool(missing))
     side = originals.readable(stored, weights=False)
     held = Checkpoint.open(stored)
     view = Relaid(held, originals.LAYOUTS[kind].sources(held.names), side)
-    made = _hollow(side, into / "read", {SINGLE: {tensor: view.info(tensor) for tensor in view.names}})
+    made = hollow(side, into / "read", {SINGLE: {tensor: view.info(tensor) for tensor in view.names}})
     return Seen(made, fetch, True)
 
 
@@ -60,13 +60,14 @@ def _of_hub(name: str, label: str) -> dict[str, dict[str, TensorInfo]]:
             header = HfApi().parse_safetensors_file_metadata(repository, file.filename, revision=file.commit_hash)
             entries = {tensor: TensorInfo(DTYPES[e.dtype], tuple(e.shape)) for tensor, e in header.tensors.items()}
         except Exception as error:  # whatever the connection or a header that is none raises
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"{label}: the header of {name}/{file.filename} cannot be read ({reason})") from error
+            raise UserError(
+                f"{label}: the header of {name}/{file.filename} cannot be read ({reason(error)})"
+            ) from error
         found[file.filename] = entries
     return found
 
 
-def _hollow(small: Path, folder: Path, files: Mapping[str, Mapping[str, TensorInfo]]) -> Path:
+def hollow(small: Path, folder: Path, files: Mapping[str, Mapping[str, TensorInfo]]) -> Path:
     """Write ``folder``: copies of the files in ``small``, and headers over holes in place of weights."""
     folder.mkdir(parents=True)
     for file in sorted({file for pattern in hub.SMALL for file in small.glob(pattern)}):

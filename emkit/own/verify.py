@@ -9,7 +9,7 @@ from PIL import Image
 
 from emkit.backbones.base import Backbone
 from emkit.checkpoints import Checkpoint
-from emkit.errors import UserError
+from emkit.errors import UserError, reason
 
 PROMPT = "The capital of France is"
 
@@ -49,8 +49,7 @@ def _pass(folder: Path, written: Checkpoint, merged: list[str], backbone: Backbo
     except UserError:
         raise
     except Exception as error:  # whatever a model that cannot be loaded raises in transformers
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise _wrong(folder, f"transformers cannot run it ({reason})") from error
+        raise _wrong(folder, f"transformers cannot run it ({reason(error, 300)})") from error
     for name in merged:
         parameter = parameters.get(backbone.parameter_name(name))
         # a module may hold several tensors as one (the experts of a mixture); those are checked by the pass alone

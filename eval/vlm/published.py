@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from emkit.disk import user_cache
-from emkit.errors import UserError
+from emkit.errors import UserError, reason
 from emkit.files import atomic_write, sha256_json
 from emkit.locks import lock
 from eval.columns.kinds import VLMEvalKit
@@ -59,9 +59,8 @@ def _download(url: str, part: Path, name: str) -> None:
             part.unlink()  # it is longer than what is there: begin anew
             _download(url, part, name)
             return
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{name} could not be fetched from {url} ({reason}): the same command goes on; a copy may also be put at "
+            f"{name} could not be fetched from {url} ({reason(error)}): the same command goes on; a copy may also be put at "
             f"{part.with_name(part.name.removesuffix('.part'))}"
         ) from error
 
