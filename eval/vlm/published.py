@@ -60,8 +60,8 @@ def _download(url: str, part: Path, name: str) -> None:
             _download(url, part, name)
             return
         raise UserError(
-            f"{name} could not be fetched from {url} ({reason(error)}): the same command goes on; a copy may also be put at "
-            f"{part.with_name(part.name.removesuffix('.part'))}"
+            f"{name} could not be fetched from {url} ({reason(error)}): the same command goes on; a copy may "
+            f"also be put at {part.with_name(part.name.removesuffix('.part'))}"
         ) from error
 
 
