@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emkit import methods
-from emkit.config import default
+from emkit.config import own_default
 from emkit.errors import UserError
 from emkit.experts import Experts, Model
 from emkit.live import Live
@@ -67,7 +67,7 @@ def function(name: str) -> Callable[..., Merged]:
     if found.learned:
         parameters.append(inspect.Parameter("prompts", keyword))
     for key, field in found.options.model_fields.items():
-        parameters.append(inspect.Parameter(key, keyword, default=default(field)[0], annotation=field.annotation))
+        parameters.append(inspect.Parameter(key, keyword, default=own_default(field)[0], annotation=field.annotation))
     parameters.append(inspect.Parameter("more", inspect.Parameter.VAR_KEYWORD))
     merge_by.__name__ = merge_by.__qualname__ = name
     merge_by.__doc__ = f"{found.about}\n\nFurther keyword arguments are those of :func:`emkit.merge`."

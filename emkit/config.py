@@ -37,13 +37,15 @@ def option(
     source: str = "",
     by_backbone: Mapping[str, tuple[Any, str]] | None = None,
     every_expert: bool = True,
+    own: tuple[Any, str] | None = None,
     **bounds: Any,
 ) -> Any:
     """A field of :class:`Settings`: its ``default`` (``...``: none, it has to be given), what it is ``about``, and the
     ``source`` of the default (who says so, or why it is ours). ``by_backbone``: where a backbone has another default,
-    that and its source. ``every_expert``: whether a mapping from experts must name all of them. ``bounds`` are
-    pydantic's: ``ge``, ``gt``, ``le``, …"""
-    extra: Any = {"source": source, "by_backbone": dict(by_backbone or {}), "every_expert": every_expert}
+    that and its source. ``every_expert``: whether a mapping from experts must name all of them. ``own``: the default,
+    and its source, in a merge of one's own models, where it is another than in a table. ``bounds`` are pydantic's:
+    ``ge``, ``gt``, ``le``, …"""
+    extra: Any = {"source": source, "by_backbone": dict(by_backbone or {}), "every_expert": every_expert, "own": own}
     return Field(default, description=about, json_schema_extra=extra, **bounds)
 
 
@@ -56,6 +58,16 @@ def default(field: FieldInfo, backbone: str = "") -> tuple[Any, str]:
     """An :func:`option`'s default for a backbone, and its source; ``...`` where it has to be given."""
     usual = ... if field.is_required() else field.get_default(call_default_factory=True)
     return extra(field, "by_backbone", {}).get(backbone, (usual, extra(field, "source", "")))
+
+
+def own_default(field: FieldInfo, backbone: str = "") -> tuple[Any, str]:
+    """An :func:`option`'s default in a merge of one's own models, and its source."""
+    return extra(field, "own", None) or default(field, backbone)
+
+
+def own_defaults(model: type[Settings]) -> dict[str, Any]:
+    """The defaults of a group that are others in a merge of one's own models."""
+    return {key: found[0] for key, field in model.model_fields.items() if (found := extra(field, "own", None))}
 
 
 def is_group(field: FieldInfo) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from emkit.backbones import NAMES
-from emkit.config import Settings, about, default
+from emkit.config import Settings, about, default, own_default
 from emkit.methods import AUTHORS_ONE, VALIDATION, Method, get, registry
 
 WIDTH = 100
@@ -71,7 +71,9 @@ def _defaults(field: FieldInfo) -> list[str]:
     if usual[0] is ...:
         return ["has to be given"]
     others = {name: found for name in NAMES if (found := default(field, name)) != usual}
+    own = own_default(field)
     said = {"": usual, **{f"for {name} ": found for name, found in others.items()}}
+    said |= {} if own == usual else {"of one's own models ": own}
     return [f"{words}{_value(value)}" + (f"  ({source})" if source else "") for words, (value, source) in said.items()]
 
 

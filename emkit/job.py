@@ -87,6 +87,7 @@ class Job:
                 "inputs": [checkpoint.identity() for checkpoint in checkpoints],
                 "names": context.task_vectors.names,
                 "code": code_sha256(tuple(code), (*SILENT, "emkit.zoo")),
+                **({"identity": merge.identity} if merge.identity else {}),
                 "machine": [torch.__version__, torch.get_num_threads(), processor(context.device)],
             }
         )

@@ -15,7 +15,7 @@ from emkit import methods
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.sources import Samples
 from emkit.coefficients import Coefficients
-from emkit.config import default
+from emkit.config import default, own_defaults
 from emkit.disk import user_cache
 from emkit.errors import UserError
 from emkit.experts import Experts
@@ -134,11 +134,13 @@ def _context(experts: Experts, method: methods.Method, given: Mapping[str, Any])
     if method.inherits:
         under = methods.get(method.inherits)
         part = {key: value for key, value in own.items() if key in under.options.model_fields}
-        first = methods.resolved(under, part, backbone=experts.backbone, where=method.name)
+        first = methods.resolved(under, own_defaults(under.options), part, backbone=experts.backbone, where=method.name)
     cache = Path(given.get("cache") or user_cache())
     return Context(
         task_vectors=experts.vectors,
-        options=methods.resolved(method, own, backbone=experts.backbone, where=method.name),
+        options=methods.resolved(
+            method, own_defaults(method.options), own, backbone=experts.backbone, where=method.name
+        ),
         scale=scale,
         seed=given.get("seed", 0),
         device=given.get("device", "cpu"),

@@ -80,6 +80,8 @@ class Context(Generic[O]):
 class Merge:
     """A method's result: a function that makes the merged tensor of a name, the checkpoint whose names, shapes, dtypes
     and side files the result has, and, for linear methods, the coefficients; ``learned`` holds what a fit left behind.
+    ``calibration`` tells of each task how many samples it was made from, ``identity`` what else than the method's
+    options and the models decides it.
     """
 
     tensors: Tensors
@@ -87,6 +89,8 @@ class Merge:
     coefficients: Coefficients | None = None
     scale: float | None = None
     learned: Learned | None = None
+    calibration: dict = field(default_factory=dict)
+    identity: dict = field(default_factory=dict)
 
 
 def replaced(ctx: Context, merge: Tensors) -> Tensors:
@@ -108,7 +112,7 @@ def linear(
     """
     source = ctx.task_vectors if task_vectors is None else task_vectors
     tensors = replaced(ctx, lambda name: source.merged(name, coefficients.values[name]))
-    return Merge(tensors, ctx.base, coefficients, scale, learned)
+    return Merge(tensors, ctx.base, coefficients, scale, learned, {} if learned is None else learned.calibration)
 
 
 def scaled(ctx: Context, task_vectors: TaskVectors | None = None) -> Merge:
@@ -134,7 +138,7 @@ def entrywise(
     return Merge(replaced(ctx, merge), ctx.base, scale=scale)
 
 
-def matrices(ctx: Context, combine: Callable[[Matrices], torch.Tensor], scale: float) -> Merge:
+def matrices(ctx: Context, combine: Callable[[Taus], torch.Tensor], scale: float) -> Merge:
     """θ_base + λ · ``combine`` of the K matrices τ_k; of other tensors θ_base + λ · mean τ_k, as the authors' code."""
 
     def merge(name: str) -> torch.Tensor:

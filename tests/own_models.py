@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emkit import cli
+from emkit.methods import get
 
 EXPERTS = ("math", "code")
 
@@ -62,7 +63,7 @@ def flags(models: Path, out: Path, method: str = "task_arithmetic", *more: str) 
     given = ["merge", "--base", str(models / "base"), "--method", method, "--out", str(out), *more]
     for name in EXPERTS:
         given += ["--expert", f"{name}={models / name}"]
-    if "merging" in method:
+    if get(method).learned:
         for name in EXPERTS:
             given += ["--calibration", f"{name}={models / name}.jsonl"]
     return given

@@ -36,12 +36,15 @@ class Arithmetic:
         self._buffers: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
-    def merge(self, rows: Rows, alpha: torch.Tensor, bounds: list[int], out: torch.Tensor) -> None:
+    def merge(self, rows: Rows, alpha: torch.Tensor, bounds: Sequence[int], out: torch.Tensor) -> None:
         """``out`` [n] ← θ_base + Σ_k Σ_s α_{k,s} τ_{k,s}, summed in ``wide`` and rounded once (Eq. 5).
 
-        ``alpha`` float64 [K, m]; ``bounds`` of the m chunks of the flattened tensor.
+        ``alpha`` float64 [K, m]; ``bounds`` of the m chunks of the flattened tensor, a range where all are rows of one
+        length.
         """
         factors = alpha.to(self.wide)
+        if isinstance(bounds, range):
+            return self._merge_rows(rows, factors, bounds.step, out)
         if self.device.type == "cpu":
             factors = factors.tolist()  # plain numbers: no kernel for each
         for low, high in self._blocks(len(out)):
@@ -60,12 +63,14 @@ class Arithmetic:
                 out[low:high] = sums
 
     @torch.no_grad()
-    def contract(self, rows: Rows, gradient: torch.Tensor, bounds: list[int]) -> torch.Tensor:
+    def contract(self, rows: Rows, gradient: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
         """⟨gradient, τ_k⟩ on every chunk: [n] → float64 [K, m]; products in ``wide``, blocks summed in float64.
 
         This is ∂L/∂α by the chain rule, for W = θ_base + Σ_k Σ_s α_{k,s} τ_{k,s} and gradient = ∂L/∂W.
         """
         experts, chunks = len(rows.vectors), len(bounds) - 1
+        if isinstance(bounds, range):
+            return self._contract_rows(rows, gradient, bounds.step)
         parts: list[list] = [[] for _ in range(experts * chunks)]
         for low, high in self._blocks(len(gradient)):
             g = gradient[low:high] if gradient.dtype == self.wide else self._wide("gradient", gradient[low:high])
@@ -81,8 +86,33 @@ class Arithmetic:
         sums = [torch.stack(part).double().sum() if len(part) > 1 else part[0] if part else zero for part in parts]
         return torch.stack([value.double() for value in sums]).reshape(experts, chunks)
 
-    def _blocks(self, n: int) -> Iterator[tuple[int, int]]:
-        return ((low, min(low + self.block, n)) for low in range(0, n, self.block))
+    def _merge_rows(self, rows: Rows, factors: torch.Tensor, n: int, out: torch.Tensor) -> None:
+        """:meth:`merge` of a matrix with rows of ``n``, whose ``factors`` [K, m] are one a row."""
+        for low, high in self._blocks(len(out), n):
+            base = self._wide("base", rows.base[low:high])
+            sums = out[low:high] if out.dtype == self.wide else self._buffer("sums", high - low)
+            sums.copy_(base)
+            for k in range(len(rows.vectors)):
+                tau = self._tau(rows, k, low, high, base)
+                sums.view(-1, n).addcmul_(tau.view(-1, n), factors[k, low // n : high // n, None])
+            if out.dtype != self.wide:
+                out[low:high] = sums
+
+    def _contract_rows(self, rows: Rows, gradient: torch.Tensor, n: int) -> torch.Tensor:
+        """:meth:`contract` of a matrix with rows of ``n``, each of which is a chunk."""
+        found = torch.empty(len(rows.vectors), len(gradient) // n, dtype=torch.float64, device=self.device)
+        for low, high in self._blocks(len(gradient), n):
+            g = gradient[low:high] if gradient.dtype == self.wide else self._wide("gradient", gradient[low:high])
+            base = None if rows.given else self._wide("base", rows.base[low:high])
+            for k in range(len(rows.vectors)):
+                tau = self._tau(rows, k, low, high, base)
+                found[k, low // n : high // n] = torch.linalg.vecdot(tau.view(-1, n), g.view(-1, n))
+        return found
+
+    def _blocks(self, n: int, of: int = 1) -> Iterator[tuple[int, int]]:
+        """Blocks of ``n`` entries; with ``of`` of whole multiples of so many, at least one."""
+        size = max(self.block // of, 1) * of
+        return ((low, min(low + size, n)) for low in range(0, n, size))
 
     def _tau(self, rows: Rows, k: int, low: int, high: int, base: torch.Tensor | None) -> torch.Tensor:
         """τ_k on a block, in ``wide``; it may lie in the buffer that the next call overwrites."""

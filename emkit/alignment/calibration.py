@@ -43,6 +43,10 @@ class Calibration:
     hidden_layer: int
     keys: dict[str, str]
 
+    def made(self, task: str) -> str:
+        """What a task's samples depend on, which is not how many there are."""
+        return self.keys[task].partition(",")[0]
+
     @property
     def described(self) -> dict[str, dict[str, int]]:
         """Of each task how many samples, response tokens and sequences there are."""
@@ -166,13 +170,13 @@ def _teacher(
 ) -> Teacher:
     """The expert, loaded in the base's place for as long as ``stack`` is open."""
     report("loading the expert")
-    device = stack.enter_context(_aside(base_model))
+    device = stack.enter_context(aside(base_model))
     model, processor = backbone.load(expert.path, base_model.dtype, device)
     return Teacher(backbone, base_model, model, processor, settings, items)
 
 
 @contextlib.contextmanager
-def _aside(model: torch.nn.Module) -> Iterator[str]:
+def aside(model: torch.nn.Module) -> Iterator[str]:
     """Inside, a GPU that holds ``model`` has room for a teacher in its place; yields the device's name.
 
     After an error the model stays where it is: as long as the error is at hand, so is the teacher.

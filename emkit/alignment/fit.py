@@ -6,9 +6,10 @@ What is minimised is a :class:`Problem`; here too is when a fit ends, and how it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from emkit.alignment.options import EngineOptions
 from emkit.alignment.order import AUTHORS, pieces, tasks_in
 from emkit.alignment.placement import Placement, place
 from emkit.alignment.variable import Optimiser, Variable, authors_sign
+from emkit.alignment.weighting import Weighting
 from emkit.backbones.base import Backbone
 from emkit.coefficients import Coefficients
 from emkit.determinism import deterministic
@@ -31,6 +33,7 @@ from emkit.progress import report
 from emkit.sealed import read_value, write_value
 from emkit.task_vectors import TaskVectors
 
+TOLD = 10_000  # coefficients that every step of a history tells of: of rows there may be millions
 STATES = 50  # how often in a fit its state is written at least
 
 
@@ -49,7 +52,8 @@ class Problem:
     """What a fit minimises: an objective of the merged model on calibration samples, and the penalty (Eq. 3).
 
     ``model`` is the base in the dtype to compute in; a fit overwrites its merged weights. ``order``: whose order and
-    weights the samples have (:mod:`emkit.alignment.order`).
+    weights the samples have (:mod:`emkit.alignment.order`). ``weighting``: what the objective's β is at each step,
+    where a rule says so.
     """
 
     backbone: Backbone
@@ -59,6 +63,31 @@ class Problem:
     objective: Alignment | Entropy
     penalty: Penalty
     order: str = "tasks"
+    weighting: Weighting | None = None
+
+    def at(self, history: Sequence[Mapping[str, Any]]) -> Problem:
+        """The problem with the β of the step after ``history``."""
+        if self.weighting is None:
+            return self
+        return replace(self, objective=replace(self.objective, beta=self.weighting.beta(history)))
+
+    def measured(
+        self, coefficients: Coefficients, engine: EngineOptions, calibration: Calibration | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Every task's terms at ``coefficients``, over all its samples or those of another ``calibration``."""
+        samples, placement = calibration or self.calibration, self.task_vectors
+        merged = MergedModel(self.model, placement, coefficients, self.backbone.parameter_name)
+        try:
+            return losses.measured(
+                self.backbone,
+                self.model,
+                pieces(samples, "tasks", "all", 0, 0),
+                samples.hidden_layer,
+                self.objective,
+                tokens=engine.micro_tokens,
+            )
+        finally:
+            merged.close()
 
     def losses(
         self,
@@ -145,7 +174,7 @@ def fit(
         ):
             for step in range(len(history), steps):
                 report("fit step", step, steps)
-                history.append(_step(problem, merged, variable, start, step, seed, engine))
+                history.append(_step(problem.at(history), merged, variable, start, step, seed, engine))
                 if state is not None and len(history) % -(-steps // STATES) == 0:
                     write_value(state, {"identity": identity, "history": history, **variable.snapshot()})
                 bar.set_postfix(loss=f"{history[-1]['loss']:.4f}", refresh=False)
@@ -191,7 +220,8 @@ def _step(
     total = objectives.objective(found, problem.objective.beta, gamma, r)
     if not math.isfinite(total):
         raise UserError(f"the fit diverged at step {step + 1} (loss {total}): lower optimiser.lr")
-    return _entry(step, total, r, found, before, variable.rate)
+    entry = _entry(step, total, r, found, before, variable.rate)
+    return entry if problem.weighting is None else {**entry, "beta": dict(problem.objective.beta)}
 
 
 def _coefficients(start: Coefficients, variable: Variable) -> Coefficients:
@@ -210,7 +240,8 @@ def _resume(variable: Variable, state: Path | None, identity: str) -> list[dict]
 def _entry(step: int, total: float, penalty: float, losses: dict, coefficients: Coefficients, rate: float) -> dict:
     """One line of the history: the losses at, and the coefficients before, a step.
 
-    ``alpha`` holds the trained coefficients in the order of :meth:`Coefficients.flat`.
+    ``alpha`` holds the trained coefficients in the order of :meth:`Coefficients.flat`, unless there are more than
+    :data:`TOLD` of them.
     """
     flat, experts = coefficients.flat(), coefficients.flat_experts()
     summary = {}
@@ -223,6 +254,6 @@ def _entry(step: int, total: float, penalty: float, losses: dict, coefficients: 
         "regulariser": penalty,
         "tasks": losses,
         "coefficients": summary,
-        "alpha": flat.tolist(),
+        **({"alpha": flat.tolist()} if len(flat) <= TOLD else {}),
         "learning_rate": rate,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,13 +11,15 @@ import torch
 
 from emkit.alignment.calibration import Calibration, calibrate
 from emkit.alignment.fit import Penalty, Problem, fit
+from emkit.alignment.inputs import Inputs, inputs
 from emkit.alignment.losses import Alignment, Entropy
 from emkit.alignment.options import EngineOptions
 from emkit.alignment.order import authors_order
 from emkit.alignment.placement import Placement, place
-from emkit.alignment.sources import Samples
+from emkit.alignment.sources import JsonlSource, Samples
 from emkit.alignment.teacher import Recording
 from emkit.alignment.variable import Optimiser
+from emkit.alignment.weighting import Rule, Weighting, subtasks
 from emkit.backbones.base import Backbone
 from emkit.coefficients import Coefficients
 from emkit.config import Settings
@@ -66,6 +68,17 @@ class Learner:
     progress: bool = False
     engine: EngineOptions = field(default_factory=EngineOptions)
 
+    def on(self, task_vectors: TaskVectors) -> Learner:
+        """A learner for another view of the same models; the base is loaded once for both."""
+        other = replace(self, task_vectors=task_vectors)
+        other.__dict__["_model"] = self._model
+        return other
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of queries, keys and values in an attention head."""
+        return self.backbone.head_rows(self._model)
+
     def initial(self, given: float | Mapping[str, float] | str) -> dict[str, float]:
         """ᾱ_k of each expert, in the experts' order: the chosen λ (:data:`SCALE`), a number, or a number for each."""
         if given == SCALE:
@@ -98,6 +111,22 @@ class Learner:
             self.progress,
         )
 
+    def held_out(self, calibration: Calibration, hidden_layer: int | str, tokens: str) -> Calibration | None:
+        """One more sample of every task than ``calibration`` has; None where a task's prompts are used up."""
+        source = self.samples.drawn_from(self.backbone.name)
+        used = {task: len(samples.sequences) for task, samples in calibration.tasks.items()}
+        if isinstance(source, JsonlSource) and any(len(source.lines(task)) <= n for task, n in used.items()):
+            return None
+        asked = self.samples.model_copy(update={"samples": self.samples.samples + 1, "fewer": True})
+        more = replace(self, samples=asked).calibration(hidden_layer, tokens)
+        if any(task.samples != asked.samples for task in more.tasks.values()):
+            return None
+        return replace(more, tasks={name: task.only(asked.samples - 1) for name, task in more.tasks.items()})
+
+    def inputs(self, calibration: Calibration) -> Inputs:
+        """What goes into the merged matrices of each expert on its own samples."""
+        return inputs(self.backbone, self._model, self.task_vectors, calibration, self.cache, self.progress)
+
     def fit(
         self,
         options: Settings,
@@ -107,9 +136,10 @@ class Learner:
         calibration: Calibration,
         start: Coefficients,
         parameterisation: str,
+        held_out: Calibration | None = None,
     ) -> tuple[Coefficients, dict]:
         """A fit's coefficients and its stage's entry, which tells the ``options`` of its method; from the cache if the
-        same fit was finished before."""
+        same fit was finished before. Where β goes by a rule, the entry tells of it, and of the loss on ``held_out``."""
         order = "tasks" if self.engine.like is None else authors_order(self.backbone.name)
         given = [repr(part) for part in (objective, penalty, optimiser, parameterisation, order)]
         folder = self.cache / "fits" / self._key(calibration, start, given)
@@ -126,6 +156,8 @@ class Learner:
                     penalty=penalty,
                     order=order,
                 )
+                if objective.rule is not None:
+                    problem = self._weighed(problem, objective.rule, start)
                 result = fit(
                     problem,
                     start=start,
@@ -139,11 +171,46 @@ class Learner:
                 with sealed_dir(folder) as part:
                     result.coefficients.save(part / "coefficients.json")
                     write_json(part / "history.json", result.history)
+                    if problem.weighting is not None:
+                        told = self._told(problem, problem.weighting, start, result.coefficients, held_out)
+                        write_json(part / "beta.json", told)
                 found = _read_fit(folder)
             state.unlink(missing_ok=True)
-        coefficients, history = found
+        coefficients, history, beta = found
         stated = {**options.model_dump(), "order": order}
-        return coefficients, {"initial": dict(penalty.initial), "options": stated, "history": history}
+        return coefficients, {"initial": dict(penalty.initial), "options": stated, "history": history, **beta}
+
+    def _weighed(self, problem: Problem, rule: Rule, start: Coefficients) -> Problem:
+        """The problem with β by ``rule``."""
+        nothing = self.constant(0.0)
+        return replace(
+            problem,
+            weighting=Weighting(
+                rule=rule,
+                counts={name: subtasks(task) for name, task in problem.calibration.tasks.items()},
+                base=_sums(problem.measured(nothing, self.engine)),
+                start=_sums(problem.measured(start, self.engine)),
+            ),
+        )
+
+    def _told(
+        self,
+        problem: Problem,
+        weighting: Weighting,
+        start: Coefficients,
+        end: Coefficients,
+        held_out: Calibration | None,
+    ) -> dict:
+        """What a history tells of β by a rule: the losses that it was made of, those at the end, and the logit term,
+        T² KL in nats, on samples that nothing was fitted to."""
+        measured = {"base": weighting.base, "start": weighting.start}
+        losses = {**measured, "end": _sums(problem.measured(end, self.engine))}
+        kept: dict[str, dict] = {}
+        if held_out is not None:
+            for name, coefficients in {"base": self.constant(0.0), "start": start, "end": end}.items():
+                found = problem.measured(coefficients, self.engine, held_out)
+                kept[name] = {task: terms.get("logit") for task, terms in found.items()}
+        return {"rule": weighting.rule, "counts": dict(weighting.counts), "losses": losses, "held_out": kept}
 
     def _key(self, calibration: Calibration, start: Coefficients, given: list[str]) -> str:
         """What a fit depends on, as a hash; ``given`` says what of its settings."""
@@ -178,9 +245,16 @@ class Learner:
         return place(self.task_vectors, self._model, self.engine)
 
 
-def _read_fit(folder: Path) -> tuple[Coefficients, list[dict]]:
-    """Coefficients and history of a finished fit."""
-    return Coefficients.load(folder / "coefficients.json"), read_json(folder / "history.json")
+def _read_fit(folder: Path) -> tuple[Coefficients, list[dict], dict]:
+    """Coefficients and history of a finished fit, and what is told of its β where a rule chose it."""
+    beta = folder / "beta.json"
+    told = {"beta": read_json(beta)} if beta.is_file() else {}
+    return Coefficients.load(folder / "coefficients.json"), read_json(folder / "history.json"), told
+
+
+def _sums(losses: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Each task's terms added up."""
+    return {task: sum(terms.values()) for task, terms in losses.items()}
 
 
 def _check_finite(task_vectors: TaskVectors) -> None:

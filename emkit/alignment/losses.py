@@ -14,6 +14,7 @@ from emkit.alignment.heads import Head, headless
 from emkit.alignment.order import Piece
 from emkit.alignment.samples import TaskSamples
 from emkit.alignment.sequences import batches, collate
+from emkit.alignment.weighting import Rule
 from emkit.backbones.base import Backbone
 
 
@@ -36,10 +37,12 @@ class MicroBatch:
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
     """Expert Merging's objective, Σ_k β_k (L_hid^(k) + L_logit^(k)): Eq. 1 and 2, each with a weight of its own (1 in
-    the paper; 0 for its ablations)."""
+    the paper; 0 for its ablations). ``rule``: by which a fit chooses β in place of ``beta``
+    (:mod:`emkit.alignment.weighting`)."""
 
     terms: ClassVar = ("hidden", "logit")
     beta: Mapping[str, float] = field(default_factory=dict)
+    rule: Rule | None = None
     temperature: float = 1.0
     hidden_loss: str = "mean_squared"
     hidden_weight: float = 1.0
@@ -82,6 +85,7 @@ class Entropy:
 
     terms: ClassVar = ("entropy",)
     beta: Mapping[str, float] = field(default_factory=dict)
+    rule: ClassVar = None
     looks_inside: ClassVar = False
 
     def losses(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
@@ -117,6 +121,28 @@ def backward(
             if number == len(micro) - 1:
                 before_last()
             total.backward()
+            _record(values, parts, losses, objective.terms)
+    return losses
+
+
+@torch.no_grad()
+def measured(
+    backbone: Backbone,
+    model: torch.nn.Module,
+    pieces: Sequence[Piece],
+    layer: int,
+    objective: Alignment | Entropy,
+    *,
+    tokens: int,
+) -> dict[str, dict[str, float]]:
+    """What :func:`backward` returns, without a backward pass."""
+    from emkit.alignment.lean import lean
+
+    losses: dict = {}
+    with headless(model) as head, lean(model):
+        for rows in batches([piece.length for piece in pieces], tokens):
+            parts = _by_task([pieces[row] for row in rows])
+            values = objective.losses(_forward(backbone, model, head, parts, layer if objective.looks_inside else None))
             _record(values, parts, losses, objective.terms)
     return losses
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -46,7 +47,7 @@ class MergedModel:
         self.places = dict(_places(coefficients))
         self.shapes = {name: value.shape for name, value in coefficients.values.items()}
         self.bounds = {
-            name: chunk_bounds(self.placement.task_vectors.numel(name), value.shape[1])
+            name: bounds(tuple(self.placement.task_vectors.base.info(name).shape), value.shape[1])
             for name, value in coefficients.values.items()
         }
         self._sums: dict[str, torch.Tensor] = {}
@@ -127,6 +128,14 @@ class MergedModel:
 
     def _write(self, name: str, rows: Rows, alpha: torch.Tensor) -> None:
         self.arithmetic.merge(rows, alpha, self.bounds[name], self.parameters[name].data.reshape(-1))
+
+
+def bounds(shape: tuple[int, ...], chunks: int) -> Sequence[int]:
+    """Bounds of the chunks of a tensor (:func:`chunk_bounds`): a range where each row of a matrix is one, for which
+    :class:`Arithmetic` needs no loop."""
+    if len(shape) == 2 and 1 < chunks == shape[0]:
+        return range(0, shape[0] * shape[1] + 1, shape[1])
+    return chunk_bounds(math.prod(shape), chunks)
 
 
 def _places(coefficients: Coefficients) -> Iterator[tuple[str, slice]]:

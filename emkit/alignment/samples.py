@@ -49,6 +49,13 @@ class TaskSamples:
         """Number of samples N."""
         return max(self.sample_of) + 1
 
+    def only(self, number: int) -> TaskSamples:
+        """The sample ``number`` alone."""
+        indices = [i for i, sample in enumerate(self.sample_of) if sample == number]
+        parts = ("sequences", "features", "final", "hidden", "rows")
+        chosen: dict = {part: [getattr(self, part)[i] for i in indices] for part in parts}
+        return TaskSamples(name=self.name, sample_of=[0] * len(indices), head=self.head, **chosen)
+
     @property
     def response_tokens(self) -> int:
         """Response tokens in all samples together."""

@@ -123,6 +123,11 @@ class Backbone(ABC):
         """Transformer blocks of the language model."""
         return model.config.get_text_config().num_hidden_layers
 
+    def head_rows(self, model: Any) -> int:
+        """Rows of queries, keys and values in an attention head of the language model."""
+        config = model.config.get_text_config()
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
     # ---- passes
     @abstractmethod
     def encode(self, processor: Any, images: Images, questions: Texts, responses: Texts | None = None) -> Batch:

@@ -20,6 +20,7 @@ from emkit.alignment.learner import Learned, Learner
 from emkit.alignment.losses import Alignment
 from emkit.alignment.objectives import hidden_alignment, logit_alignment, objective, regulariser
 from emkit.alignment.variable import Optimiser
+from emkit.alignment.weighting import Rule
 from emkit.coefficients import Coefficients
 from emkit.config import Settings, option
 from emkit.merging import Context, Merge, linear
@@ -40,10 +41,12 @@ class ExpertMerging(Settings):
         "plain", "plain trains α, sigmoid its logit (the authors' code)", "paper, Section 3.2: α itself"
     )
     temperature: float = option(1.0, "T of Eq. 2", "authors' code: 1.0 on the command line", ge=1e-6)
-    beta: dict[str, Annotated[float, Field(ge=0)]] = option(
+    beta: dict[str, Annotated[float, Field(ge=0)]] | Rule = option(
         {},
-        "β_k of Eq. 3 by expert; 1 for those without one",
+        "β_k of Eq. 3 by expert, 1 for those without one; or a rule: auto, n_k / L_k(base), each kind of question in "
+        "units of the base's loss on it, or balanced, down the largest L_k / L_k(base)",
         "authors' code: 1 for every expert; the paper's values are unpublished",
+        own=("auto", "ours: with 1 a fit serves the task with the most nats, and nobody has tuned β for your models"),
         every_expert=False,
     )
     gamma: float = option(
@@ -79,13 +82,24 @@ class ExpertMerging(Settings):
     hidden_weight: float = option(1.0, "w_h of the authors' code: the weight of Eq. 1", "paper: 1", ge=0)
     logit_weight: float = option(1.0, "the weight of Eq. 2", "paper: 1, and 0 in its ablation", ge=0)
 
+    @property
+    def given_beta(self) -> dict[str, float]:
+        """β_k by expert, where it is numbers; empty where a rule chooses it."""
+        return {} if isinstance(self.beta, str) else self.beta
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule that chooses β, where one does."""
+        return self.beta if isinstance(self.beta, str) else None
+
 
 def aligned(
     learner: Learner, options: ExpertMerging, calibration: Calibration, start: Coefficients, count: float
 ) -> tuple[Coefficients, dict]:
     """The coefficients, from ``start``, that minimise Eq. 3, and the entry of their stage; ``count`` is its L or B."""
     losses = Alignment(
-        beta=options.beta,
+        beta=options.given_beta,
+        rule=options.rule,
         temperature=options.temperature,
         hidden_loss=options.hidden_loss,
         hidden_weight=options.hidden_weight,
@@ -94,7 +108,8 @@ def aligned(
     initial = learner.initial(options.initial)
     penalty = Penalty(gamma=options.gamma, kind=options.regulariser, initial=initial, count=count)
     trained = options.parameterisation
-    return learner.fit(options, options.optimiser, losses, penalty, calibration, start, trained)
+    held_out = learner.held_out(calibration, options.hidden_layer, options.tokens) if options.rule else None
+    return learner.fit(options, options.optimiser, losses, penalty, calibration, start, trained, held_out)
 
 
 def first_stage(learner: Learner, options: ExpertMerging) -> Learned:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from emkit import backbones, foreign
 from emkit.alignment.sources import Samples
-from emkit.config import Settings, about, default
+from emkit.config import Settings, about, default, own_default
 from emkit.errors import UserError
 from emkit.files import atomic_write
 from emkit.methods import Method, get
@@ -99,7 +99,7 @@ def _options(method: Method, backbone: str) -> str:
 
 
 def _option(key: str, field: FieldInfo, backbone: str) -> list[str]:
-    value, source = default(field, backbone)
+    value, source = own_default(field, backbone)
     if value is ...:
         return [_comment(f"{about(field).rstrip('.')}. It has to be given.", "  "), f"  # {key}:"]
     value = value.model_dump(exclude_unset=True) if isinstance(value, Settings) else value

@@ -155,7 +155,6 @@ def _report(
     everyone = {"base": vectors.base, **vectors.checkpoints}
     names = prepared.models.described.names
     files = recipe.calibration.files
-    learned = merge.learned.calibration if merge.learned is not None else {}
     return {
         "method": recipe.method.name,
         "backbone": recipe.backbone,
@@ -183,6 +182,8 @@ def _report(
         "tensors": len(vectors.base.names),
         "merged_tensors": len(vectors.names),
         "coefficients": card.coefficients(merge),
-        "calibration": {name: {**entry, "sha256": sha256_file(files[name])} for name, entry in learned.items()},
+        "calibration": {
+            name: {**entry, "sha256": sha256_file(files[name])} for name, entry in merge.calibration.items()
+        },
         "versions": card.versions(),
     }

@@ -14,7 +14,7 @@ from emkit.alignment.learner import SCALE
 from emkit.alignment.like import SOURCE as LIKE_SOURCE
 from emkit.alignment.like import check_given, check_method, imposed, layer
 from emkit.alignment.sources import Samples
-from emkit.config import Settings, Text, default, layered, option, parse
+from emkit.config import Settings, Text, default, layered, option, own_default, own_defaults, parse
 from emkit.content import default_device
 from emkit.errors import UserError
 from emkit.methods import Method, check_options, get, registry, resolved
@@ -107,7 +107,9 @@ class MergeRecipe:
         """Every option of the method ``name``; for the one that this recipe's inherits, those of its options."""
         found = get(name)
         own = {key: value for key, value in self._options.items() if key in found.options.model_fields}
-        layers = [own] if self.like is None else [own, layer(self._options, self._imposed(name))]
+        layers = [own_defaults(found.options), own]
+        if self.like is not None:
+            layers = [own, layer(self._options, self._imposed(name))]
         return resolved(found, *layers, backbone=self.backbone)
 
     @property
@@ -140,8 +142,9 @@ class MergeRecipe:
     def sources(self) -> dict[str, str]:
         """Where each option's value comes from: this recipe, the paper, an author, or us."""
         theirs = {} if self.like is None else layer(self._options, self._imposed(self.method.name))
+        usual = own_default if self.like is None else default
         found = {
-            key: default(field, self.backbone)[1] or "emkit's default"
+            key: usual(field, self.backbone)[1] or "emkit's default"
             for key, field in self.method.options.model_fields.items()
         }
         return found | dict.fromkeys(self._options, "this recipe") | dict.fromkeys(theirs, LIKE_SOURCE)

@@ -49,7 +49,7 @@ def slopes(setup: Setup, names: Sequence[str], nudge: float = 0.05) -> pd.DataFr
 def _gradients(setup: Setup, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """∂loss/∂W of some tensors at α = ᾱ, by an ordinary backward pass."""
     live, options, calibration = setup.zoo.live.set(setup.start), setup.options, setup.calibration
-    weights: dict[str, Any] = {"beta": options.beta, "hidden_weight": options.hidden_weight}
+    weights: dict[str, Any] = {"beta": options.given_beta, "hidden_weight": options.hidden_weight}
     goal = Alignment(temperature=options.temperature, hidden_loss=options.hidden_loss, **weights)
     at = pieces(calibration, "tasks", options.optimiser.batch, 0, setup.learner.seed)
     parameters, found = dict(live.model.named_parameters()), {}
@@ -69,4 +69,4 @@ def _loss(setup: Setup, alpha: Coefficients) -> float:
     options, live = setup.options, setup.zoo.live.set(alpha)
     found = seen(live, setup.calibration, options.optimiser.batch, setup.learner.seed)
     given = options.temperature, options.hidden_loss, options.hidden_weight
-    return objectives.objective({task: terms(part, *given) for task, part in found.items()}, options.beta)
+    return objectives.objective({task: terms(part, *given) for task, part in found.items()}, options.given_beta)

@@ -106,7 +106,7 @@ class ShortFit:
         """Σ_k β_k (L_hid^(k) + L_logit^(k)) on all samples, without R: how far the merge is from its experts."""
         once = self.optimiser.model_copy(update={"steps": 1, "batch": "all"})
         before = self._fit(coefficients, once, 1)[1]["history"][0]  # losses before the step
-        return float(objective(before["tasks"], self.options.beta))
+        return float(objective(before["tasks"], self.options.given_beta))
 
     def _fit(self, start: Coefficients, optimiser: Optimiser, count: float) -> tuple[Coefficients, dict]:
         options = self.options.model_copy(update={"optimiser": optimiser})
