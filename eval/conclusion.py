@@ -23,7 +23,8 @@ DRAWS = 4000  # of averages within their standard errors
 def text(plan: Plan, lines: Sequence[Entry], compared: Sequence[dict], pairs: Pairs) -> str:
     """The conclusion in Markdown, a list of short paragraphs, from a table's lines and its compared ``pairs``."""
     averages = {label: row[AVERAGE] for label, row in render.grid(lines).items()}
-    parts = [standing(averages), leaders(plan, lines, averages), *shown(plan, compared, pairs)]
+    parts = [standing(averages), leaders(plan, lines, averages), beyond(plan, averages)]
+    parts += shown(plan, compared, pairs)
     parts += [gains(plan, compared, pairs), order(plan, averages), *carried(plan, averages)]
     parts.append(above_mixture(plan, averages))
     return "\n".join(f"- {part}" for part in parts if part)
@@ -43,8 +44,8 @@ def standing(averages: Mapping[str, Entry]) -> str:
 
 
 def merges(plan: Plan) -> list[str]:
-    """The labels of the rows that merge."""
-    return [row.label for row in plan.rows.values() if row.method not in (None, "checkpoint", "reset_expert")]
+    """The labels of the rows that merge, those beyond the paper left out."""
+    return [row.label for row in plan.rows.values() if row.merges and not row.beyond]
 
 
 def leaders(plan: Plan, lines: Sequence[Entry], averages: Mapping[str, Entry]) -> str:
@@ -69,6 +70,21 @@ def leaders(plan: Plan, lines: Sequence[Entry], averages: Mapping[str, Entry]) -
     if _score(models.get("mixture")) is not None:
         beside.append(f"training on all data together {_score(models['mixture']):.1f}")
     return said + (f". For comparison, {_and(beside)}." if beside else ".")
+
+
+def beyond(plan: Plan, averages: Mapping[str, Entry]) -> str:
+    """The merges that the paper has not, beside the best of those that it has."""
+    scored = [row.label for row in plan.rows.values() if row.beyond and _score(averages.get(row.label)) is not None]
+    paper = [averages[label] for label in merges(plan) if averages[label].score is not None]
+    if not scored or not paper:
+        return ""
+    best = max(paper, key=lambda entry: entry.score or 0.0)
+    named = _and(_average(averages[label]) for label in scored)
+    pairs = [pair for pair in plan.table.compare_beyond if all(row in plan.rows for row in pair)]
+    compared = [each for each in comparisons.compare(plan, pairs) if each["benchmark"] == AVERAGE]
+    said = [f"{comparisons.verdict(each)}: {_difference(each, comparisons.verdict(each), None)}" for each in compared]
+    among = f" Paired over items, p by Holm's rule among these:{_list(said)}" if said else ""
+    return f"**Beyond the paper.** {named}; the best of the paper's merges is {_average(best)}.{among}"
 
 
 def _own_experts(plan: Plan, lines: Sequence[Entry]) -> float | None:

@@ -50,10 +50,12 @@ def heatmap(plan: Plan, lines: Sequence[Entry], rows: Sequence[str] = (), column
     with plt.rc_context(style.SETTINGS):
         table, title = grid(lines), f"{plan.table.title}, profile {plan.profile.name}: scores in percent"
         kept = [plan.rows[row] for row in rows or plan.rows]
-        beside = [row.label for row in kept if row.method in ("checkpoint", "reset_expert")]
-        merges = {row.label: table[row.label] for row in kept if row.label not in beside}
+        beside = [row.label for row in kept if row.method is not None and not row.merges]
+        beyond = {row.label: table[row.label] for row in kept if row.beyond}
+        merges = {row.label: table[row.label] for row in kept if row.label not in (*beside, *beyond)}
         groups = {name: plan.experts.get(name, "") for name in columns or plan.benchmarks}
-        return heat.draw(merges, {label: table[label] for label in beside}, heat.ways(plan, lines), groups, title)
+        others = {label: table[label] for label in beside}
+        return heat.draw(merges, others, heat.ways(plan, lines), groups, title, beyond)
 
 
 def of_table(plan: Plan, lines: Sequence[Entry]) -> Picture:

@@ -91,16 +91,23 @@ class Panel(NamedTuple):
 
 
 def draw(
-    merges: Rows, others: Rows, yardsticks: Mapping[str, Way], groups: Mapping[str, str], title: str
+    merges: Rows,
+    others: Rows,
+    yardsticks: Mapping[str, Way],
+    groups: Mapping[str, str],
+    title: str,
+    beyond: Rows | None = None,
 ) -> style.Picture:
     """Two panels, the ``merges`` and what they are made of and judged by; rows × columns, the numbers are scores in
-    percent, the colours :func:`shares`, each panel on its own scale.
+    percent, the colours :func:`shares`, each panel on its own scale. Merges ``beyond`` the paper, if there are any,
+    have a panel of their own between them.
 
     ``groups`` says whose the columns are, in their order; the average stands last, apart.
     """
     columns = [*groups, AVERAGE]
     beside = Panel("Base, experts, training on all data together", others, LIMITS[-1:])
-    panels = [panel for panel in (Panel("Merges", merges, LIMITS), beside) if panel.rows]
+    apart = Panel("Merges beyond the paper", beyond or {}, LIMITS)
+    panels = [panel for panel in (Panel("Merges", merges, LIMITS), apart, beside) if panel.rows]
     slanted = len(columns) > 7
     heights = [len(panel.rows) * ROW + (1.9 if slanted else 1.5) for panel in panels]
     figure, axes = plt.subplots(

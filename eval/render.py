@@ -35,6 +35,7 @@ GROUPS = (
     "Training on all data together",
     "Merges by a formula",
     "Merges with learned coefficients",
+    "Beyond the paper",
 )
 WIDE = 7  # columns beside each other on a page with a score and its error in one line
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=-)")  # where a column's name may be broken
@@ -222,6 +223,8 @@ def groups(table: Table) -> dict[str, str]:
 
 
 def _group(row: Row) -> str:
+    if row.beyond:
+        return GROUPS[5]
     if row.method == "checkpoint":
         return GROUPS[2] if row.model == "mixture" else GROUPS[0]
     if row.method == "reset_expert":

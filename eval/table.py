@@ -39,9 +39,15 @@ class Row(Settings):
         {}, "option → its published default: the row's value over it times the profile's own is what is run"
     )
     every_sample: bool = option(False, "a fit's batch is doubled until its steps reach every sample once")
+    beyond: bool = option(False, "it is not of the paper, and stands under a line of its own")
     plain: str | None = option(
         None, "the id of the method's row without values of its own; where both come to the same, so do the scores"
     )
+
+    @property
+    def merges(self) -> bool:
+        """Whether it merges anything, and is not one model as it is."""
+        return self.method not in (None, "checkpoint", "reset_expert")
 
     @property
     def content(self) -> dict[str, Any]:
@@ -124,6 +130,10 @@ class Table(Settings):
     rows: list[Row] = option(..., "its lines, in order", min_length=1)
     published: Published | None = option(None, "published numbers beside which it stands")
     compare: list[list[str]] = option([], "pairs of rows that are compared item by item")
+    compare_beyond: list[list[str]] = option(
+        [],
+        "pairs with rows beyond the paper, compared by themselves, so that the others' p values know nothing of them",
+    )
     against: str | None = option(None, "a row that every other one is compared with, too")
     claims: list[Claim] = option([], "what the paper says of the table")
     sweep: Sweep | None = option(None, "what the rows differ in, where that is one number")
@@ -214,11 +224,16 @@ def _check(table: Table, where: str) -> None:
                 raise fail(here, f"this {key} is given to more than one row")
         if table.columns:
             _check_row(row, here)
-    for pair in table.compare:
-        if len(pair) != 2:
-            raise fail(f"{where}compare", f"{pair} is not a pair of rows")
+    for key, pairs in (("compare", table.compare), ("compare_beyond", table.compare_beyond)):
+        for pair in pairs:
+            if len(pair) != 2:
+                raise fail(f"{where}{key}", f"{pair} is not a pair of rows")
     claimed = [name for claim in table.claims for name in (claim.row, *claim.others)]
-    of = {"compare": itertools.chain(*table.compare), "learned": table.learned, "claims": claimed}
+    of = {
+        "compare": itertools.chain(*table.compare, *table.compare_beyond),
+        "learned": table.learned,
+        "claims": claimed,
+    }
     for key, named in (of | {"against": [table.against] if table.against else []}).items():
         for name in named:
             if name not in ids:

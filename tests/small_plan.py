@@ -40,7 +40,9 @@ def smoke(**changes) -> dict:
 
 def small_plan(folder: Path, **changes) -> Plan:
     """Four rows and two columns on the smoke profile; ``changes`` of table and profile; results below ``folder``."""
-    table = TABLE | {key: value for key, value in changes.items() if key in ("columns", "rows", "compare", "prose")}
+    table = TABLE | {
+        key: value for key, value in changes.items() if key in ("columns", "rows", "compare", "compare_beyond", "prose")
+    }
     if not any(row["id"] == "expert_merging" for row in table["rows"]):
         table["learned"] = []
     profile = smoke(**{key: value for key, value in changes.items() if key not in table})

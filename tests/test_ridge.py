@@ -25,11 +25,11 @@ def matrices(shape, experts=3, seed=0, zero=None) -> torch.Tensor:
     return taus
 
 
-def least_squares(taus, factors, rho, scale) -> np.ndarray:
+def least_squares(taus, factors, rho, pull) -> np.ndarray:
     """argmin_M Σ_k ‖F_k (M − τ_k)ᵀ‖² + ρ ‖M − λ Σ τ‖² with F_kᵀF_k = C_k, as one stack of equations in Mᵀ."""
     n = taus.shape[2]
     left = np.concatenate([*factors, np.sqrt(rho) * np.eye(n)])
-    right = np.concatenate([*(f @ tau.T for f, tau in zip(factors, taus)), np.sqrt(rho) * scale * taus.sum(0).T])
+    right = np.concatenate([*(f @ tau.T for f, tau in zip(factors, taus)), np.sqrt(rho) * pull * taus.sum(0).T])
     return np.linalg.lstsq(left, right, rcond=None)[0].T
 
 
@@ -39,19 +39,19 @@ def of_weights(taus) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rho, scale", [(0.3, 1.0), (1.0, 1.0), (7.0, 0.4)])
+@pytest.mark.parametrize("rho, pull", [(0.3, 1.0), (1.0, 1.0), (7.0, 0.4)])
 @pytest.mark.parametrize("experts, zero", [(1, None), (3, None), (4, 1)])
-def test_ridge_is_the_least_squares_solution(shape, rho, scale, experts, zero):
+def test_ridge_is_the_least_squares_solution(shape, rho, pull, experts, zero):
     taus = matrices(shape, experts, zero=zero)
-    wanted = least_squares(taus.numpy(), of_weights(taus.numpy()), rho, scale)
-    for found in (ridge(taus, rho, scale), ridge_matrix(taus, rho, scale)):
+    wanted = least_squares(taus.numpy(), of_weights(taus.numpy()), rho, pull)
+    for found in (ridge(taus, rho, pull), ridge_matrix(taus, rho, pull)):
         np.testing.assert_allclose(found, wanted, atol=1e-12)
-    np.testing.assert_allclose(ridge_parts(taus, rho, scale).sum(0), wanted, atol=1e-12)
-    single = ridge_matrix(taus.float(), rho, scale)
+    np.testing.assert_allclose(ridge_parts(taus, rho, pull).sum(0), wanted, atol=1e-12)
+    single = ridge_matrix(taus.float(), rho, pull)
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single, wanted, atol=2e-6)
     if zero is not None:
-        assert not ridge_parts(taus, rho, scale)[zero].any()
+        assert not ridge_parts(taus, rho, pull)[zero].any()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

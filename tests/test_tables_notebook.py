@@ -143,7 +143,7 @@ def test_who_leads_and_how_far_from_the_papers_order_against_an_independent_coun
     plan, lines = committed(number)
     said = conclusion.text(plan, lines, [], [])
     averages = {entry.method: entry.score for entry in lines if entry.benchmark == "Avg"}
-    other = ("Expert", "InternVL2.5-Instruct", "Qwen2-VL-Base", "Mistral-7B-v0.1", "Mixture Training")
+    other = ("Expert", "Ridge", "InternVL2.5-Instruct", "Qwen2-VL-Base", "Mistral-7B-v0.1", "Mixture Training")
     merges = {k: v for k, v in averages.items() if not k.startswith(other) and not k.endswith((" Expert", "only)"))}
     merges |= {name: averages[name] for name in ("Expert Merging", "Expert Merging++")}
     best = max(merges, key=merges.__getitem__)
@@ -158,6 +158,29 @@ def test_who_leads_and_how_far_from_the_papers_order_against_an_independent_coun
         here = sum(merges[name] >= averages["Mixture Training"] for name in both)
         there = sum(paper[name] >= paper["Mixture Training"] for name in both)
         assert f"reached by {here} of {len(both)} merges here and by {there} of them" in line(said, "Mixture Training")
+
+
+def test_rows_beyond_the_paper_stand_and_are_compared_by_themselves(tmp_path):
+    """The best of all is no leader of the paper's merges, and its pairs do not enter the others' p values."""
+    new = [{"id": "ridge", "label": "Ridge", "method": "ridge", "beyond": True}]
+    plan = small_plan(tmp_path, rows=MANY + new, compare=[[TA, "base"]], compare_beyond=[["ridge", TA]])
+    for name in plan.benchmarks:
+        score(plan, Job("base", 0), name, *[0] * 8, *[1] * 4)
+        score(plan, Job(TA, 0), name, *[0] * 6, *[1] * 6)
+        score(plan, Job("ridge", 0), name, *[0] * 1, *[1] * 11)
+    shown = view(plan)
+    said = shown.conclusion()
+    assert "Of 1 merges, Task Arithmetic (50.0" in line(said, "Who leads")
+    assert line(said, "Beyond the paper").startswith("- **Beyond the paper.** Ridge (91.7 ± ")
+    assert "the best of the paper's merges is Task Arithmetic (50.0" in line(said, "Beyond the paper")
+    [each] = below(said, "Beyond the paper")
+    assert each.startswith("ahead: Ridge is ahead of Task Arithmetic by 41.7 points (95 % interval")
+    assert "Ridge" not in line(said, "Who leads") and "Ridge" not in shown.verdicts()
+    ours = shown.ours()
+    assert ours.index("**Merges with learned") < ours.index("**Beyond the paper**") < ours.index("| Ridge |")
+    titles = [axis.get_title(loc="left") for axis in shown.heatmap().figure.axes]
+    assert titles[:2] == ["Merges", "Merges beyond the paper"]
+    assert "Heat map of 3 merges and" in shown.heatmap().alt  # those of the paper
 
 
 @pytest.mark.parametrize("turned", [False, True])

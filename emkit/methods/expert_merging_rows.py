@@ -89,7 +89,7 @@ def merge(ctx: Context[ExpertMergingRows]) -> Merge:
     options, learner = ctx.options, ctx.learner()
     calibration = learner.calibration(options.hidden_layer, options.tokens)
     moments = MomentsOfInputs(learner.inputs(calibration), ctx.task_vectors.experts, options.weights)
-    parts = Parts(ctx.task_vectors, moments, options.rho, options.scale, moments.identity, ctx.device)
+    parts = Parts(ctx.task_vectors, moments, options.rho, options.pull, moments.identity, ctx.device)
     fitter = learner.on(parts)
     shapes = {name: tuple(ctx.base.info(name).shape) for name in parts.names}
     counts = coefficients_by(options.granularity, shapes, learner.head_rows)

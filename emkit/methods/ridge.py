@@ -17,6 +17,7 @@ many decades, which is why WUDI's authors stop early: ρ says that openly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -28,14 +29,14 @@ from emkit.methods import method
 from emkit.task_vectors import TaskVectors, Transformed
 
 
-def ridge(taus: torch.Tensor, rho: float = 1.0, scale: float = 1.0) -> torch.Tensor:
-    """Σ_k τ_k (C_k + ρ λ I) (Σ_j C_j + ρ I)⁻¹, C_k = n τ_kᵀτ_k / ‖τ_k‖², λ = ``scale``: [K, m, n] → [m, n]."""
-    return ridge_parts(taus, rho, scale).sum(dim=0)
+def ridge(taus: torch.Tensor, rho: float = 1.0, pull: float = 1.0) -> torch.Tensor:
+    """Σ_k τ_k (C_k + ρ λ I) (Σ_j C_j + ρ I)⁻¹, C_k = n τ_kᵀτ_k / ‖τ_k‖², λ = ``pull``: [K, m, n] → [m, n]."""
+    return ridge_parts(taus, rho, pull).sum(dim=0)
 
 
-def ridge_parts(taus: torch.Tensor, rho: float = 1.0, scale: float = 1.0) -> torch.Tensor:
+def ridge_parts(taus: torch.Tensor, rho: float = 1.0, pull: float = 1.0) -> torch.Tensor:
     """P_k, the part of the closed form that is expert k's: [K, m, n] → [K, m, n]."""
-    return torch.stack(list(parts(taus, WeightMoments(taus), rho, scale)))
+    return torch.stack(list(parts(taus, WeightMoments(taus), rho, pull)))
 
 
 class WeightMoments:
@@ -57,20 +58,20 @@ def of_mean_one(moments: torch.Tensor) -> torch.Tensor:
     return moments * (len(moments) / trace) if trace > 0 else torch.zeros_like(moments)
 
 
-def parts(taus: Matrices, moments: Matrices, rho: float, scale: float) -> Iterator[torch.Tensor]:
+def parts(taus: Matrices, moments: Matrices, rho: float, pull: float) -> Iterator[torch.Tensor]:
     """P_k = τ_k (C_k + ρ λ I) (Σ_j C_j + ρ I)⁻¹ [m, n] of each expert in turn.
 
     ``taus`` gives K matrices τ_k [m, n], ``moments`` their C_k [n, n], symmetric and positive semidefinite; λ is
-    ``scale``. All arithmetic in their dtype.
+    ``pull``. All arithmetic in their dtype.
     """
     divided = divider(added(moments), rho)
-    return (divided(tau @ c + rho * scale * tau) for tau, c in zip(taus, moments, strict=True))
+    return (divided(tau @ c + rho * pull * tau) for tau, c in zip(taus, moments, strict=True))
 
 
-def whole(taus: Matrices, moments: Matrices, rho: float, scale: float) -> torch.Tensor:
+def whole(taus: Matrices, moments: Matrices, rho: float, pull: float) -> torch.Tensor:
     """M = Σ_k P_k [m, n] of :func:`parts`, by one solution instead of K."""
     divided = divider(added(moments), rho)
-    return divided(added(tau @ c + rho * scale * tau for tau, c in zip(taus, moments, strict=True)))
+    return divided(added(tau @ c + rho * pull * tau for tau, c in zip(taus, moments, strict=True)))
 
 
 def divider(total: torch.Tensor, rho: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -100,10 +101,10 @@ class Parts(Transformed):
     """
 
     def __init__(
-        self, inner: TaskVectors, moments: Moments, rho: float, scale: float, identity: dict, device: str = "cpu"
+        self, inner: TaskVectors, moments: Moments, rho: float, pull: float, identity: dict, device: str = "cpu"
     ):
-        super().__init__(inner, {"parts": {"rho": rho, "scale": scale, **identity}})
-        self.moments, self.rho, self.scale, self.device = moments, rho, scale, device
+        super().__init__(inner, {"parts": {"rho": rho, "pull": pull, **identity}})
+        self.moments, self.rho, self.pull, self.device = moments, rho, pull, device
 
     def transform(self, name: str, block: Block) -> Block:
         made = self._made(name, block(0, self.numel(name)))  # [K, numel]
@@ -114,7 +115,7 @@ class Parts(Transformed):
         if len(shape) != 2:
             return taus.div_(len(taus))
         own = taus.reshape(len(taus), *shape).to(self.device)
-        found = parts(own, self.moments(name, own), self.rho, self.scale)
+        found = parts(own, self.moments(name, own), self.rho, self.pull)
         return torch.stack(list(found)).cpu().flatten(1)
 
 
@@ -123,9 +124,9 @@ def weight_moments(name: str, taus: Matrices) -> WeightMoments:
     return WeightMoments(taus)
 
 
-def ridge_matrix(taus: Matrices, rho: float = 1.0, scale: float = 1.0) -> torch.Tensor:
+def ridge_matrix(taus: Matrices, rho: float = 1.0, pull: float = 1.0) -> torch.Tensor:
     """:func:`ridge` of K matrices [m, n] that are read one at a time, three times each; returns [m, n]."""
-    return whole(taus, WeightMoments(taus), rho, scale)
+    return whole(taus, WeightMoments(taus), rho, pull)
 
 
 class Ridge(Settings):
@@ -137,10 +138,10 @@ class Ridge(Settings):
         "ours: on held-out calibration samples of two miniatures the best of a few, and flat around it",
         ge=0,
     )
-    scale: float = option(1.0, "λ of the pull", "ours: WUDI's start is Σ τ")
+    pull: float = option(1.0, "λ of the pull", "ours: WUDI's start is Σ τ")
 
 
 @method("ridge", options=Ridge, parts=(ridge, ridge_matrix, divider))
 def merge(ctx: Context[Ridge]) -> Merge:
-    rho, scale = ctx.options.rho, ctx.options.scale
-    return matrices(ctx, lambda taus: ridge_matrix(taus, rho, scale), 1.0)
+    rho, pull = ctx.options.rho, ctx.options.pull
+    return replace(matrices(ctx, lambda taus: ridge_matrix(taus, rho, pull), 1.0), scale=None)

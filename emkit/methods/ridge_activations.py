@@ -25,11 +25,11 @@ from emkit.methods.ridge import WeightMoments, divider, of_mean_one, whole
 
 
 def ridge_activations(
-    taus: torch.Tensor, inputs: Sequence[torch.Tensor], rho: float = 0.3, scale: float = 1.0, weights: float = 0.25
+    taus: torch.Tensor, inputs: Sequence[torch.Tensor], rho: float = 0.3, pull: float = 1.0, weights: float = 0.25
 ) -> torch.Tensor:
     """Σ_k τ_k (C_k + ρ λ I) (Σ_j C_j + ρ I)⁻¹ with C_k of the inputs X_k, K × [N_k, n], and of τ [K, m, n] → [m, n]."""
     moments = ActivationMoments(taus, [x.T @ x for x in inputs], weights)
-    return whole(taus, moments, rho, scale)
+    return whole(taus, moments, rho, pull)
 
 
 class ActivationMoments:
@@ -95,7 +95,7 @@ class RidgeActivations(Settings):
         "ours: on held-out calibration samples of two miniatures, flat from 0.3 to 2",
         ge=0,
     )
-    scale: float = option(1.0, "λ of the pull", "ours: WUDI's start is Σ τ")
+    pull: float = option(1.0, "λ of the pull", "ours: WUDI's start is Σ τ")
     weights: float = option(
         0.25, "w, the share of T_k in C_k", "ours: on held-out calibration samples of two miniatures", ge=0
     )
@@ -110,7 +110,7 @@ def merge(ctx: Context[RidgeActivations]) -> Merge:
     moments = MomentsOfInputs(learner.inputs(calibration), ctx.task_vectors.experts, options.weights)
 
     def combined(taus: Taus) -> torch.Tensor:
-        return whole(taus, moments(taus.name, taus), options.rho, options.scale)
+        return whole(taus, moments(taus.name, taus), options.rho, options.pull)
 
     made = matrices(ctx, combined, 1.0)
-    return replace(made, calibration=calibration.described, identity=moments.identity)
+    return replace(made, scale=None, calibration=calibration.described, identity=moments.identity)
