@@ -68,7 +68,7 @@ export EMKIT_SEEDS := $(SEEDS)
 #: format           | ruff: fix and format; notebooks agree with their scripts and carry no outputs | -    | 10 s
 #: lock             | resolve requirements.in into requirements.lock           | network                   | 10 s
 #: clean            | remove the scores and run files of PROFILE, keep tables, notebooks, models and a judge's replies | - | at once
-#: Variables: PROFILE=mini|smoke|small|paper, SEEDS=draws of what is random (default: the profile's, three), PROFILE_ARGS=Snakemake's, such as "--profile slurm" (one row a job on a cluster), BACKBONE=internvl|qwen2_vl|mistral (of the zoo targets), JOBS=number of jobs at once (default: cores), PYTHON=a Python to start set-up from (default: python3), LAB=further arguments of JupyterLab (LAB="--no-browser --port 8890")
+#: Variables: PROFILE=mini|mini-seed1|mini-seed2|smoke|small|paper, SEEDS=draws of what is random (default: the profile's, three), SEED=1|2 (of `make zoo`: a zoo of other seeds, that of PROFILE=mini-seed1), PROFILE_ARGS=Snakemake's, such as "--profile slurm" (one row a job on a cluster), BACKBONE=internvl|qwen2_vl|mistral (of the zoo targets), JOBS=number of jobs at once (default: cores), PYTHON=a Python to start set-up from (default: python3), LAB=further arguments of JupyterLab (LAB="--no-browser --port 8890")
 
 help:
 	@sed -n 's/^#: //p' $(firstword $(MAKEFILE_LIST)) | awk -F' *[|] *' \
@@ -131,7 +131,8 @@ lock: $(UV_READY)
 	  --no-emit-find-links --custom-compile-command "make lock" requirements-small.in --output-file requirements-small.lock
 
 zoo: $(READY)
-	$(PY) -m emkit.cli zoo build $(BACKBONE)-$(PROFILE) --out results/zoo/.run/$(ZOO) --against results/zoo/$(ZOO) --jobs $(JOBS)
+	$(PY) -m emkit.cli zoo build $(BACKBONE)-$(PROFILE)$(SEED:%=-seed%) --jobs $(JOBS) \
+	  --out $(if $(SEED),results/$(PROFILE)-seed$(SEED)/zoo/$(BACKBONE),results/zoo/.run/$(ZOO) --against results/zoo/$(ZOO))
 
 zoo-smoke: .venv/ready
 	$(PY) -m emkit.cli zoo build $(BACKBONE)-smoke --out results/smoke/zoo/$(BACKBONE) --jobs $(JOBS)

@@ -92,6 +92,18 @@ def protocols(table: str, profile: str, results: str, jobs: int, max_usd: str | 
     return compare(table, profile, results, jobs, shlex.split(snakemake))
 
 
+@app.command
+@click.argument("table")
+@click.argument("profiles", metavar="PROFILE...", nargs=-1, required=True)
+@click.option("--results", default="results", show_default=True, help="The folder of all profiles' results.")
+def zoos(table: str, profiles: tuple[str, ...], results: str) -> None:
+    """Compare a table's rows over zoos of several seeds (profiles mini, mini-seed1, …), each of which was run."""
+    from eval import zoos
+
+    plans = zoos.opened(table, profiles, results)
+    print(f"{zoos.text(plans)}\nwritten to {zoos.write(plans)}")
+
+
 @step("row")
 def explain(table: str, row: str, profile: str, results: str) -> None:
     """The options of one row, each with its value and where that is from."""

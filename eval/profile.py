@@ -2,7 +2,8 @@
 
 Models, calibration, the values of a free scale, seeds, benchmark items, and where a method's options differ from its
 defaults, each with its source. A profile is a folder with one file a backbone, such as ``eval/profiles/mini``, or a
-single file of the same keys. Nothing in the code asks which profile it is.
+single file of the same keys. Nothing in the code asks which profile it is. With ``like: mini`` a file
+gives only the keys that differ from that profile's file of the same name.
 """
 
 from __future__ import annotations
@@ -99,6 +100,19 @@ class Profile(Settings):
         return resolved(method, *layers, backbone=self.backbone, where=f"{where}methods.{name}")
 
 
+def _like(data: Any, path: Path, where: str) -> Any:
+    """The keys of a file over those of the shipped profile that it is ``like``, for the backbone of its own name."""
+    if not isinstance(data, dict) or "like" not in data:
+        return data
+    name = data["like"]
+    under = FOLDER / str(name) / path.name
+    if not under.is_file():
+        known = [found.name for found in FOLDER.iterdir() if (found / path.name).is_file() and found != path.parent]
+        raise fail(f"{where}like", f"there is no profile '{name}' with a file {path.name}: {nearest(str(name), known)}")
+    own = {key: value for key, value in data.items() if key != "like"}
+    return {**load_yaml(under.read_text(encoding="utf-8"), str(under)), **own}
+
+
 def find(name: str | Path, backbone: str) -> Path:
     """The file of a profile for a backbone: in a shipped folder by its name, in a folder of one's own, or the file."""
     folder = next((folder for folder in (FOLDER / str(name), Path(name)) if folder.is_dir()), None)
@@ -121,7 +135,7 @@ def load(path: Path) -> Profile:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read the profile {path}: {error.strerror}") from error
-    data = load_yaml(content, str(path))
+    data = _like(load_yaml(content, str(path)), path, where)
     profile = _seeded(parse(Profile, data, where))
     if profile.backbone not in backbones.NAMES:
         known = nearest(profile.backbone, backbones.NAMES)

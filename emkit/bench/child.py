@@ -1,4 +1,4 @@
-"""What is measured of emkit, in a process of its own: one merge, or the iterations of WUDI in one of two forms.
+"""What is measured of emkit, in a process of its own: one merge, WUDI in one of two forms, or Ridge's one solution.
 
 ``python -m emkit.bench.child merge '["METHOD", "BASE", "OUT", ["EXPERT", …], SCALE, {OPTIONS}]'``, or ``wudi`` with the
 arguments of :func:`iterate`; what the function returns is printed as JSON.
@@ -19,11 +19,13 @@ from emkit.content import default_device
 from emkit.job import Job
 from emkit.merging import Context
 from emkit.methods import get, resolved
+from emkit.methods.ridge import ridge_matrix
 from emkit.methods.wudi import wudi, wudi_matrix
 from emkit.shards import SHARD_BYTES
 from emkit.task_vectors import TaskVectors
 
 FORMS = ("emkit", "direct")  # of WUDI's iterations: in Gram matrices, and as its authors write and run them
+RIDGE = "ridge"  # WUDI's objective with a ridge, solved at once
 
 
 def merge(
@@ -44,10 +46,16 @@ def merge(
 
 
 def iterate(form: str, rows: int, columns: int, experts: int, iterations: int) -> dict:
-    """Seconds that one form takes for random task vectors [experts, rows, columns], and a few entries of its M."""
+    """Seconds that one form takes for random task vectors [experts, rows, columns], and a few entries of its M; Ridge
+    knows no ``iterations``."""
     generator = torch.Generator().manual_seed(0)
     taus = (torch.randn(experts, rows, columns, generator=generator) * 5e-4).to(default_device())
-    run = wudi if form == "direct" else lambda *given: wudi_matrix(given[0], "adam", *given[1:])
+    runs: dict[str, Callable] = {
+        "direct": wudi,
+        "emkit": lambda taus, lr, steps: wudi_matrix(taus, "adam", lr, steps),
+        RIDGE: lambda taus, lr, steps: ridge_matrix(taus),
+    }
+    run = runs[form]
     run(taus[:, :8, :8], 1e-5, 1)  # what torch imports at the first step is not part of it
     started = time.perf_counter()
     found = run(taus, 1e-5, iterations)

@@ -79,7 +79,7 @@ def times(workload: Workload, rounds: int) -> list[Line]:
     teachers = {task: workload.model(f"expert{k}") for k, task in enumerate(workload.calibration.tasks)}
     start = workload.start()
     plain = passes.plain(Case.of(workload), teachers, few=FEW)
-    walls: dict[str, list[float]] = {"bare": [], "device": [], "files": [], "authors": []}
+    walls: dict[str, list[float]] = {"bare": [], "device": [], "rows": [], "files": [], "authors": []}
     cpus: dict[str, list[float]] = {name: [] for name in walls}
     with ExitStack() as stack:
         vectors = workload.task_vectors()
@@ -87,6 +87,7 @@ def times(workload: Workload, rounds: int) -> list[Line]:
         cases: dict[str, Callable] = {
             "bare": passes.bare(Case.of(workload)),
             "device": stack.enter_context(passes.step(Case.of(workload), resident, start)),
+            "rows": stack.enter_context(passes.step(Case.of(workload), resident, workload.start(by_row=True))),
             "files": stack.enter_context(passes.step(Case.of(workload), streamed, start)),
             "authors": lambda: plain(start),
         }
@@ -108,6 +109,7 @@ def times(workload: Workload, rounds: int) -> list[Line]:
     return [
         line("a full step, task vectors on the device / bare forward and backward", 1.25, "device", "bare"),
         line("the same, streamed from the files", None, "files", "bare"),
+        line("a full step with a coefficient for every row / one with one for every tensor", 2.0, "rows", "device"),
         line("the authors' procedure / a full step", 3.0, "authors", "device", most=False),
     ]
 

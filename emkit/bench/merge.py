@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from emkit.bench import measure, report
-from emkit.bench.child import FORMS
+from emkit.bench.child import FORMS, RIDGE
 from emkit.bench.models import Shape, write_models
 from emkit.errors import UserError
 
@@ -131,14 +131,15 @@ def _compare(method: Compared, base: Path, experts: list[Path], options: Options
 
 
 def _wudi(rows: int, columns: int, iterations: int, say) -> dict:
-    """Both forms on one matrix; ``UserError`` if they do not come to the same."""
+    """WUDI in both forms and Ridge on one matrix; ``UserError`` if the forms do not come to the same."""
     costs, found = {}, {}
-    for form in FORMS:
+    for form in (*FORMS, RIDGE):
         cost = measure.run([*CHILD, WUDI, json.dumps([form, rows, columns, WUDI_EXPERTS, iterations])])
         result = json.loads(cost.output)
         costs[form] = cost.to_json() | {"iterations_s": round(result["seconds"], 3)}
         found[form] = result["entries"]
-        say(f"wudi {rows}x{columns}, {form} form: {result['seconds']:.1f} s for {iterations} steps")
+        what = RIDGE if form == RIDGE else f"wudi in {form} form, {iterations} steps"
+        say(f"{rows}x{columns}, {what}: {result['seconds']:.1f} s")
     furthest = max(abs(a - b) for a, b in zip(found["emkit"], found["direct"], strict=True))
     if furthest > 1e-6:
         raise UserError(f"the two forms of WUDI differ by {furthest}: a benchmark of unequal things says nothing")
@@ -186,15 +187,16 @@ def _methods(found: dict) -> str:
 
 
 def _forms(entries: list[dict]) -> str:
-    seconds = [[entry[form]["iterations_s"] for form in FORMS] for entry in entries]
+    seconds = [[entry[form]["iterations_s"] for form in (*FORMS, RIDGE)] for entry in entries]
     sizes = [f"{entry['rows']} × {entry['columns']}" for entry in entries]
-    block = [sum(n * pair[i] for n, pair in zip(BLOCK, seconds, strict=True)) for i in range(len(FORMS))]
+    block = [sum(n * pair[i] for n, pair in zip(BLOCK, seconds, strict=True)) for i in range(len(FORMS) + 1)]
     cells = [
-        [size, f"{ours:.2f}", f"{direct:.2f}", f"{direct / ours:.1f}"]
-        for size, (ours, direct) in zip([*sizes, "a block's seven matrices"], [*seconds, block], strict=True)
+        [size, f"{ours:.2f}", f"{direct:.2f}", f"{direct / ours:.1f}", f"{ridge:.2f}", f"{ours / ridge:.1f}"]
+        for size, (ours, direct, ridge) in zip([*sizes, "a block's seven matrices"], [*seconds, block], strict=True)
     ]
     text = (
         f"WUDI, {entries[0]['iterations']} Adam steps, K = {entries[0]['experts']}: seconds that the Gram form (its "
-        "set-up included) and the direct form take.\n\n"
+        "set-up included) and the direct form take; and the one solution of Ridge, the method `ridge`.\n\n"
     )
-    return text + report.table(["matrix", "Gram form s", "direct form s", "direct / Gram"], cells) + "\n"
+    head = ["matrix", "Gram form s", "direct form s", "direct / Gram", "ridge s", "Gram / ridge"]
+    return text + report.table(head, cells) + "\n"

@@ -77,10 +77,13 @@ class Workload:
         kind = InternVLForConditionalGeneration
         return kind.from_pretrained(self.folder / member, dtype=torch.float32, local_files_only=True).eval()
 
-    def start(self) -> Coefficients:
-        """0.1 to 0.3 everywhere."""
-        rng, names = np.random.default_rng(0), self.task_vectors().names
-        return Coefficients(tuple(self.tasks), {name: rng.uniform(0.1, 0.3, (self.experts, 1)) for name in names})
+    def start(self, by_row: bool = False) -> Coefficients:
+        """0.1 to 0.3 everywhere: one of every tensor, or ``by_row`` of a matrix."""
+        rng, vectors, values = np.random.default_rng(0), self.task_vectors(), {}
+        for name in vectors.names:
+            shape = vectors.base.info(name).shape
+            values[name] = rng.uniform(0.1, 0.3, (self.experts, shape[0] if by_row and len(shape) == 2 else 1))
+        return Coefficients(tuple(self.tasks), values)
 
 
 def make(shape: Shape, folder: Path, experts: int, samples: int, tokens: int, taken: int) -> Workload:

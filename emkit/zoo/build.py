@@ -12,6 +12,7 @@ import contextlib
 import json
 import multiprocessing.connection
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,12 +33,17 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "zoo"
 
 
 def load_recipe(name: str) -> dict:
-    """The zoo recipe called ``name`` (``internvl-mini``, ``internvl-smoke``)."""
-    path = RECIPES / f"{name}.yaml"
+    """The zoo recipe called ``name`` (``internvl-mini``, ``internvl-smoke``), or that with other seeds
+    (``internvl-mini-seed1``): those of weights and batches 1 higher, those of the data 1,000."""
+    given = re.fullmatch(r"(.+)-seed([1-9][0-9]?)", name)
+    path, further = RECIPES / f"{given[1] if given else name}.yaml", int(given[2]) if given else 0
     if not path.exists():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise UserError(f"no zoo recipe '{name}': choose one of {known}")
-    return yaml.safe_load(path.read_text()) | {"name": name}
+        raise UserError(f"no zoo recipe '{name}': choose one of {known}; '-seed1' behind it gives it other seeds")
+    recipe = yaml.safe_load(path.read_text())
+    if further:
+        recipe |= {"seed": recipe["seed"] + further, "data_seed": recipe["data_seed"] + 1000 * further}
+    return recipe | {"name": name}
 
 
 def domains(recipe: dict) -> dict[str, str]:

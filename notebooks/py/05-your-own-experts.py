@@ -86,6 +86,9 @@ Markdown(commands.head(f"{folder}/merge.yaml", 24))
 # \frac{1}{KL}\sum_{k,\ell}\bigl|\alpha_k^\ell - \bar\alpha\bigr|,\qquad
 # \theta^\ell = \theta_{\text{base}}^\ell + \sum_k \alpha_k^\ell\,\tau_k^\ell .$$
 #
+# The paper tunes the task weights $\beta_k$ on validation items, which you may not have. Unless you give them, $\beta_k$ is
+# one over the base's own loss on task $k$, so that every task counts in units of what there is to learn (`beta: auto`).
+#
 # It needs prompts, a few for each expert and *without answers*: the expert gives them itself. Whatever a flag says stands in
 # place of the recipe's line. `--dry-run` checks everything that can be checked before weights are read, and stops.
 
@@ -131,13 +134,14 @@ Markdown(commands.card(f"{folder}/merged"))
 # ## 6. Did it work?
 #
 # The merged folder is opened like an expert and asked the test questions. Beside it: Task Arithmetic, whose one λ is all
-# there is to choose, at the fit's start and at 1, and three methods that need no prompts. All of these are made in memory
-# from the opened experts; nothing is written.
+# there is to choose, at the fit's start and at 1, and four methods that need no prompts, the last of which (one linear
+# system for each matrix) is not in the paper. All of these are made in memory from the opened experts; nothing is written.
 
 # %%
 merged = training.skills(emkit.Experts(own.base, {"merged": f"{folder}/merged"}), {"Expert Merging": 1.0}, own.tests)
 others = {f"Task Arithmetic λ={value:g}": value for value in (scale, 1.0)}
 others |= {"TIES": emkit.ties(opened), "TSV": emkit.tsv(opened), "WUDI": emkit.wudi(opened)}
+others["Ridge"] = emkit.ridge(opened)
 results = training.together(before, training.skills(opened, others, own.tests), merged)
 desk.show(training.bars(results), alt="Right answers in percent of base, experts and merges on the two tests.")
 results
@@ -162,8 +166,8 @@ desk.show(learned.history.plot(), alt="Losses of both tasks and mean coefficient
 
 # %% [markdown]
 # The first two panels are the two losses of each task, Eq. 1 and Eq. 2. Every step sees another sample, so the lines are
-# jagged: look at their level, first against last. Where one task's rises while the other's falls, the weights $\beta_k$
-# (`--option beta.NAME=2`) say which matters more. The third panel is the mean coefficient of each expert, from its start at
+# jagged: look at their level, first against last. Where one task's rises while the other's falls, weights of your own
+# (`--option beta.NAME=2`, 1 for the others) say which matters more. The third panel is the mean coefficient of each expert, from its start at
 # λ: look which expert the fit has come to trust more, and compare with the bars above.
 #
 # ## 7. What goes wrong in practice
