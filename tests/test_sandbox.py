@@ -338,10 +338,10 @@ an_ordinary_user = pytest.mark.skipif(
 )
 
 
-def in_a_process(*missing: int, as_user: bool = False) -> str:
+def in_a_process(*missing: int, as_user: bool = False, code: str = MAIN) -> str:
     """What a caller prints on a system that lacks the system calls ``missing``, or that is not root."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", MAIN, *map(str, missing)]
+    command = [sys.executable, "-c", code, *map(str, missing)]
     before = _become_a_user if as_user and os.geteuid() == 0 else None
     done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, preexec_fn=before)
     assert done.returncode == 0, done.stderr
@@ -484,6 +484,9 @@ def test_crossing_opens_no_door(program, tests):
     assert sandbox.run(program, tests, limits=QUICK).status in ("failed", "timeout", "memory")
 
 
+REFUSED = ("PermissionError", "FileNotFoundError")  # not to be read; in a root of its own, not there
+
+
 @pytest.mark.parametrize("name", ["site-packages", "", "site-packages/README.txt"])
 def test_of_python_s_folder_the_library_alone_can_be_read(name):
     import sysconfig
@@ -491,7 +494,7 @@ def test_of_python_s_folder_the_library_alone_can_be_read(name):
     folder = os.path.join(sysconfig.get_path("stdlib"), name)
     read = f"os.listdir({folder!r}) if os.path.isdir({folder!r}) else open({folder!r}).read()"
     code = f"import os\ndef f():\n    return {read}"
-    assert "PermissionError" in run(code, ("f()", [])).detail or not os.path.exists(folder)
+    assert any(no in run(code, ("f()", [])).detail for no in REFUSED) or not os.path.exists(folder)
     read = "def f():\n    import json, decimal, sqlite3, ssl, zoneinfo, xml.dom.minidom, email.mime.text\n    return 1"
     assert run(read, ("f()", 1)).passed
 
@@ -499,4 +502,141 @@ def test_of_python_s_folder_the_library_alone_can_be_read(name):
 @pytest.mark.parametrize("path", ["/usr/lib", "/lib", "/etc", "/usr/lib/os-release", "/etc/passwd", "/usr/share"])
 def test_of_the_system_the_loader_s_files_alone_can_be_read(path):
     code = f"import os\ndef f():\n    return os.listdir({path!r}) if os.path.isdir({path!r}) else open({path!r}).read()"
-    assert "PermissionError" in run(code, ("f()", [])).detail
+    assert any(no in run(code, ("f()", [])).detail for no in REFUSED)
+
+
+# ---------------------------------------------------------------------------------------- a root of its own
+ROOMS = Path(sandbox.__file__).parent
+MOVED = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+import rooms
+folder, library, hidden, files, links = json.loads(sys.argv[2])
+moved = rooms.move_in(folder, library, hidden, files, links)
+def read(path):
+    try:
+        return open(path).read()
+    except OSError as error:
+        return type(error).__name__
+print(json.dumps([moved, [os.path.exists(p) for p in sys.argv[3:]], [read(p) for p in files + [l for l, _ in links]]]))
+"""
+
+
+def moved(folder, library, hidden, files, links, *asked: str):
+    """What is seen after :func:`eval.sandbox.rooms.move_in`, in a process of its own: whether it moved, whether what is
+    ``asked`` for exists, and what files and links hold."""
+    job = json.dumps([str(folder), str(library), hidden, [str(f) for f in files], [[str(a), b] for a, b in links]])
+    command = [sys.executable, "-c", MOVED, str(ROOMS), job, *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def a_system_of_toys(tmp_path) -> dict:
+    """A library with a package that was installed into it, a compiled module that is a linked file, too, and a library
+    elsewhere with its link."""
+    library, elsewhere, folder = tmp_path / "lib", tmp_path / "usr", tmp_path / "program"
+    for path in (library / "site-packages", library / "lib-dynload", elsewhere, folder):
+        path.mkdir(parents=True)
+    (library / "os.py").write_text("os")
+    (library / "lib-dynload" / "a.so").write_text("compiled")
+    (library / "site-packages" / "secret.py").write_text("secret")
+    (elsewhere / "z.so.1.2").write_text("z")
+    (elsewhere / "other.so").write_text("other")
+    (folder / "mine").write_text("mine")
+    files = [library / "lib-dynload" / "a.so", elsewhere / "z.so.1.2"]
+    links = [(elsewhere / "z.so.1", "z.so.1.2"), (library / "lib-dynload" / "b.so", "a.so")]
+    return {"folder": folder, "library": library, "hidden": ["site-packages"], "files": files, "links": links}
+
+
+def holds(tmp_path) -> dict[str, str]:
+    return {str(f.relative_to(tmp_path)): f.read_text() for f in sorted(tmp_path.rglob("*")) if f.is_file()}
+
+
+def a_root_of_its_own() -> bool:
+    """Whether this system allows one, by asking it (some containers do not)."""
+    code = "import ctypes; print(ctypes.CDLL(None).unshare(0x00020000))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+where_roots_are_allowed = pytest.mark.skipif(
+    os.geteuid() != 0 or not a_root_of_its_own(),
+    reason="NOT TESTED: only root with CAP_SYS_ADMIN has mounts of its own",
+)
+
+
+@where_roots_are_allowed
+def test_in_a_root_of_its_own_nothing_else_is_there_and_no_real_file_is_touched(tmp_path):
+    toys = a_system_of_toys(tmp_path)
+    before = holds(tmp_path)
+    asked = [toys["library"] / "os.py", toys["folder"] / "mine", toys["library"] / "site-packages" / "secret.py"]
+    asked += [
+        tmp_path / "usr" / "other.so",
+        Path("/etc/passwd"),
+        Path("/proc/self"),
+        Path("/bin/sh"),
+        Path("/dev/null"),
+    ]
+    found, there, contents = moved(*toys.values(), *map(str, asked))
+    assert found and there == [True, True, False, False, False, False, False, False]
+    assert contents == ["compiled", "z", "z", "FileNotFoundError"]  # no link is made below the library
+    assert holds(tmp_path) == before
+
+
+@where_roots_are_allowed
+def test_a_root_that_cannot_be_finished_leaves_everything_as_it_was(tmp_path):
+    toys = a_system_of_toys(tmp_path)
+    before = holds(tmp_path)
+    toys["files"].append(tmp_path / "usr" / "there-is-none.so")
+    found, there, contents = moved(*toys.values(), "/etc/passwd", str(toys["folder"] / "mine"))
+    assert not found and there == [True, True] and contents[:2] == ["compiled", "z"]
+    assert holds(tmp_path) == before
+
+
+SEEN = """
+import os
+def f(path):
+    try:
+        return os.stat(path).st_size >= 0
+    except FileNotFoundError:
+        return False
+"""
+WALK = """
+import os
+def f():
+    seen = []
+    for fd in range(64):
+        for up in ("..", "../..", "../../../.."):
+            try:
+                os.stat(f"{up}/etc/passwd", dir_fd=fd)
+                seen.append(fd)
+            except OSError:
+                pass
+    return seen
+"""
+
+
+@where_roots_are_allowed
+def test_a_program_does_not_learn_that_a_file_is_there(folder):
+    (folder / "secret").write_text("x")
+    outside = [str(folder / "secret"), "/etc/passwd", "/proc/self/status", "/usr/bin/env", str(ROOT)]
+    assert run(SEEN, *((f"f({path!r})", False) for path in outside), ("f(os.__file__)", True)).passed
+    # not by walking back from what is open, either
+    assert run(WALK, ("f()", [])).passed
+
+
+@an_ordinary_user
+def test_an_ordinary_user_s_program_does_not_learn_it_either():
+    allowed = "import ctypes; print(ctypes.CDLL(None).unshare(0x10020000))"
+    if in_a_process(as_user=True, code=allowed) != "0":
+        pytest.skip("NOT TESTED: this system gives ordinary users no namespaces")
+    calls = [(f"f({str(ROOT)!r})", False)]
+    code = f"from eval import sandbox\nprint(sandbox.run({SEEN!r}, {calls!r}).status)"
+    assert in_a_process(as_user=True, code=code) == "passed"
+
+
+def test_where_a_root_is_forbidden_programs_may_learn_it_and_no_more():
+    """What SECURITY.md says of such systems."""
+    code = "import errno\nfrom eval import sandbox\nfrom eval.sandbox import seccomp\n"
+    code += f"seccomp.refuse({{{UNSHARE[os.uname().machine]}: errno.EPERM}})\n"
+    code += f"print(sandbox.run({SEEN!r}, [('f(\\'/etc/passwd\\')', True)]).status)"
+    assert in_a_process(code=code) == "passed"

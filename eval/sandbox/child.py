@@ -12,9 +12,11 @@ import os
 import random
 import sys
 import traceback
+from collections.abc import Callable
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import raised
+import rooms
 import serving
 import walls
 import wire
@@ -63,19 +65,36 @@ def _place(error: Exception, tests: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ start
-def read_library_by_handle() -> None:
-    """Import from open folders: the user we become may not be able to walk to them (Python below /root).
+def read_library_by_handle() -> list[int]:
+    """Import from open folders, which are returned: the user we become may not be able to walk to them (Python below
+    /root)."""
+    named = [path for path in walls.library() if os.path.isdir(path)]
+    handles = [os.open(path, os.O_PATH) for path in named]
+    import_from([f"/proc/self/fd/{handle}" for handle in handles], named[0])
+    return handles
+
+
+def import_from(folders: list[str], instead_of: str) -> None:
+    """Import from ``folders``, the library's; packages that were imported from ``instead_of`` are in the first, too.
 
     What is in them is looked up now: they may not be listed later, as site-packages is in one of them.
     """
-    named = walls.library()
-    handles = [os.open(path, os.O_PATH) for path in named if os.path.isdir(path)]
-    sys.path[:] = [f"/proc/self/fd/{handle}" for handle in handles]
+    sys.path[:] = folders
     sys.path_importer_cache.clear()
     for module in list(sys.modules.values()):
         if path := getattr(module, "__path__", None):
-            module.__path__ = [folder.replace(named[0], sys.path[0], 1) for folder in path]
+            module.__path__ = [folder.replace(instead_of, folders[0], 1) for folder in path]
     importlib.machinery.PathFinder.find_spec("a_name_that_no_module_has")
+
+
+def move_in(folder: str, files: list[str], links: list, handles: list[int]) -> None:
+    """Into a root of our own, where the system allows that, and then import by the library's own name: from an open
+    folder (one of ``handles``) one can walk back out."""
+    library = [path for path in walls.library() if os.path.isdir(path)]
+    if rooms.move_in(folder, library[0], list(walls.hidden()), [*files, *walls.loader()], links):
+        import_from(library, sys.path[0])
+        for handle in handles:
+            os.close(handle)
 
 
 def shut_in(limits: dict, readable: list[int], folder: str | None, handle: int | None, parent: int) -> None:
@@ -98,15 +117,16 @@ def main() -> None:
         os.dup2(null, number)
         os.close(null)
     (from_us, to_them), (from_them, to_us), ours = os.pipe(), os.pipe(), os.getpid()
-    read_library_by_handle()
-    readable = [os.open(path, os.O_PATH) for path in walls.readable(json.loads(sys.argv[4]))]  # the last: many numbers
+    files, links = json.loads(sys.argv[4])
+    handles = read_library_by_handle()
+    readable = [os.open(path, os.O_PATH) for path in walls.readable(files)]  # the last: many numbers
     pid = os.fork()
     if pid == 0:
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
         for number in (null, verdict, to_them, from_them):
             os.close(number)
-        _untrusted(limits, readable, folder, ours, from_us, to_us)
+        _untrusted(limits, readable, folder, ours, from_us, to_us, lambda: move_in(folder, files, links, handles))
     os.close(from_us)
     os.close(to_us)
     untrusted = Untrusted(pid, os.fdopen(to_them, "wb"), os.fdopen(from_them, "rb"), limits["reply_bytes"])
@@ -125,11 +145,16 @@ def main() -> None:
     os.write(verdict, json.dumps([status, detail[: raised.DETAIL]]).encode())
 
 
-def _untrusted(limits: dict, readable: list[int], folder: str, parent: int, requests: int, replies: int) -> None:
-    """Shut ourselves in, say so, and serve until the checking process goes away; never returns."""
+def _untrusted(
+    limits: dict, readable: list[int], folder: str, parent: int, requests: int, replies: int, first: Callable[[], None]
+) -> None:
+    """Do what comes ``first``, shut ourselves in, say so, and serve until the checking process goes away.
+
+    Never returns."""
     try:
         with os.fdopen(requests, "rb") as source, os.fdopen(replies, "wb") as target:
             try:
+                first()
                 os.chdir(folder)
                 handle = os.open(".", os.O_PATH)
                 shut_in(limits, readable, folder, handle, parent)

@@ -107,7 +107,8 @@ def _no_plain_data(value):
 
 def _judge(job: bytes, folder: str, limits: Limits) -> Result:
     """One sandbox from start to end."""
-    arguments = [folder, json.dumps(dataclasses.asdict(limits)), str(os.getpid()), json.dumps(linked())]
+    files = [linked(), links()]
+    arguments = [folder, json.dumps(dataclasses.asdict(limits)), str(os.getpid()), json.dumps(files)]
     theirs, ours = os.pipe()  # never written to: it breaks when the last process of the sandbox is gone
     try:
         process = subprocess.Popen(
@@ -159,6 +160,19 @@ def linked() -> list[str]:
     """
     run = subprocess.run([*_PYTHON, "-c", code], env={}, cwd="/", capture_output=True, text=True, check=False)
     return [path for path in run.stdout.splitlines() if os.path.isfile(path)]
+
+
+@functools.cache
+def links() -> list[tuple[str, str]]:
+    """The symbolic links by which the loader comes to :func:`linked`'s files, each with what it says: those of the
+    root folder, as /lib, and those beside the files, as libz.so.1."""
+    files = set(linked())
+    found = [(f"/{name}", os.readlink(f"/{name}")) for name in sorted(os.listdir("/")) if os.path.islink(f"/{name}")]
+    for folder in sorted({os.path.dirname(file) for file in files}):
+        for entry in os.scandir(folder):
+            if entry.is_symlink() and os.path.realpath(entry.path) in files:
+                found.append((entry.path, os.readlink(entry.path)))
+    return found
 
 
 def _await_the_end(pipe: int) -> None:

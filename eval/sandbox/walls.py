@@ -92,6 +92,16 @@ def library() -> list[str]:
     return [folder, os.path.join(folder, "lib-dynload")]
 
 
+def hidden() -> tuple[str, ...]:
+    """What lies in the library's folder and is none of it."""
+    return _NOT_PYTHON
+
+
+def loader() -> list[str]:
+    """Where the loader looks names of libraries up, if it is there."""
+    return [_LOADER] if os.path.exists(_LOADER) else []
+
+
 def readable(linked: list[str]) -> list[str]:
     """What a sandboxed process may read: what is in the standard library's folder but packages that were installed
     there, and ``linked``, the files that it is linked with. Not the folder itself, which holds those packages."""
