@@ -34,6 +34,7 @@ from emkit.sealed import read_value, write_value
 from emkit.task_vectors import TaskVectors
 
 TOLD = 10_000  # coefficients that every step of a history tells of: of rows there may be millions
+FEW_STATES = 8  # where there are more than TOLD coefficients, whose state takes a while to write
 STATES = 50  # how often in a fit its state is written at least
 
 
@@ -165,6 +166,7 @@ def fit(
     identity = sha256_json(stated | problem.identity | {"engine": engine.identity})
     history = _resume(variable, state, identity)
     vectors, steps = problem.task_vectors, optimiser.steps
+    kept_every = -(-steps // (STATES if len(variable.w) <= TOLD else FEW_STATES))
     placement = vectors if isinstance(vectors, Placement) else place(vectors, problem.model, engine)
     merged = MergedModel(problem.model, placement, _coefficients(start, variable), problem.backbone.parameter_name)
     try:
@@ -175,7 +177,7 @@ def fit(
             for step in range(len(history), steps):
                 report("fit step", step, steps)
                 history.append(_step(problem.at(history), merged, variable, start, step, seed, engine))
-                if state is not None and len(history) % -(-steps // STATES) == 0:
+                if state is not None and len(history) % kept_every == 0:
                     write_value(state, {"identity": identity, "history": history, **variable.snapshot()})
                 bar.set_postfix(loss=f"{history[-1]['loss']:.4f}", refresh=False)
                 bar.update()

@@ -4,14 +4,19 @@
 is that method's own merge. Eq. 3 is minimised as in Expert Merging, with one coefficient of each expert for every
 output row of a matrix (every attention head, or every tensor); of other tensors than matrices one for the tensor. No β
 is tuned: ``auto`` weighs each task in units of the base's loss on it.
+
+Parts are whole fp32 tensors, K of each: where they fit neither the device nor the host's memory they are made anew at
+every step, which is slow.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from emkit.alignment.learner import Learned
 from emkit.alignment.objectives import hidden_alignment, logit_alignment, objective
@@ -39,7 +44,7 @@ class ExpertMergingRows(RidgeActivations, ExpertMerging):
         "ours: on two miniatures rows gained 0 to 2 points over tensors",
     )
     initial: float | dict[str, float] = option(1.0, "where the coefficients start: 1 is the closed form", "ours")
-    beta: dict[str, float] | Rule = option(
+    beta: dict[str, Annotated[float, Field(ge=0)]] | Rule = option(
         "auto",
         "as of Expert Merging",
         "ours: on parts little depends on it, and nothing of it is tuned",
@@ -98,4 +103,4 @@ def merge(ctx: Context[ExpertMergingRows]) -> Merge:
     start = Coefficients(initial.experts, values)
     coefficients, stage = aligned(fitter, options, calibration, start, sum(counts.values()))
     learned = Learned(coefficients, [stage], calibration.described)
-    return linear(ctx, coefficients, None, learned, parts)
+    return replace(linear(ctx, coefficients, None, learned, parts), identity=moments.identity)
