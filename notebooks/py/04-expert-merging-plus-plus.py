@@ -34,7 +34,7 @@ from IPython.display import Markdown
 
 from emkit.alignment.importance import allocate_chunks, layer_importance
 from eval import desk
-from eval.lessons import chunks, lesions, probe, short_fits
+from eval.lessons import chunks, interference, lesions, probe, short_fits
 
 desk.ready()
 
@@ -198,6 +198,44 @@ lesions.within_sizes(frame)
 # can stand in for each other both look harmless. And where coefficients are cheap to learn is not the same as where task
 # vectors are indispensable: Eq. 4 could spend its budget well even if importance predicted no damage. That is why both
 # tests are here.
+#
+# ## An aside: why WUDI stops early
+#
+# WUDI Merging, the strongest baseline here, learns no coefficients: for each matrix it looks for an $M$ with a small
+# $\sum_k \|(M - \tau_k)\tau_k^\top\|^2 / \|\tau_k\|^2$, by 300 steps of Adam from $\sum_k \tau_k$. The objective is a
+# quadratic form, so its minimum can be written down. Why does nobody use it?
+#
+# Along an eigenvector of $C = \sum_k n\,\tau_k^\top\tau_k / \|\tau_k\|^2$ the objective is a parabola whose curvature is the
+# eigenvalue. **What to look at.** How many decades the lines fall. Where an eigenvalue is small, any $M$ is as good as any
+# other to the objective; not to the model, whose inputs may point there.
+
+# %%
+spectrum = interference.spectra(vectors, backbone)
+desk.show(
+    interference.falling(spectrum),
+    alt="Eigenvalues of the quadratic form of WUDI's objective, largest first, on a logarithmic scale; a panel a kind of "
+    "matrix, a line a block: they fall over several decades.",
+)
+
+# %% [markdown]
+# Now the same objective, left at different places: Adam after 0 (that is $\sum_k \tau_k$), 30, 300 and 3,000 steps, the
+# minimum itself, and the minimum with a ridge, $+ \rho\,\|M - \sum_k \tau_k\|^2$, which keeps $M$ at its start exactly where
+# the eigenvalue is below ρ: emkit's method `ridge`, which is not in the paper. Beside each: the length of what it adds, what
+# is left of the objective, and the loss on the validation questions.
+
+# %%
+rate = zoo.plan.settings("wudi").lr if "wudi" in zoo.plan.rows else 3e-4
+merges = interference.ways(zoo.experts, rate, (0, 30, 300, 3000), (0.01, 0.1, 1.0, 10.0))
+left = interference.stopped(live, merges, asked)
+left.round(3)
+
+# %%
+Markdown(interference.verdict(left, spectrum))
+
+# %% [markdown]
+# **What to look at.** The objective and the loss do not fall together: the minimum has the least of the one and much of the
+# other. Stopping early *is* WUDI's regulariser, by a number of steps at a rate in the weights' own units; ρ says the same
+# openly, in units of the eigenvalues.
 #
 # ## Exercises
 #
