@@ -137,3 +137,23 @@ def test_the_score_of_an_adapter_depends_on_its_base(folder, tmp_path):
     assert set(plan.model_names("math")) == {"base", "Math"} and set(plan.model_names("base")) == {"base"}
     plan = plan_of(folder, tmp_path / "whole", folder / "whole")
     assert set(plan.model_names("math")) == {"Math"}
+
+
+def test_every_row_of_adapters_of_a_16_bit_base_can_be_written(tmp_path):
+    """As published bases are stored; an expert with its unmerged tensors reset is rounded as a merge is."""
+    pytest.importorskip("peft")
+    tiny.save(tiny.language_model(seed=1), tmp_path / "base", tiny.tokenizer(), dtype=torch.bfloat16)
+    for seed, name in enumerate(("math", "code")):
+        write_adapter(tmp_path / name, "base", SHAPES, seed)
+        lines = [json.dumps({"prompt": f"Tell {name} number {i}."}) for i in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    plan = plan_of(tmp_path, tmp_path / "run", tmp_path)
+    for row in plan.rows:
+        merging.merge(plan, Job(row, 0), tmp_path / row / "model", tmp_path / "cache")
+    base, reset = own.tensors(tmp_path / "base"), own.tensors(tmp_path / "math_reset" / "model")
+    assert {tensor.dtype for tensor in reset.values()} == {torch.bfloat16}
+    for name, tensor in reset.items():
+        wanted, module = base[name].double(), name.removesuffix(".weight")
+        if module in SHAPES:
+            wanted = wanted + expected_delta(tmp_path / "math", module, ALPHA / RANK)
+        torch.testing.assert_close(tensor.double(), wanted, rtol=2**-8, atol=0)  # one rounding

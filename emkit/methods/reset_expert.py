@@ -8,5 +8,7 @@ from emkit.methods import method
 
 @method("reset_expert", "expert")
 def merge(ctx: Context) -> Merge:
-    assert ctx.model is not None  # by its needs
-    return Merge(replaced(ctx, ctx.model.read), ctx.base)
+    expert = ctx.model
+    assert expert is not None  # by its needs
+    # an adapter's tensors are fp32, which a merge of it in the base's dtype cannot be
+    return Merge(replaced(ctx, lambda name: expert.read(name).to(ctx.base.info(name).dtype)), ctx.base)

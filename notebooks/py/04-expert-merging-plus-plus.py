@@ -213,8 +213,8 @@ lesions.within_sizes(frame)
 spectrum = interference.spectra(vectors, backbone)
 desk.show(
     interference.falling(spectrum),
-    alt="Eigenvalues of the quadratic form of WUDI's objective, largest first, on a logarithmic scale; a panel a kind of "
-    "matrix, a line a block: they fall over several decades.",
+    alt="Eigenvalues of the quadratic form of WUDI's objective, largest first, on a logarithmic scale; a panel a kind "
+    "of matrix, a line a block: they fall over several decades.",
 )
 
 # %% [markdown]
