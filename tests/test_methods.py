@@ -41,6 +41,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def test_what_methods_need():
     learned = {"expert_merging", "expert_merging_pp", "adamerging", "adamerging_pp"}
+    learned |= {"expert_merging_rows", "ridge_activations"}
     assert {name for name, method in registry().items() if method.learned} == learned
     assert {name for name, method in registry().items() if method.random} == learned | {"ta_dare", "ties_dare"}
     assert registry()["task_arithmetic"].needs == {"scale"}

@@ -71,6 +71,7 @@ def few(path: Path, table: str, rows: Sequence[str], columns: Sequence[str]) -> 
     data = yaml.safe_load((ROOT / "eval" / "tables" / f"{table}.yaml").read_text(encoding="utf-8"))
     data["rows"] = [row | {"method": None} if row["id"] == "ties" else row for row in data["rows"] if row["id"] in rows]
     data["compare"] = [pair for pair in data["compare"] if set(pair) <= set(rows)]
+    data["compare_beyond"] = [pair for pair in data["compare_beyond"] if set(pair) <= set(rows)]
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(data | {"columns": list(columns)}, sort_keys=False), encoding="utf-8")
     text = (SMOKE.parent / f"{data['backbone']}.yaml").read_text(encoding="utf-8")

@@ -190,7 +190,10 @@ def test_emkit_refuses_in_one_line_too(recipe, refuses, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["plan", "table1", "--profile", "foo"], ["no profile 'foo'", "mini, paper, small, smoke"]),
+        (
+            ["plan", "table1", "--profile", "foo"],
+            ["no profile 'foo'", "mini, mini-seed1, mini-seed2, paper, small, smoke"],
+        ),
         (["plan", "table1", "--profile", "smoek"], ["no profile 'smoek'", "did you mean 'smoke'"]),
         (["reproduce", "tabel1"], ["no table 'tabel1'", "did you mean 'table1'"]),
         (["table", "table14x"], ["no table 'table14x'"]),

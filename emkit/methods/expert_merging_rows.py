@@ -2,8 +2,8 @@
 
 θ_base + Σ_k α_k ⊙ P_k, where P_k is expert k's part of ``ridge_activations`` in place of τ_k, and α starts at 1, which
 is that method's own merge. Eq. 3 is minimised as in Expert Merging, with one coefficient of each expert for every
-output row of a matrix (every attention head, or every tensor); of other tensors than matrices one for the tensor. No β
-is tuned: ``auto`` weighs each task in units of the base's loss on it.
+output row of a matrix (every attention head, or every tensor). No β is tuned: ``auto`` weighs each task in units of the
+base's loss on it. Other tensors than matrices have P_k = τ_k / K and one coefficient.
 
 Parts are whole fp32 tensors, K of each: where they fit neither the device nor the host's memory they are made anew at
 every step, which is slow.

@@ -7,7 +7,7 @@ M = Σ_k P_k, P_k = τ_k (C_k + ρ λ I) (Σ_j C_j + ρ I)⁻¹ as in ``ridge``,
 X_k [N, n] being the matrix's inputs while expert k runs on its calibration samples (RegMean's statistics, Jin et al.,
 2023), T_k what stands for inputs that five samples do not show, a_k ∝ 1 / ‖τ_k A_k^½‖² and t_k ∝ 1 / ‖τ_k T_k^½‖² of
 mean 1 over the experts of a matrix: every expert's *relative* output error counts alike. Matrices whose inputs are not
-known (no linear layers) have C_k = t_k T_k; other tensors than matrices: θ_base + mean τ_k.
+known (no linear layers) have C_k = t_k T_k. Other tensors than matrices: θ_base + mean τ_k.
 """
 
 from __future__ import annotations
