@@ -79,6 +79,9 @@ class Profile(Settings):
     beside: list[str] = option([], "profiles whose order of the merges a table's conclusion compares with its own")
     asked_as: str | None = option(None, "the profile of which the columns' files speak; none: its own name")
     methods: dict[str, dict[str, Any]] = option({}, "method → options that differ from its defaults")
+    prose: dict[str, str] = option(
+        {}, "paragraphs of a table's notebook that hold for these models, in place of the table's own of that name"
+    )
     sources: dict[str, str] = option({}, "dotted key → where its value is from")
 
     @cached_property

@@ -66,8 +66,9 @@ class View:
         return f"# {plan.table.title}: {plan.table.about}\n\nProfile **{plan.profile.name}**. {self.say('models')}"
 
     def say(self, name: str) -> str:
-        """A paragraph that holds for this table alone, from its YAML file; empty where it has none of that name."""
-        return self.plan.table.prose.get(name, "")
+        """A paragraph that holds for this table alone, from its YAML file or the profile's, which goes before; empty
+        where neither has one of that name."""
+        return self.plan.profile.prose.get(name) or self.plan.table.prose.get(name, "")
 
     def conclusion(self) -> str:
         """What the scores say (:mod:`eval.conclusion`)."""

@@ -183,6 +183,16 @@ def test_rows_beyond_the_paper_stand_and_are_compared_by_themselves(tmp_path):
     assert "Heat map of 3 merges and" in shown.heatmap().alt  # those of the paper
 
 
+def test_a_profile_of_other_models_says_so_in_place_of_the_table(tmp_path):
+    plan = partial(tmp_path, prose={"models": "Ours.", "limits": "Few."})
+    profile = plan.profile_path
+    assert view(plan).say("models") == "Ours."
+    profile.write_text(profile.read_text() + "prose: {models: Theirs.}\n", encoding="utf-8")
+    shown = view(plan)
+    assert shown.say("models") == "Theirs." and shown.say("limits") == "Few." and shown.say("none") == ""
+    assert "Theirs." in shown.heading()
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_order_of_the_merges_is_compared_with_that_on_another_profiles_models(turned):
     """`small` names `mini` beside it: against itself, and against itself upside down."""
