@@ -554,7 +554,9 @@ def holds(tmp_path) -> dict[str, str]:
 
 def a_root_of_its_own() -> bool:
     """Whether this system allows one, by asking it (some containers do not)."""
-    code = "import ctypes; print(ctypes.CDLL(None).unshare(0x00020000))"
+    code = "import ctypes\nlibc, number = ctypes.CDLL(None), ctypes.c_ulong\nprint(libc.unshare(0x00020000)"
+    code += " or libc.mount(b'none', b'/', None, number(16384 | 1 << 18), None)"  # ours alone
+    code += f" or libc.mount(b'tmpfs', {tempfile.gettempdir().encode()!r}, b'tmpfs', number(0), None))"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"
 
 
