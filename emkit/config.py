@@ -129,6 +129,8 @@ def _told(mistakes: Iterable[Any], model: type[BaseModel], data: Any, where: str
     first = found[0]
     alike = [mistake for mistake in found if mistake[0][:1] == first[0][:1]]
     path, value, told = max(alike, key=lambda mistake: (mistake[2]["type"] == "extra_forbidden", len(mistake[0])))
+    if told["type"] == "dict_type" and isinstance(value, str):  # a word in place of a mapping: one of some words
+        told = next((other for _, _, other in alike if other["type"] == "literal_error"), told)
     if told["loc"][-1:] == ("[key]",):
         return fail(_place(where, path[:-1]), f"the key {told['input']!r} is not text: quote it")
     if told["type"] in ("extra_forbidden", "missing"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,20 @@ class Job:
 
         ``UserError`` where that takes more memory than a device has.
         """
+        with self._on_the_device():
+            return self.method.run(self.context)
+
+    @contextlib.contextmanager
+    def _on_the_device(self) -> Iterator[None]:
+        """Deterministic kernels; one line where memory runs out."""
         try:
             with deterministic():
-                return self.method.run(self.context)
+                yield
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory on {self.context.device}: a fit takes less with --dtype bfloat16, --checkpointing or "
-                "fewer --micro-tokens (of a table's profile: `fits`); other programs may have some (`nvidia-smi`); "
-                "what was finished is kept"
+                "fewer --micro-tokens (of a table's profile: `fits`), a merge by matrices with `device: cpu`; other "
+                "programs may have some (`nvidia-smi`); what was finished is kept"
             ) from error
 
     def write(
@@ -57,9 +64,9 @@ class Job:
         """Write the merged model as the folder ``out``, with the side files of ``like`` (the merge's own unless given).
 
         A killed job goes on at its first unfinished shard; the same job gives the same bytes. ``finish`` and
-        ``allowed`` are those of :func:`emkit.saving.write_checkpoint`.
+        ``allowed`` are those of :func:`emkit.saving.write_checkpoint`. ``UserError`` as of :meth:`run`.
         """
-        with deterministic():
+        with self._on_the_device():
             write_checkpoint(
                 out, merge.tensors, like or merge.like, card, shard_bytes, self.key(merge), finish, allowed
             )

@@ -195,6 +195,12 @@ class Wrapped(Backbone):
     def merged_block(self, name: str) -> int | None:
         return self.backbone.merged_block(name)
 
+    def by_head(self, name: str) -> bool:
+        return self.backbone.by_head(name)
+
+    def head_rows(self, model: Any) -> int:
+        return self.backbone.head_rows(model)
+
     def parameter_name(self, name: str) -> str:
         return self.backbone.parameter_name(name)
 

@@ -21,9 +21,9 @@ HEADS = ("rows", "each zoo", "mean", "95 % interval, other items", "p (Holm)", "
 
 
 def opened(table: str, profiles: Sequence[str], results: str) -> list[Plan]:
-    """A plan for each profile; ``UserError`` for fewer than two, and where they ask other columns."""
-    if len(set(profiles)) < 2:
-        raise UserError("name two profiles or more, such as mini mini-seed1 mini-seed2")
+    """A plan for each profile; ``UserError`` for fewer than two, for one twice, and where they ask other columns."""
+    if len(profiles) < 2 or len(set(profiles)) < len(profiles):
+        raise UserError("name two profiles or more, each once, such as mini mini-seed1 mini-seed2")
     plans = [Plan(table, profile, results) for profile in profiles]
     for plan in plans[1:]:
         if plan.benchmarks != plans[0].benchmarks or plan.protocol.name != plans[0].protocol.name:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import own_models as own
@@ -9,7 +10,7 @@ import pytest
 import torch
 from engine_toys import by_autograd, problem, toy
 
-from emkit import cli, explain
+from emkit import backbones, cli, explain, pretrained
 from emkit.alignment.arithmetic import Arithmetic, Rows
 from emkit.alignment.fit import TOLD, fit
 from emkit.alignment.losses import Alignment
@@ -85,9 +86,10 @@ def test_how_many_coefficients_each_granularity_has():
     shapes = {"l.0.self_attn.q_proj.weight": (8, 6), "l.0.self_attn.k_proj.weight": (4, 6)}
     shapes |= {"l.0.self_attn.o_proj.weight": (6, 8), "l.0.mlp.up_proj.weight": (12, 6), "norm.weight": (6,)}
     shapes |= {"l.0.self_attn.v_proj.weight": (3, 6)}
-    assert list(coefficients_by("row", shapes, 2).values()) == [8, 4, 6, 12, 1, 3]
-    assert list(coefficients_by("head", shapes, 2).values()) == [4, 2, 1, 1, 1, 1]  # 3 rows are no heads of 2
-    assert list(coefficients_by("tensor", shapes, 2).values()) == [1] * 6
+    counted = lambda by: list(coefficients_by(by, shapes, 2, backbones.get("mistral").by_head).values())  # noqa: E731
+    assert counted("row") == [8, 4, 6, 12, 1, 3]
+    assert counted("head") == [4, 2, 1, 1, 1, 1]  # 3 rows are no heads of 2
+    assert counted("tensor") == [1] * 6
 
 
 def test_a_long_history_tells_no_single_coefficients(made, monkeypatch):
@@ -196,8 +198,28 @@ def test_balanced_fits_and_prompts_that_are_used_up_hold_nothing_out(models, tmp
 
 
 def test_a_rule_that_there_is_not(models, tmp_path, capsys):
-    assert cli.main(own.flags(models, tmp_path / "out", "expert_merging", "--option", "beta=even")) == 2
-    assert "options.beta" in capsys.readouterr().err
+    assert cli.main(own.flags(models, tmp_path / "out", "expert_merging", "--option", "beta=autos")) == 2
+    assert "options.beta: unknown value 'autos': did you mean 'auto'?" in capsys.readouterr().err
+
+
+def test_balanced_and_the_authors_order_are_refused_before_anything_long(models, tmp_path, capsys):
+    both = ("--option", "beta=balanced", "--like", "authors", "--cache", str(tmp_path / "cache"))
+    assert cli.main(own.flags(models, tmp_path / "out", "expert_merging", *both)) == 2
+    assert "beta balanced compares tasks at every step" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("calibration/*"))
+
+
+def test_the_base_is_loaded_once_for_a_fit_and_what_is_held_out(models, tmp_path, monkeypatch):
+    """Two models on a GPU at a time, base and teacher, and not three."""
+    loads, load = [], pretrained.load
+
+    def noted(auto, folder, *rest):
+        loads.append(Path(folder).name)
+        return load(auto, folder, *rest)
+
+    monkeypatch.setattr(pretrained, "load", noted)
+    own.merge(models, tmp_path / "out", "expert_merging", "--cache", str(tmp_path / "cache"), "--samples", "2", *FAST)
+    assert loads.count("base") == 1 and loads.count("math") == 2  # for its samples, and for the one more
 
 
 def test_what_is_explained_and_written_says_what_holds_for_own_models(tmp_path):

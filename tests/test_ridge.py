@@ -9,6 +9,7 @@ from memory import assert_merged, awkward, expected, float64_taus, run
 
 from emkit.alignment.inputs import inputs, recorded
 from emkit.alignment.sequences import collate
+from emkit.errors import UserError
 from emkit.methods.ridge import Parts, ridge, ridge_matrix, ridge_parts, weight_moments
 from emkit.methods.ridge_activations import ActivationMoments, MomentsOfInputs, RelativeMoments, ridge_activations
 from emkit.methods.wudi import wudi_matrix
@@ -64,6 +65,26 @@ def test_the_limits(shape):
     np.testing.assert_allclose(ridge(taus[:1], 1.0), taus[0], atol=1e-9)  # λ = 1: the pull is to itself
     np.testing.assert_allclose(ridge(taus.flip(0)), ridge(taus), atol=1e-12)
     np.testing.assert_allclose(ridge_parts(taus.flip(0)).flip(0), ridge_parts(taus), atol=1e-12)
+
+
+@pytest.mark.parametrize("rank, rho", [(1, 1e-2), (8, 1e-4), (8, 1e-5)])
+def test_a_small_rho_keeps_its_meaning_in_fp32_task_vectors_of_low_rank(rank, rho):
+    """Where C's eigenvalues reach K n / rank, ρ is far below fp32's rounding of them."""
+    generator = torch.Generator().manual_seed(5)
+    taus = torch.stack(
+        [
+            torch.randn(40, rank, generator=generator) @ torch.randn(rank, 400, generator=generator) * 1e-3
+            for _ in range(2)
+        ]
+    )
+    wanted = least_squares(taus.double().numpy(), of_weights(taus.double().numpy()), rho, 0.3)
+    found = ridge_matrix(taus, rho, 0.3)
+    assert float((found - torch.tensor(wanted)).abs().max()) < 1e-6 * np.abs(wanted).max()
+
+
+def test_a_rho_that_rounding_swallows_is_one_line():
+    with pytest.raises(UserError, match="rho 1e-30 is too small for these task vectors"):
+        ridge_matrix(torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(1)), 1e-30)
 
 
 def test_experts_of_low_rank():
@@ -139,7 +160,18 @@ def test_an_expert_that_is_the_base_and_one_that_its_inputs_do_not_reach_ask_for
     unseen = torch.zeros(4, 6, dtype=torch.float64)
     unseen[:, 4] = 1  # what expert 0 changed, its inputs never touch
     moments = ActivationMoments(taus, [unseen.T @ unseen, *(x.T @ x for x in xs[1:])], 0.25)
-    assert moments.factors[0][0] == 0 and moments.factors[0][1] > 0
+    assert moments.factors[0] == 0 and moments.of_weights[0] > 0
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-7])
+def test_an_expert_that_differs_from_the_base_by_rounding_takes_nothing_from_the_others(size):
+    """Its *relative* error would count like theirs, and its weight be all there is."""
+    taus = matrices((9, 6), 2)
+    taus[1] *= size / 3
+    xs = [torch.randn(20, 6, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(2)]
+    alone = ridge_activations(torch.stack([taus[0], 0 * taus[1]]), xs)
+    found = ridge_activations(taus, xs)
+    assert float((found - alone).norm() / alone.norm()) < 10 * size
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen2_vl", "internvl"])
@@ -189,7 +221,7 @@ def test_inputs_are_kept_sample_by_sample_and_made_again_when_damaged(tmp_path, 
     content[-3] ^= 1
     file.write_bytes(content)
     assert torch.equal(made().moments("VQA", tensor), wanted) and len(loads) == 1
-    assert first.moments("VQA", "no such tensor") is None
+    assert first.known("VQA", tensor) and not first.known("VQA", "no such tensor")
 
 
 def test_a_matrix_without_known_inputs_has_the_weights_alone(tmp_path):

@@ -92,5 +92,7 @@ def test_what_was_not_run_is_said(tmp_path, capsys):
     assert "| Task Arithmetic − Base | not run yet | – |" in zoos.text(plans)
     assert main(["zoos", "table3", "mini"]) == 2
     assert "name two profiles or more" in capsys.readouterr().err
+    assert main(["zoos", "table3", "mini", "mini", "mini-seed1"]) == 2
+    assert "each once" in capsys.readouterr().err
     assert main(["zoos", "table3", "mini", "smoke"]) == 2
     assert "asks other items than" in capsys.readouterr().err

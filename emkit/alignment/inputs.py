@@ -45,17 +45,25 @@ class Inputs:
     folders: Mapping[str, Sequence[Path]]
     keys: Mapping[str, str]
 
-    def moments(self, expert: str, name: str) -> torch.Tensor | None:
-        """Σ XᵀX [n, n] fp32 of the tensor ``name``; None where nothing of it was recorded (it is no linear layer's)."""
+    def known(self, expert: str, name: str) -> bool:
+        """Whether inputs of the tensor ``name`` were recorded: not so where it is no linear layer's."""
+        with safe_open(self.folders[expert][0] / FILE, framework="pt") as file:
+            return name in _owners(file)
+
+    def moments(self, expert: str, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Σ XᵀX [n, n] of the :meth:`known` tensor ``name``, added up in ``dtype``."""
         total = None
         for folder in self.folders[expert]:
             with safe_open(folder / FILE, framework="pt") as file:
-                where = json.loads((file.metadata() or {})["inputs"]).get(name)
-                if where is None:
-                    return None
-                rows = file.get_tensor(where)
+                rows = file.get_tensor(_owners(file)[name]).to(dtype)
             total = rows.T @ rows if total is None else total.addmm_(rows.T, rows)
+        assert total is not None  # a task has samples
         return total
+
+
+def _owners(file) -> dict[str, str]:
+    """Tensor → the one whose inputs are recorded and are its own, too."""
+    return json.loads((file.metadata() or {})["inputs"])
 
 
 def inputs(
@@ -106,6 +114,7 @@ def _kept(
                     with sealed_dir(place) as part:
                         save_file(rows, part / FILE, metadata={"inputs": json.dumps(where, sort_keys=True)})
             yield place
+        model = None  # gone before the base comes back to its device
 
 
 @torch.no_grad()

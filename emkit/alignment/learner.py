@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,8 +70,12 @@ class Learner:
     engine: EngineOptions = field(default_factory=EngineOptions)
 
     def on(self, task_vectors: TaskVectors) -> Learner:
-        """A learner for another view of the same models; the base is loaded once for both."""
-        other = replace(self, task_vectors=task_vectors)
+        """A learner for another view of the same models."""
+        return self._with(task_vectors=task_vectors)
+
+    def _with(self, **changes: Any) -> Learner:
+        """This learner with ``changes``; the base is loaded once for both."""
+        other = replace(self, **changes)
         other.__dict__["_model"] = self._model
         return other
 
@@ -118,7 +123,7 @@ class Learner:
         if isinstance(source, JsonlSource) and any(len(source.lines(task)) <= n for task, n in used.items()):
             return None
         asked = self.samples.model_copy(update={"samples": self.samples.samples + 1, "fewer": True})
-        more = replace(self, samples=asked).calibration(hidden_layer, tokens)
+        more = self._with(samples=asked).calibration(hidden_layer, tokens)
         if any(task.samples != asked.samples for task in more.tasks.values()):
             return None
         return replace(more, tasks={name: task.only(asked.samples - 1) for name, task in more.tasks.items()})

@@ -115,8 +115,7 @@ def backward(
     micro = batches([piece.length for piece in pieces], tokens)
     with headless(model) as head, lean(model), recomputed(model, checkpointing):
         for number, rows in enumerate(micro):
-            parts = _by_task([pieces[row] for row in rows])
-            values = objective.losses(_forward(backbone, model, head, parts, layer if objective.looks_inside else None))
+            parts, values = _values(backbone, model, head, [pieces[row] for row in rows], layer, objective)
             total = objectives.objective(_by_task_sums(values, parts), objective.beta)
             if number == len(micro) - 1:
                 before_last()
@@ -141,10 +140,22 @@ def measured(
     losses: dict = {}
     with headless(model) as head, lean(model):
         for rows in batches([piece.length for piece in pieces], tokens):
-            parts = _by_task([pieces[row] for row in rows])
-            values = objective.losses(_forward(backbone, model, head, parts, layer if objective.looks_inside else None))
+            parts, values = _values(backbone, model, head, [pieces[row] for row in rows], layer, objective)
             _record(values, parts, losses, objective.terms)
     return losses
+
+
+def _values(
+    backbone: Backbone,
+    model: torch.nn.Module,
+    head: Head,
+    pieces: Sequence[Piece],
+    layer: int,
+    objective: Alignment | Entropy,
+) -> tuple[list[Piece], dict[str, torch.Tensor]]:
+    """A micro-batch's pieces, each task's together, and the objective's terms at their positions, [N] each."""
+    parts = _by_task(pieces)
+    return parts, objective.losses(_forward(backbone, model, head, parts, layer if objective.looks_inside else None))
 
 
 def _forward(backbone, model, head: Head, parts: Sequence[Piece], layer: int | None) -> MicroBatch:

@@ -55,6 +55,7 @@ class Backbone(ABC):
     kinds: ClassVar[tuple[str, ...]] = ()
     AUTO: ClassVar[str]
     MERGED: ClassVar[re.Pattern[str]]
+    HEADED: ClassVar[re.Pattern[str]] = re.compile(r".*\.(q|k|v)_proj\.weight")  # rows belong to attention heads
     VISION: tuple[str, ...] = ()
     PICTURES: Mapping[str, Picturing] = MappingProxyType({})
 
@@ -123,8 +124,12 @@ class Backbone(ABC):
         """Transformer blocks of the language model."""
         return model.config.get_text_config().num_hidden_layers
 
+    def by_head(self, name: str) -> bool:
+        """Whether the rows of a matrix, its outputs, belong to attention heads: those of queries, keys and values."""
+        return self.HEADED.fullmatch(name) is not None
+
     def head_rows(self, model: Any) -> int:
-        """Rows of queries, keys and values in an attention head of the language model."""
+        """Rows of such a matrix in one head of the language model."""
         config = model.config.get_text_config()
         return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 

@@ -51,7 +51,7 @@ class Method:
     random), and for rows that merge nothing ``model`` or ``expert``, the one that they are. ``options`` is the class of
     its settings, ``scale`` the option that λ is where a recipe or a person gives none. ``inherits`` names the method
     whose settings hold where its own say nothing. ``parts`` are the functions that it is made of, whose docstrings
-    state the formulas.
+    state the formulas. ``squares``: how many matrices of a tensor's columns squared it holds at once.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Method:
     scale: FieldInfo | None
     inherits: str | None
     parts: tuple[Callable, ...]
+    squares: int = 0
 
     @property
     def about(self) -> str:
@@ -100,6 +101,7 @@ def method(
     scale: FieldInfo | None = None,
     inherits: str | None = None,
     parts: tuple[Callable, ...] = (),
+    squares: int = 0,
 ) -> Callable:
     """Register a function from a :class:`Context` to a :class:`Merge` as the method ``name``; see :class:`Method`."""
 
@@ -107,7 +109,7 @@ def method(
         if name in _REGISTRY:
             raise ValueError(f"two files register a method '{name}'")
         needed = frozenset(needs) | ({"scale"} if scale is not None else frozenset())
-        _REGISTRY[name] = Method(name, run, needed, options, scale, inherits, parts)
+        _REGISTRY[name] = Method(name, run, needed, options, scale, inherits, parts, squares)
         return run
 
     return register

@@ -23,6 +23,7 @@ from emkit.alignment.variable import Optimiser
 from emkit.alignment.weighting import Rule
 from emkit.coefficients import Coefficients
 from emkit.config import Settings, option
+from emkit.errors import UserError
 from emkit.merging import Context, Merge, linear
 from emkit.methods import method
 from emkit.methods.task_arithmetic import SCALE
@@ -113,7 +114,9 @@ def aligned(
 
 
 def first_stage(learner: Learner, options: ExpertMerging) -> Learned:
-    """One coefficient per merged tensor and expert."""
+    """One coefficient per merged tensor and expert. ``UserError`` for a β that the authors' order knows nothing of."""
+    if options.rule == "balanced" and learner.engine.like is not None:
+        raise UserError("beta balanced compares tasks at every step, and a step of --like authors has not all of them")
     calibration = learner.calibration(options.hidden_layer, options.tokens)
     start = learner.constant(options.initial)
     coefficients, stage = aligned(learner, options, calibration, start, len(start.values))

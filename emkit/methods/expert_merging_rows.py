@@ -11,7 +11,7 @@ every step, which is slow.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -31,7 +31,6 @@ from emkit.methods.ridge import Parts, ridge_parts
 from emkit.methods.ridge_activations import MomentsOfInputs, RidgeActivations, ridge_activations
 
 Granularity = Literal["tensor", "head", "row"]
-HEADS = re.compile(r".*\.(q|k|v)_proj\.weight")  # matrices whose rows belong to attention heads
 
 
 class ExpertMergingRows(RidgeActivations, ExpertMerging):
@@ -41,7 +40,7 @@ class ExpertMergingRows(RidgeActivations, ExpertMerging):
         "row",
         "what has one coefficient for each expert: a row of a matrix, a head (of queries, keys and values; other "
         "tensors whole), or a tensor",
-        "ours: on two miniatures rows gained 0 to 2 points over tensors",
+        "ours: on two miniatures rows gained 1.7 and 2.9 points over the closed form (Tables 3 and 1)",
     )
     initial: float | dict[str, float] = option(1.0, "where the coefficients start: 1 is the closed form", "ours")
     beta: dict[str, Annotated[float, Field(ge=0)]] | Rule = option(
@@ -59,10 +58,12 @@ class ExpertMergingRows(RidgeActivations, ExpertMerging):
     )
 
 
-def coefficients_by(granularity: Granularity, shapes: dict[str, tuple[int, ...]], head: int) -> dict[str, int]:
+def coefficients_by(
+    granularity: Granularity, shapes: dict[str, tuple[int, ...]], head: int, by_head: Callable[[str], bool]
+) -> dict[str, int]:
     """How many coefficients each tensor has for an expert: m equal runs of the flattened tensor.
 
-    ``shapes`` of the tensors, ``head`` rows of queries, keys or values in an attention head.
+    ``shapes`` of the tensors; ``by_head`` says of which the rows belong to attention heads, ``head`` of them to each.
     """
 
     def count(name: str, shape: tuple[int, ...]) -> int:
@@ -70,7 +71,7 @@ def coefficients_by(granularity: Granularity, shapes: dict[str, tuple[int, ...]]
             return 1
         if granularity == "row":
             return shape[0]
-        return shape[0] // head if HEADS.fullmatch(name) and shape[0] % head == 0 else 1
+        return shape[0] // head if by_head(name) and shape[0] % head == 0 else 1
 
     return {name: count(name, shape) for name, shape in shapes.items()}
 
@@ -79,6 +80,7 @@ def coefficients_by(granularity: Granularity, shapes: dict[str, tuple[int, ...]]
     "expert_merging_rows",
     "calibration",
     options=ExpertMergingRows,
+    squares=6,
     parts=(
         ridge_parts,
         ridge_activations,
@@ -97,7 +99,7 @@ def merge(ctx: Context[ExpertMergingRows]) -> Merge:
     parts = Parts(ctx.task_vectors, moments, options.rho, options.pull, moments.identity, ctx.device)
     fitter = learner.on(parts)
     shapes = {name: tuple(ctx.base.info(name).shape) for name in parts.names}
-    counts = coefficients_by(options.granularity, shapes, learner.head_rows)
+    counts = coefficients_by(options.granularity, shapes, learner.head_rows, learner.backbone.by_head)
     initial = fitter.constant(options.initial)
     values = {name: np.repeat(value, counts[name], axis=1) for name, value in initial.values.items()}
     start = Coefficients(initial.experts, values)

@@ -24,9 +24,12 @@ import torch
 
 from emkit.blocks import Block
 from emkit.config import Settings, option
+from emkit.errors import UserError
 from emkit.merging import Context, Matrices, Merge, added, matrices
 from emkit.methods import method
 from emkit.task_vectors import TaskVectors, Transformed
+
+FINE = 0.1  # ρ below which fp32 is too coarse: C's eigenvalues reach K n / rank
 
 
 def ridge(taus: torch.Tensor, rho: float = 1.0, pull: float = 1.0) -> torch.Tensor:
@@ -58,6 +61,24 @@ def of_mean_one(moments: torch.Tensor) -> torch.Tensor:
     return moments * (len(moments) / trace) if trace > 0 else torch.zeros_like(moments)
 
 
+def accurate(taus: Matrices, rho: float) -> Matrices:
+    """The same matrices, in float64 where ρ is below :data:`FINE`."""
+    return taus if rho >= FINE else _Doubled(taus)
+
+
+class _Doubled:
+    """K matrices, each as float64 when it is its turn."""
+
+    def __init__(self, taus: Matrices):
+        self.taus = taus
+
+    def __len__(self) -> int:
+        return len(self.taus)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (tau.double() for tau in self.taus)
+
+
 def parts(taus: Matrices, moments: Matrices, rho: float, pull: float) -> Iterator[torch.Tensor]:
     """P_k = τ_k (C_k + ρ λ I) (Σ_j C_j + ρ I)⁻¹ [m, n] of each expert in turn.
 
@@ -77,13 +98,16 @@ def whole(taus: Matrices, moments: Matrices, rho: float, pull: float) -> torch.T
 def divider(total: torch.Tensor, rho: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function D → D (C + ρ I)⁻¹, [m, n] → [m, n], for C = ``total`` [n, n]; with ρ = 0 its pseudoinverse.
 
-    ``total`` is overwritten.
+    ``total`` is overwritten. ``UserError`` where ρ is lost in the rounding of C.
     """
     if rho == 0:
         inverse = torch.linalg.pinv(total.double(), hermitian=True)
         return lambda d: (d.double() @ inverse).to(d.dtype)
     total.diagonal().add_(rho)
-    factor = torch.linalg.cholesky(total)
+    try:
+        factor = torch.linalg.cholesky(total)
+    except torch.linalg.LinAlgError as error:
+        raise UserError(f"rho {rho:g} is too small for these task vectors: give a larger one, or 0") from error
     return lambda d: torch.cholesky_solve(d.T, factor).T.contiguous()
 
 
@@ -114,9 +138,9 @@ class Parts(Transformed):
         shape = self.base.info(name).shape
         if len(shape) != 2:
             return taus.div_(len(taus))
-        own = taus.reshape(len(taus), *shape).to(self.device)
+        own = accurate(taus.reshape(len(taus), *shape).to(self.device), self.rho)
         found = parts(own, self.moments(name, own), self.rho, self.pull)
-        return torch.stack(list(found)).cpu().flatten(1)
+        return torch.stack([part.float().cpu() for part in found]).flatten(1)
 
 
 def weight_moments(name: str, taus: Matrices) -> WeightMoments:
@@ -125,7 +149,11 @@ def weight_moments(name: str, taus: Matrices) -> WeightMoments:
 
 
 def ridge_matrix(taus: Matrices, rho: float = 1.0, pull: float = 1.0) -> torch.Tensor:
-    """:func:`ridge` of K matrices [m, n] that are read one at a time, three times each; returns [m, n]."""
+    """:func:`ridge` of K matrices [m, n] that are read one at a time, three times each; returns [m, n].
+
+    All arithmetic in their dtype, of ρ below :data:`FINE` in float64.
+    """
+    taus = accurate(taus, rho)
     return whole(taus, WeightMoments(taus), rho, pull)
 
 
@@ -135,13 +163,13 @@ class Ridge(Settings):
     rho: float = option(
         1.0,
         "ρ, the weight of the pull towards λ Σ τ: 0 is WUDI's own minimum, ∞ Task Arithmetic",
-        "ours: on held-out calibration samples of two miniatures the best of a few, and flat around it",
+        "ours: chosen in a trial on held-out calibration samples of two miniatures",
         ge=0,
     )
     pull: float = option(1.0, "λ of the pull", "ours: WUDI's start is Σ τ")
 
 
-@method("ridge", options=Ridge, parts=(ridge, ridge_matrix, divider))
+@method("ridge", options=Ridge, squares=5, parts=(ridge, ridge_matrix, divider))
 def merge(ctx: Context[Ridge]) -> Merge:
     rho, pull = ctx.options.rho, ctx.options.pull
-    return replace(matrices(ctx, lambda taus: ridge_matrix(taus, rho, pull), 1.0), scale=None)
+    return replace(matrices(ctx, lambda taus: ridge_matrix(taus, rho, pull).float(), 1.0), scale=None)

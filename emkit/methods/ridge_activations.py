@@ -12,16 +12,18 @@ known (no linear layers) have C_k = t_k T_k. Other tensors than matrices: θ_bas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from emkit.alignment.inputs import Inputs
-from emkit.config import Settings, option
+from emkit.config import option
 from emkit.merging import Context, Matrices, Merge, Taus, matrices
 from emkit.methods import method
-from emkit.methods.ridge import WeightMoments, divider, of_mean_one, whole
+from emkit.methods.ridge import Ridge, WeightMoments, accurate, divider, of_mean_one, whole
+
+NOTHING = 1e-6  # of the largest error, a square: task vectors a thousandth as large
 
 
 def ridge_activations(
@@ -32,28 +34,36 @@ def ridge_activations(
     return whole(taus, moments, rho, pull)
 
 
-class ActivationMoments:
-    """C_k = a_k A_k + ``weights`` t_k T_k [n, n] of each of K matrices τ_k [m, n] in turn; ``inputs`` are their XᵀX."""
+class RelativeMoments:
+    """C_k = t_k T_k [n, n] of each of K matrices τ_k [m, n] in turn: what holds where no inputs are known."""
 
-    def __init__(self, taus: Matrices, inputs: Sequence[torch.Tensor], weights: float):
-        self.taus, self.inputs, self.weights = taus, inputs, weights
-        errors = [(error(tau, of_mean_one(x)), error(tau, t)) for tau, x, t in zip(taus, inputs, WeightMoments(taus))]
-        self.factors = list(zip(relative([a for a, _ in errors]), relative([t for _, t in errors])))
+    def __init__(self, taus: Matrices):
+        self.taus = taus
+        self.factors = relative([error(tau, t) for tau, t in zip(taus, WeightMoments(taus), strict=True)])
 
     def __len__(self) -> int:
         return len(self.taus)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for x, t, (of_inputs, of_weights) in zip(self.inputs, WeightMoments(self.taus), self.factors, strict=True):
+        return (factor * t for factor, t in zip(self.factors, WeightMoments(self.taus), strict=True))
+
+
+class ActivationMoments:
+    """C_k = a_k A_k + ``weights`` t_k T_k [n, n] of each of K matrices τ_k [m, n] in turn; ``inputs`` gives their XᵀX,
+    as often as it is gone through."""
+
+    def __init__(self, taus: Matrices, inputs: Iterable[torch.Tensor], weights: float):
+        self.taus, self.inputs, self.weights = taus, inputs, weights
+        self.factors = relative([error(tau, of_mean_one(x)) for tau, x in zip(taus, inputs, strict=True)])
+        self.of_weights = RelativeMoments(taus).factors
+
+    def __len__(self) -> int:
+        return len(self.taus)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        each = zip(self.inputs, WeightMoments(self.taus), self.factors, self.of_weights, strict=True)
+        for x, t, of_inputs, of_weights in each:
             yield of_inputs * of_mean_one(x) + self.weights * of_weights * t
-
-
-class RelativeMoments(ActivationMoments):
-    """C_k = t_k T_k: what holds where no inputs are known."""
-
-    def __init__(self, taus: Matrices):
-        none = [torch.zeros(tau.shape[1], tau.shape[1], dtype=tau.dtype, device=tau.device) for tau in taus]
-        super().__init__(taus, none, 1.0)
 
 
 def error(tau: torch.Tensor, moments: torch.Tensor) -> float:
@@ -62,8 +72,10 @@ def error(tau: torch.Tensor, moments: torch.Tensor) -> float:
 
 
 def relative(errors: Sequence[float]) -> list[float]:
-    """1 / error, scaled to a mean of 1 over the experts whose error is not 0; those have the weight 0."""
-    inverse = [1 / e if e > 0 else 0.0 for e in errors]
+    """1 / error, scaled to a mean of 1 over the experts; those with an error below :data:`NOTHING` of the largest, who
+    differ from the base by no more than rounding, have the weight 0 and do not count."""
+    least = NOTHING * max(errors)
+    inverse = [1 / e if e > least else 0.0 for e in errors]
     there = sum(value > 0 for value in inverse)
     return [value * there / sum(inverse) if there else 0.0 for value in inverse]
 
@@ -80,29 +92,45 @@ class MomentsOfInputs:
         return {"weights": self.weights, "inputs": dict(self.inputs.keys)}
 
     def __call__(self, name: str, taus: Matrices) -> Matrices:
-        like = next(iter(taus))
-        found = [self.inputs.moments(expert, name) for expert in self.experts]
-        known = [x.to(like) for x in found if x is not None]
-        return ActivationMoments(taus, known, self.weights) if len(known) == len(found) else RelativeMoments(taus)
+        if not all(self.inputs.known(expert, name) for expert in self.experts):
+            return RelativeMoments(taus)
+        return ActivationMoments(taus, _Read(self.inputs, self.experts, name, next(iter(taus))), self.weights)
 
 
-class RidgeActivations(Settings):
+class _Read:
+    """XᵀX of each expert for one tensor, read when it is its turn, with the dtype and on the device of ``like``."""
+
+    def __init__(self, inputs: Inputs, experts: Sequence[str], name: str, like: torch.Tensor):
+        self.inputs, self.experts, self.name = inputs, experts, name
+        self.dtype, self.device = like.dtype, like.device
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self.inputs.moments(expert, self.name, self.dtype).to(self.device) for expert in self.experts)
+
+
+class RidgeActivations(Ridge):
     """Options of Ridge with activations."""
 
     rho: float = option(
         0.3,
         "ρ, the weight of the pull towards λ Σ τ",
-        "ours: on held-out calibration samples of two miniatures, flat from 0.3 to 2",
+        "ours: chosen in a trial on held-out calibration samples of two miniatures",
         ge=0,
     )
-    pull: float = option(1.0, "λ of the pull", "ours: WUDI's start is Σ τ")
     weights: float = option(
-        0.25, "w, the share of T_k in C_k", "ours: on held-out calibration samples of two miniatures", ge=0
+        0.25,
+        "w, the share of T_k in C_k",
+        "ours: chosen in a trial on held-out calibration samples of two miniatures",
+        ge=0,
     )
 
 
 @method(
-    "ridge_activations", "calibration", options=RidgeActivations, parts=(ridge_activations, ActivationMoments, divider)
+    "ridge_activations",
+    "calibration",
+    options=RidgeActivations,
+    squares=6,
+    parts=(ridge_activations, ActivationMoments, divider),
 )
 def merge(ctx: Context[RidgeActivations]) -> Merge:
     options, learner = ctx.options, ctx.learner()
@@ -110,7 +138,8 @@ def merge(ctx: Context[RidgeActivations]) -> Merge:
     moments = MomentsOfInputs(learner.inputs(calibration), ctx.task_vectors.experts, options.weights)
 
     def combined(taus: Taus) -> torch.Tensor:
-        return whole(taus, moments(taus.name, taus), options.rho, options.pull)
+        own = accurate(taus, options.rho)
+        return whole(own, moments(taus.name, own), options.rho, options.pull).float()
 
     made = matrices(ctx, combined, 1.0)
     return replace(made, scale=None, calibration=calibration.described, identity=moments.identity)

@@ -46,16 +46,19 @@ def estimate(
 ) -> Needs:
     """Estimate what ``method`` needs of disk and host memory. ``text`` holds the model's ``hidden_size``.
 
-    Without a fit: every checkpoint's share of the largest tensor in fp32, with room to combine them, or the output
-    itself, when it is checked. With one: the base with, one after the other, each teacher in fp32; then the base in
-    ``engine``'s dtype with the gradient of a tensor and all task vectors in fp32, or what ``engine.memory`` allows; and
-    each task's states (fp32), on disk too. On a GPU, the base while a teacher is in its place, and a teacher on its
-    way there; task vectors only as far as there is room. And the libraries.
+    Without a fit: every checkpoint's share of the largest tensor in fp32, with room to combine them, and the squares
+    that a method holds beside them, or the output itself, when it is checked. With one: the base with, one after the
+    other, each teacher in fp32; then the base in ``engine``'s dtype with the gradient of a tensor and all task vectors
+    in fp32, or what ``engine.memory`` allows; and each task's states (fp32), on disk too. On a GPU, the base while a
+    teacher is in its place, and a teacher on its way there; task vectors only as far as there is room. And the
+    libraries.
     """
     base, experts = vectors.base, len(vectors.experts)
     output = size(base)
     largest = max(vectors.numel(name) for name in vectors.names)
-    memory = LIBRARIES + max(output, 4 * largest * (2 * experts + 3))
+    shapes = [base.info(name).shape for name in vectors.names]
+    columns = max((shape[1] for shape in shapes if len(shape) == 2), default=0)
+    memory = LIBRARIES + max(output, 4 * (largest * (2 * experts + 3) + method.squares * columns**2))
     if not method.learned:
         return Needs(output, memory)
     numel = sum(torch.Size(base.info(name).shape).numel() for name in base.names)

@@ -169,9 +169,10 @@ def links() -> list[tuple[str, str]]:
     files = set(linked())
     found = [(f"/{name}", os.readlink(f"/{name}")) for name in sorted(os.listdir("/")) if os.path.islink(f"/{name}")]
     for folder in sorted({os.path.dirname(file) for file in files}):
-        for entry in os.scandir(folder):
-            if entry.is_symlink() and os.path.realpath(entry.path) in files:
-                found.append((entry.path, os.readlink(entry.path)))
+        with contextlib.suppress(OSError):  # a folder that may be entered and not listed
+            for entry in os.scandir(folder):
+                if entry.is_symlink() and os.path.realpath(entry.path) in files:
+                    found.append((entry.path, os.readlink(entry.path)))
     return found
 
 
